@@ -1,0 +1,165 @@
+//! `cluster.toml`: the settings of a whole cluster in types that are right by construction. `load` merges the file, the
+//! environment (`SHOAL__SECTION__KEY`) and flags; `check` reports every fault together, with file, key and reason.
+
+mod limits;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use limits::Limits;
+
+use crate::ids::Name;
+
+/// A whole cluster, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Names, certificates and timers that all roles share.
+    pub cluster: ClusterConfig,
+    /// The router.
+    pub router: RouterConfig,
+    /// The workers, in file order; names are unique.
+    pub workers: Vec<WorkerConfig>,
+    /// The models; names are unique.
+    pub models: Vec<ModelConfig>,
+    /// What a request may cost.
+    pub limits: Limits,
+    /// Choices in the HTTP contract.
+    pub api: ApiConfig,
+}
+
+/// `[cluster]`
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// The cluster's name; certificates carry it.
+    pub name: Name,
+    /// Directory with `ca.pem` and, for each role, `NAME.pem` and `NAME.key`, as `shoal cert` writes them. Absent: only
+    /// `shoal dev`, which makes its own authority in memory.
+    pub pki: Option<PathBuf>,
+    /// Timers of the QUIC links.
+    pub timers: Timers,
+}
+
+/// `[cluster.timers]`: the link between router and worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timers {
+    /// Between keep-alive packets on an idle link.
+    pub keep_alive: Duration,
+    /// Silence after which a peer is taken for dead.
+    pub idle: Duration,
+    /// For a connection attempt.
+    pub connect: Duration,
+    /// For running requests to finish after a drain began.
+    pub drain: Duration,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            keep_alive: Duration::from_millis(250),
+            idle: Duration::from_secs(2),
+            connect: Duration::from_secs(2),
+            drain: Duration::from_secs(30),
+        }
+    }
+}
+
+/// `[router]`
+#[derive(Clone, Debug)]
+pub struct RouterConfig {
+    /// HTTP address. Anything but loopback needs `insecure` until keys exist.
+    pub listen: SocketAddr,
+    /// QUIC address that workers dial.
+    pub quic: SocketAddr,
+    /// Serve HTTP without keys on a non-loopback address.
+    pub exposure: Exposure,
+    /// Where the prompt log lives.
+    pub data_dir: PathBuf,
+    /// Whether `log_prompt: true` requests are written to the prompt log, or the field is refused.
+    pub prompt_log: PromptLogPolicy,
+}
+
+/// Whether the HTTP address may be reached from other machines without keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exposure {
+    /// Only loopback addresses are bound.
+    LoopbackOnly,
+    /// The operator said `--insecure`.
+    Insecure,
+}
+
+/// What `log_prompt: true` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PromptLogPolicy {
+    /// The prompt and the request's facts are appended to the prompt log.
+    Allowed,
+    /// The request is answered, nothing is written.
+    Off,
+}
+
+/// `[[worker]]`
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Name, as in its certificate.
+    pub name: Name,
+    /// The model it hosts; one of [`Config::models`].
+    pub model: Name,
+    /// Routers it dials, `host:port`; names are resolved again at each attempt. At least one.
+    pub routers: Vec<String>,
+    /// Sequences that run at once.
+    pub slots: u32,
+    /// Groups accepted at once, running and waiting.
+    pub groups: u32,
+    /// Tokens of KV over all sequences; absent: from the memory of the machine.
+    pub kv_tokens: Option<u64>,
+    /// Tokens computed in one step at most.
+    pub step_tokens: u32,
+    /// Compute threads; absent: one per core.
+    pub threads: Option<u32>,
+}
+
+/// `[[model]]`
+#[derive(Clone, Debug)]
+pub struct ModelConfig {
+    /// Name that clients use.
+    pub name: Name,
+    /// Where the weights come from.
+    pub source: ModelSource,
+}
+
+/// Where a model's weights come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A GGUF file or a Hugging Face directory.
+    Path(PathBuf),
+    /// The scripted test engine: tokens are a hash of what came before.
+    Scripted(Script),
+}
+
+/// Settings of the scripted test engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Script {
+    /// Time one step takes.
+    pub step: Duration,
+    /// A run of the engine is told from another by it: part of the weights' digest.
+    pub salt: u64,
+    /// Longest sequence in tokens.
+    pub context: u32,
+}
+
+/// `[api]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ApiConfig {
+    /// Where a stream's usage goes.
+    pub usage_chunk: UsageChunk,
+}
+
+/// Where a stream's usage goes when `stream_options.include_usage` asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum UsageChunk {
+    /// On the last chunk that carries content.
+    #[default]
+    Octo,
+    /// On one more chunk with `choices: []`.
+    OpenAi,
+}

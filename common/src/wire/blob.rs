@@ -1,0 +1,70 @@
+//! Content fetched by digest: today the tokenizer bundle, with which a router needs no model files.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Digest, TokenId};
+
+/// Asks for the content with this digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobRequest {
+    /// BLAKE3 of the content.
+    pub digest: Digest,
+}
+
+/// First frame of the answer; the bytes follow unframed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlobHeader {
+    /// The content follows.
+    Found {
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// Nobody here has it.
+    NotFound,
+}
+
+/// Largest tokenizer bundle that is sent or taken, in bytes: the largest public `tokenizer.json` is 33 MB.
+pub const MAX_TOKENIZER_BUNDLE: u64 = 64 << 20;
+
+/// Everything a router needs to turn text into a model's tokens and back.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenizerBundle {
+    /// A Hugging Face `tokenizer.json`.
+    pub tokenizer_json: Vec<u8>,
+    /// Put before a prompt when special tokens are added, and the whole prompt where a request has none.
+    pub bos: Option<TokenId>,
+    /// Whether a BOS is put before every text prompt.
+    pub add_bos: bool,
+    /// Tokens that end an answer. Ascending.
+    pub eos: Vec<TokenId>,
+    /// Stands for the start of a document where there is no BOS (`<|endoftext|>` of the GPT-2 family).
+    pub document_separator: Option<TokenId>,
+    /// Fill-in-the-middle tokens, if the model was trained with them.
+    pub fim: Option<FimTokens>,
+    /// Jinja source of the chat template.
+    pub chat_template: Option<String>,
+}
+
+impl std::fmt::Debug for TokenizerBundle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenizerBundle")
+            .field("tokenizer_json_bytes", &self.tokenizer_json.len())
+            .field("bos", &self.bos)
+            .field("add_bos", &self.add_bos)
+            .field("eos", &self.eos)
+            .field("document_separator", &self.document_separator)
+            .field("fim", &self.fim)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Fill-in-the-middle tokens: a prompt becomes `prefix <prompt> suffix <suffix> middle`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FimTokens {
+    /// Before the text that precedes the hole.
+    pub prefix: TokenId,
+    /// Before the text that follows the hole.
+    pub suffix: TokenId,
+    /// Where generation begins.
+    pub middle: TokenId,
+}

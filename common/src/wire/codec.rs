@@ -1,0 +1,153 @@
+//! Framing and byte format: `u32` little-endian length, then bincode 2 (standard configuration). The only caller of
+//! bincode. A length is checked against its kind's limit before a byte of the body is allocated, and a body must be
+//! consumed whole.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::blob::{BlobHeader, TokenizerBundle};
+use super::hello::{RouterControl, WorkerControl};
+use super::message::{GroupFrame, GroupOrder, StreamOpen};
+
+/// Why a frame could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// The stream ended between frames: the orderly end.
+    #[error("the stream ended")]
+    Ended,
+    /// The peer announced, or we built, more than the kind allows.
+    #[error("a frame of {len} bytes is over the limit of {limit}")]
+    TooLong {
+        /// Announced length.
+        len: usize,
+        /// Limit of the kind.
+        limit: usize,
+    },
+    /// The bytes are not a value of the kind.
+    #[error("a malformed frame")]
+    Malformed(#[source] Box<bincode::error::DecodeError>),
+    /// Bytes are left after the value.
+    #[error("{0} bytes too many in a frame")]
+    Trailing(usize),
+    /// A value that cannot be encoded.
+    #[error("a value cannot be encoded")]
+    Encode(#[source] bincode::error::EncodeError),
+    /// The transport failed, or the stream ended within a frame.
+    #[error("the stream broke")]
+    Io(#[from] std::io::Error),
+}
+
+/// A kind of frame with the largest body it may have, in bytes.
+pub trait Frame: Serialize + DeserializeOwned {
+    /// Largest encoded body.
+    const LIMIT: usize;
+}
+
+impl Frame for WorkerControl {
+    const LIMIT: usize = 64 << 10;
+}
+impl Frame for RouterControl {
+    const LIMIT: usize = 64 << 10;
+}
+// Prompt and emitted tokens: at most 5 bytes an id, a million ids over prompt and branches.
+impl Frame for StreamOpen {
+    const LIMIT: usize = 8 << 20;
+}
+impl Frame for GroupOrder {
+    const LIMIT: usize = 64;
+}
+// A chunk of prompt scores: 1,024 tokens with 20 alternatives of 9 bytes are 200 KB.
+impl Frame for GroupFrame {
+    const LIMIT: usize = 1 << 20;
+}
+impl Frame for BlobHeader {
+    const LIMIT: usize = 64;
+}
+impl Frame for TokenizerBundle {
+    const LIMIT: usize = super::blob::MAX_TOKENIZER_BUNDLE as usize;
+}
+
+/// Bytes of the length prefix.
+const PREFIX: usize = 4;
+
+fn encode_body<F: Frame>(value: &F, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    let start = out.len();
+    bincode::serde::encode_into_std_write(value, out, bincode::config::standard()).map_err(CodecError::Encode)?;
+    let len = out.len() - start;
+    if len > F::LIMIT {
+        out.truncate(start);
+        return Err(CodecError::TooLong { len, limit: F::LIMIT });
+    }
+    Ok(())
+}
+
+/// Decodes one whole body.
+pub fn decode<F: Frame>(body: &[u8]) -> Result<F, CodecError> {
+    if body.len() > F::LIMIT {
+        return Err(CodecError::TooLong { len: body.len(), limit: F::LIMIT });
+    }
+    // The limit is a const parameter of bincode's and cannot name `F::LIMIT`; the body's own length is the tighter bound
+    // for containers, whose length bincode checks against what it may still claim.
+    let config = bincode::config::standard().with_limit::<{ 64 << 20 }>();
+    let (value, used) =
+        bincode::serde::decode_from_slice(body, config).map_err(|error| CodecError::Malformed(Box::new(error)))?;
+    if used == body.len() { Ok(value) } else { Err(CodecError::Trailing(body.len() - used)) }
+}
+
+/// The body of `value` without a prefix, for content that is hashed or stored.
+pub fn encode<F: Frame>(value: &F) -> Result<Vec<u8>, CodecError> {
+    let mut out = Vec::new();
+    encode_body(value, &mut out)?;
+    Ok(out)
+}
+
+/// Appends `value` as a frame to `out`; leaves `out` as it was on error.
+pub fn encode_frame<F: Frame>(value: &F, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    let start = out.len();
+    out.extend_from_slice(&[0; PREFIX]);
+    match encode_body(value, out) {
+        Ok(()) => {
+            let len = (out.len() - start - PREFIX) as u32;
+            out[start..start + PREFIX].copy_from_slice(&len.to_le_bytes());
+            Ok(())
+        }
+        Err(error) => {
+            out.truncate(start);
+            Err(error)
+        }
+    }
+}
+
+/// Reads one frame. [`CodecError::Ended`] when the stream ends before a frame begins. Not cancel-safe: a caller that
+/// selects over it must keep the future.
+pub async fn read_frame<F: Frame, R: AsyncRead + Unpin>(reader: &mut R) -> Result<F, CodecError> {
+    let mut prefix = [0; PREFIX];
+    let mut got = 0;
+    while got < PREFIX {
+        match reader.read(&mut prefix[got..]).await? {
+            0 if got == 0 => return Err(CodecError::Ended),
+            0 => return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
+            n => got += n,
+        }
+    }
+    let len = u32::from_le_bytes(prefix) as usize;
+    if len > F::LIMIT {
+        return Err(CodecError::TooLong { len, limit: F::LIMIT });
+    }
+    // Grown as bytes arrive: an announced length alone costs nothing.
+    let mut body = Vec::with_capacity(len.min(64 << 10));
+    let read = reader.take(len as u64).read_to_end(&mut body).await?;
+    if read < len {
+        return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+    }
+    decode(&body)
+}
+
+/// Writes one frame.
+pub async fn write_frame<F: Frame, W: AsyncWrite + Unpin>(writer: &mut W, value: &F) -> Result<(), CodecError> {
+    let mut bytes = Vec::new();
+    encode_frame(value, &mut bytes)?;
+    writer.write_all(&bytes).await?;
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! The control stream: who a worker is, what it serves, how it is doing; what the router orders it to do.
+
+use serde::{Deserialize, Serialize};
+
+use crate::fingerprint::Fingerprint;
+use crate::ids::{Digest, Incarnation, LayerRange, Name};
+
+/// From worker to router on the control stream. The first frame is `Hello`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum WorkerControl {
+    /// Who this worker is; sent once.
+    Hello(Box<Hello>),
+    /// Load and progress; sent when something changed and at least every [`STATUS_EVERY_MS`].
+    Status(Status),
+}
+
+/// From router to worker on the control stream. The first frame is `Welcome` or `Refused`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum RouterControl {
+    /// The worker may serve.
+    Welcome {
+        /// This life of the router.
+        router: Incarnation,
+    },
+    /// The worker may not serve on this connection.
+    Refused(Refusal),
+    /// Take no new groups; finish those that run.
+    Drain,
+}
+
+/// Longest silence of a worker's status, in milliseconds.
+pub const STATUS_EVERY_MS: u64 = 250;
+
+/// Why a router does not take a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// Another live worker has this name.
+    #[error("a worker of this name is connected already")]
+    DuplicateName,
+    /// The name in `Hello` is not the one in the certificate.
+    #[error("the certificate is not for this worker's name")]
+    WrongCertificate,
+    /// A model of this name is served with other weights or another tokenizer.
+    #[error("the model {model} is served with weights {expected} here, this worker has {got}")]
+    ModelMismatch {
+        /// The model's name.
+        model: Name,
+        /// Digest the router has for it.
+        expected: Digest,
+        /// Digest the worker offered.
+        got: Digest,
+    },
+    /// The tokenizer bundle could not be fetched or used.
+    #[error("the worker's tokenizer cannot be used: {0}")]
+    BadTokenizer(String),
+    /// The worker hosts part of a model only, and the router has no plan for it.
+    #[error("the worker does not host a whole model")]
+    IncompleteModel,
+}
+
+/// Who a worker is and what it serves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The worker's name, the same as in its certificate.
+    pub worker: Name,
+    /// This life of the worker.
+    pub incarnation: Incarnation,
+    /// Version of the binary, for people.
+    pub build: String,
+    /// What it can hold.
+    pub capacity: Capacity,
+    /// The model it serves.
+    pub model: ModelCard,
+}
+
+/// What a worker can hold at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// Sequences that run at once.
+    pub slots: u32,
+    /// Tokens of KV over all sequences.
+    pub kv_tokens: u64,
+    /// Groups accepted, running and waiting together; more are answered `Busy`.
+    pub groups: u32,
+}
+
+/// A model as a worker serves it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelCard {
+    /// Name clients use.
+    pub name: Name,
+    /// BLAKE3 of weights and configuration.
+    pub weights: Digest,
+    /// BLAKE3 of the encoded [`TokenizerBundle`](super::blob::TokenizerBundle).
+    pub tokenizer: Digest,
+    /// Identity of the base model's answers.
+    pub fingerprint: Fingerprint,
+    /// Arithmetic in words, for example `reference-f32`.
+    pub numerics_class: String,
+    /// Layers hosted.
+    pub layers: LayerRange,
+    /// Layers of the whole model.
+    pub layer_count: u32,
+    /// Rows of the output head.
+    pub vocab_size: u32,
+    /// Longest sequence in tokens, prompt and output together.
+    pub context: u32,
+}
+
+/// Whether a worker takes groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkerState {
+    /// Takes groups.
+    Ready,
+    /// Finishes what runs, takes nothing new.
+    Draining,
+}
+
+/// Load and progress of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Whether it takes groups.
+    pub state: WorkerState,
+    /// Turns of the decode loop so far, idle ones too: it stands still only when the loop does.
+    pub progress: u64,
+    /// Sequences that hold KV.
+    pub running: u32,
+    /// Groups that wait for room.
+    pub waiting: u32,
+    /// Tokens still to compute for all groups, at most (prompt and `max_tokens`).
+    pub queued_tokens: u64,
+    /// Tokens of KV in use or reserved.
+    pub kv_used: u64,
+    /// Tokens a second over the last seconds, prefill and decode together; 0 while unknown.
+    pub tokens_per_second: u32,
+}

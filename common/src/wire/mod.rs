@@ -1,0 +1,11 @@
+//! What travels between router and worker: one enum per direction and stream kind, plain data only. Framing, bounds and
+//! the byte format belong to [`codec`] alone.
+//!
+//! A worker dials a router. On the connection:
+//! - the worker opens the **control stream** and speaks [`hello::WorkerControl`]; the router answers [`hello::RouterControl`];
+//! - the router opens one bidirectional stream per **group** or **blob** and begins it with a [`message::StreamOpen`].
+
+pub mod blob;
+pub mod codec;
+pub mod hello;
+pub mod message;

@@ -1,0 +1,4 @@
+//! The router.
+#![cfg_attr(not(test), deny(clippy::unwrap_used))]
+
+pub mod request;
