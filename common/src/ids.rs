@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn a_name_is_checked_when_it_is_decoded_too() {
         let decoded: Result<Name, _> =
-            serde::Deserialize::deserialize(serde::de::value::StrDeserializer::<serde::de::value::Error>::new("../x"));
+            Deserialize::deserialize(serde::de::value::StrDeserializer::<serde::de::value::Error>::new("../x"));
         assert!(decoded.is_err());
     }
 }
