@@ -6,11 +6,15 @@ use std::sync::Arc;
 use metrics_exporter_prometheus::PrometheusHandle;
 use shoal_common::config::{ApiConfig, Limits};
 use shoal_common::ids::Name;
+use shoal_common::shutdown::Shutdown;
 use shoal_common::wire::hello::ModelCard;
+use tokio::sync::Semaphore;
 
+use crate::dispatch::Dispatcher;
 use crate::http::foreign::HostPolicy;
 use crate::prompt_log::PromptLog;
-use crate::text::tokenizer::Tokenizer;
+use crate::text::Tokenizer;
+use crate::text::pool::TextPool;
 
 /// A model that clients may ask for.
 #[derive(Debug)]
@@ -61,6 +65,14 @@ pub struct App {
     pub metrics: PrometheusHandle,
     /// Where `log_prompt: true` goes.
     pub prompt_log: PromptLog,
+    /// Sends groups to workers.
+    pub dispatcher: Dispatcher,
+    /// Where tokenisation runs.
+    pub texts: TextPool,
+    /// One permit per request that is served: `limits.requests`.
+    pub requests: Arc<Semaphore>,
+    /// Fires when the drain is over: what still runs is cut.
+    pub cut: Shutdown,
 }
 
 impl std::fmt::Debug for App {

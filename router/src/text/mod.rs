@@ -3,6 +3,8 @@
 //! at a stop string. Called by `plan` (prompts) and `choice` (answers). Nothing here knows HTTP, the wire or a clock.
 
 pub mod detokenize;
+pub mod pool;
+pub mod prompts;
 mod spelling;
 pub mod stop;
 pub mod tokenizer;
