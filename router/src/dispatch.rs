@@ -370,3 +370,6 @@ fn judge(failure: GroupFailure) -> Trouble {
         GroupFailure::Invalid | GroupFailure::Deadline => Trouble::Group(failure),
     }
 }
+
+#[cfg(test)]
+mod tests;
