@@ -9,3 +9,4 @@
 
 pub mod backend;
 pub mod sampler;
+pub mod scripted;
