@@ -10,3 +10,4 @@
 pub mod backend;
 pub mod sampler;
 pub mod scripted;
+pub mod weights;
