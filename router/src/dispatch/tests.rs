@@ -58,9 +58,9 @@ impl Stage {
         let name = Name::new(name).unwrap();
         let identity: Identity = self.authority.issue(Role::Worker, &name).unwrap();
         let endpoint = quic::worker_endpoint(&identity, &Timers::default()).unwrap();
-        let address = self.endpoint.local_addr().unwrap();
+        let (address, timers) = (self.endpoint.local_addr().unwrap(), Timers::default());
         let (dialled, accepted) =
-            tokio::join!(quic::dial(&endpoint, address, &Timers::default()), self.acceptor.next());
+            tokio::join!(quic::dial(&endpoint, address, &timers), self.acceptor.next());
         let hello = Hello {
             worker: name,
             incarnation: Incarnation::draw(),
