@@ -7,7 +7,7 @@
 //! 5. [`block_hash`]: chained hashes of token blocks, the same for the router's routing and the worker's KV.
 //! 6. [`quic`] and [`pki`]: the transport, its settings and the certificates that say who may play which role.
 //! 7. [`config`]: `cluster.toml`, every fault of it reported together.
-//! 8. `telemetry` and [`shutdown`]: logging set-up and the one signal that ends a process cleanly.
+//! 8. [`telemetry`] and [`shutdown`]: logging set-up and the one signal that ends a process cleanly.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 #![warn(missing_docs)]
 
@@ -19,4 +19,5 @@ pub mod pki;
 pub mod quic;
 pub mod sampling;
 pub mod shutdown;
+pub mod telemetry;
 pub mod wire;

@@ -10,6 +10,8 @@
 mod authority;
 mod files;
 mod identity;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::path::PathBuf;

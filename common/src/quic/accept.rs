@@ -6,6 +6,7 @@ use tokio::task::JoinSet;
 
 use super::{CloseCode, QuicError, peer_worker};
 use crate::config::Timers;
+use crate::telemetry::Chain;
 
 /// Handshakes that run at once, per endpoint. A slow one holds up no other.
 const MAX_HANDSHAKES: usize = 64;
@@ -57,7 +58,7 @@ impl Acceptor {
             match handshake(incoming, &timers).await {
                 Ok(connection) => Some(connection),
                 Err(error) => {
-                    tracing::warn!(%peer, error = &error as &dyn std::error::Error, "a connection was refused");
+                    tracing::warn!(%peer, error = %Chain(&error), "a connection was refused");
                     None
                 }
             }

@@ -5,6 +5,8 @@
 mod accept;
 mod error;
 mod settings;
+#[cfg(test)]
+mod tests;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
