@@ -1,0 +1,3 @@
+#[derive(Clone)]
+pub struct RequestId(pub String);
+impl RequestId { pub fn as_str(&self) -> &str { &self.0 } }
