@@ -8,4 +8,5 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod backend;
+pub mod sampler;
 pub mod scheduler;
