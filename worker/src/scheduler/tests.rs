@@ -22,7 +22,7 @@ struct World {
     /// Branches end early at this many tokens, when it is less than `max_tokens`.
     early_end: usize,
     finished: Vec<GroupId>,
-    served: Vec<GroupId>,
+    served: Vec<(GroupId, Feed)>,
 }
 
 impl World {
@@ -79,7 +79,7 @@ impl World {
             let shape = &self.shapes[&slice.group];
             assert!(slice.count > 0 && seen.insert(slice.sequence), "one non-empty slice per sequence");
             assert!(!self.finished.contains(&slice.group), "a finished group is not computed");
-            self.served.push(slice.group);
+            self.served.push((slice.group, slice.feed));
             let holds = self.held.entry(slice.sequence).or_insert(0);
             assert_eq!(*holds, slice.start, "a slice begins where its sequence ends");
             *holds += slice.count;
@@ -138,6 +138,10 @@ impl World {
             starts * (shape.prompt + 2) + shape.emitted.len() * (shape.max_tokens + 1)
         };
         self.shapes.values().map(of_group).sum()
+    }
+
+    fn has_served(&self, id: GroupId) -> bool {
+        self.served.iter().any(|(served, _)| *served == id)
     }
 
     fn assert_idle(&self) {
@@ -266,21 +270,20 @@ fn a_long_prompt_never_stalls_running_streams() {
     for _ in 0..10 {
         world.served.clear();
         world.step();
-        assert!(world.served.contains(&short), "a step passed without the running stream");
+        assert!(world.has_served(short), "a step passed without the running stream");
     }
 }
 
 #[test]
 fn decodes_that_do_not_fit_a_step_take_turns() {
     let mut world = World::new(Bounds { step_tokens: 2, ..ROOMY }, usize::MAX);
-    for id in 0..5 {
-        world.admit(id, shape(id, 1, 100, 1)).unwrap();
-    }
-    (0..10).for_each(|_| drop(world.step()));
+    let id = world.admit(0, shape(0, 2, 100, 5)).unwrap();
+    world.step();
     world.served.clear();
     (0..10).for_each(|_| drop(world.step()));
-    for id in 0..5 {
-        assert_eq!(world.served.iter().filter(|served| **served == GroupId(id)).count(), 4);
+    for at in 0..5 {
+        let turns = world.served.iter().filter(|served| **served == (id, Feed::Branch(BranchIndex(at)))).count();
+        assert_eq!(turns, 4);
     }
 }
 
@@ -323,7 +326,7 @@ fn a_small_group_does_not_pass_a_large_one_that_waits_for_room() {
     world.admit(2, shape(0, 5, 5, 1)).unwrap();
     while world.finished.is_empty() {
         world.step();
-        assert!(!world.served.contains(&GroupId(2)));
+        assert!(!world.has_served(GroupId(2)));
     }
 }
 
@@ -338,7 +341,7 @@ fn a_parked_group_keeps_its_kv_and_others_go_on() {
     world.admit(1, shape(0, 10, 5, 1)).unwrap();
     while world.step() {}
     assert_eq!(world.finished, [GroupId(1)]);
-    assert!(!world.served.contains(&parked));
+    assert!(!world.has_served(parked));
     assert_eq!(world.policy.load().kv_used, held);
     world.policy.unpark(parked);
     while world.step() {}
