@@ -9,5 +9,6 @@
 
 pub mod backend;
 pub mod sampler;
+pub mod scheduler;
 pub mod scripted;
 pub mod weights;
