@@ -91,12 +91,29 @@ pub fn decode<F: Frame>(body: &[u8]) -> Result<F, CodecError> {
     if body.len() > F::LIMIT {
         return Err(CodecError::TooLong { len: body.len(), limit: F::LIMIT });
     }
-    // The limit is a const parameter of bincode's and cannot name `F::LIMIT`; the body's own length is the tighter bound
-    // for containers, whose length bincode checks against what it may still claim.
-    let config = bincode::config::standard().with_limit::<{ 64 << 20 }>();
-    let (value, used) =
-        bincode::serde::decode_from_slice(body, config).map_err(|error| CodecError::Malformed(Box::new(error)))?;
+    let (value, used) = decode_bounded(body).map_err(|error| CodecError::Malformed(Box::new(error)))?;
     if used == body.len() { Ok(value) } else { Err(CodecError::Trailing(body.len() - used)) }
+}
+
+/// Decodes within what a well-formed body of this size can claim: 8 bytes for each of its own, since bincode counts an
+/// integer at its full width and a `u64` may take one byte. A string claims its announced length before it is allocated, so
+/// a short body cannot ask for a long one. bincode's limit is a const parameter, hence the rungs.
+fn decode_bounded<T: DeserializeOwned>(body: &[u8]) -> Result<(T, usize), bincode::error::DecodeError> {
+    const KIB: usize = 1 << 10;
+    const MIB: usize = 1 << 20;
+    let config = bincode::config::standard();
+    let len = body.len();
+    if len <= KIB {
+        bincode::serde::decode_from_slice(body, config.with_limit::<{ 8 * KIB }>())
+    } else if len <= 64 * KIB {
+        bincode::serde::decode_from_slice(body, config.with_limit::<{ 512 * KIB }>())
+    } else if len <= MIB {
+        bincode::serde::decode_from_slice(body, config.with_limit::<{ 8 * MIB }>())
+    } else if len <= 8 * MIB {
+        bincode::serde::decode_from_slice(body, config.with_limit::<{ 64 * MIB }>())
+    } else {
+        bincode::serde::decode_from_slice(body, config.with_limit::<{ 512 * MIB }>())
+    }
 }
 
 /// The body of `value` without a prefix, for content that is hashed or stored.
