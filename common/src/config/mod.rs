@@ -40,6 +40,12 @@ pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Config
     load_with(path, overrides, &std::env::vars_os().collect())
 }
 
+/// A variable of the environment that is no setting of the cluster, such as an access token. Empty is as good as unset.
+#[expect(clippy::disallowed_methods, reason = "the ban leads here")]
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 /// [`load`] with the environment as an argument.
 fn load_with(path: Option<&Path>, overrides: &Overrides, variables: &source::Variables) -> Result<Config, ConfigError> {
     let directory = |name: &str| {
