@@ -6,3 +6,4 @@ pub mod http;
 pub mod prompt_log;
 pub mod request;
 pub mod text;
+pub mod validate;
