@@ -122,7 +122,7 @@ impl Alphabet {
 
 /// The byte that a character of GPT-2's byte alphabet stands for: printable Latin-1 stands for itself, the other 68 bytes
 /// follow in order from U+0100.
-fn byte_of(character: char) -> Option<u8> {
+pub(super) fn byte_of(character: char) -> Option<u8> {
     let code = u32::from(character);
     let byte = match code {
         0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => code,

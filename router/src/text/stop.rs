@@ -8,12 +8,21 @@
 use crate::request::ClientText;
 
 /// Watches one text for stop strings. Memory: the strings and a tail shorter than the longest of them.
-#[derive(Debug)]
 pub struct StopMatcher {
     stops: Vec<Automaton>,
     /// Text seen and not yet released: a proper beginning of some stop string.
     held: String,
     ended: bool,
+}
+
+impl std::fmt::Debug for StopMatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StopMatcher")
+            .field("stops", &self.stops.len())
+            .field("held_bytes", &self.held.len())
+            .field("ended", &self.ended)
+            .finish()
+    }
 }
 
 /// What a piece of text led to.
@@ -104,12 +113,6 @@ struct Automaton {
     border: Vec<usize>,
     /// How much of the pattern the text seen so far ends with.
     state: usize,
-}
-
-impl std::fmt::Debug for Automaton {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Automaton").field("bytes", &self.pattern.len()).field("state", &self.state).finish()
-    }
 }
 
 impl Automaton {

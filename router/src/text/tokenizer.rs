@@ -11,11 +11,12 @@ use shoal_common::ids::TokenId;
 use shoal_common::wire::blob::{FimTokens, MAX_TOKENIZER_BUNDLE, TokenizerBundle};
 use tokenizers::{AddedVocabulary, Model, ModelWrapper, OffsetReferential, OffsetType, PreTokenizer};
 
+use super::bound::LengthBound;
 use super::detokenize::{Assembly, SpecialText};
 use super::spelling::{Spelling, TokenKind};
 
 /// Most ids a vocabulary may have. The largest public ones have 262,144.
-const MAX_VOCAB: u32 = 1 << 20;
+pub(super) const MAX_VOCAB: u32 = 1 << 20;
 
 /// Why text could not be turned into tokens. No variant carries text of a client.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,7 @@ pub struct Tokenizer {
     /// The added vocabulary without its special tokens.
     plain: AddedVocabulary,
     spelling: Spelling,
+    bound: LengthBound,
     vocab_size: u32,
     bos: Option<TokenId>,
     add_bos: bool,
@@ -89,17 +91,19 @@ impl std::fmt::Debug for Tokenizer {
 
 impl Tokenizer {
     /// Reads the tokenizer of a model with `vocab_size` rows. The bundle comes from a peer: whatever is wrong with it is an
-    /// error. Takes about 0.1 s for 50,000 tokens, 1 s for the largest.
+    /// error. Takes about 0.2 s for 50,000 tokens: CPU work, as encoding is.
     pub fn from_bundle(bundle: &TokenizerBundle, vocab_size: u32) -> Result<Self, TokenizerError> {
         check_sizes(bundle, vocab_size)?;
         let inner = unpanicked(|| read_json(&bundle.tokenizer_json))?.map_err(TokenizerError::Malformed)?;
         let spelling = unpanicked(|| spell(&inner, vocab_size))??;
+        let bound = LengthBound::of(&inner, &spelling, vocab_size);
         let mut plain = inner.get_added_vocabulary().clone();
         plain.set_encode_special_tokens(true);
         Ok(Self {
             inner,
             plain,
             spelling,
+            bound,
             vocab_size,
             bos: bundle.bos,
             add_bos: bundle.add_bos,
@@ -110,6 +114,10 @@ impl Tokenizer {
     }
 
     /// The ids of `text`, without a BOS.
+    ///
+    /// Cost, measured on SmolLM2 with 4 MiB: English 2 s, a single word or a run of spaces 4 s, digits (a piece each) 10 s.
+    /// It grows a little faster than the text, and takes up to 200 bytes of memory per byte of text while it runs. There is
+    /// no stopping it half-way: ask [`Self::fewest_tokens`] first, and let few run at a time.
     pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>, TokenizerError> {
         let added = match special {
             SpecialTokens::Parsed => self.inner.get_added_vocabulary(),
@@ -120,6 +128,12 @@ impl Tokenizer {
             Some(&id) => Err(TokenizerError::OutsideVocabulary { id, vocab_size: self.vocab_size }),
             None => Ok(ids),
         }
+    }
+
+    /// No tokenization of `text` has fewer tokens than this: tells that a text is too long for a context in a millisecond
+    /// per 4 MiB. 0 where nothing is known of how this tokenizer splits text.
+    pub fn fewest_tokens(&self, text: &str) -> usize {
+        self.bound.fewest_tokens(text)
     }
 
     /// The ids of a prompt, as the reference tokenizer makes them: special tokens parsed, and a BOS in front if the model
