@@ -8,3 +8,6 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod backend;
+pub mod sampler;
+pub mod scripted;
+pub mod weights;
