@@ -59,7 +59,11 @@ pub(super) struct Models {
 
 /// Every `[[model]]`.
 pub(super) fn models(root: &Section<'_>, scope: &Scope, report: &mut Report) -> Models {
-    let sections = root.sections("model", &["name", "path", "engine", "step_ms", "salt", "context", "eos_every", "faults"], report);
+    let sections = root.sections(
+        "model",
+        &["name", "path", "engine", "step_ms", "salt", "context", "eos_every", "faults"],
+        report,
+    );
     if sections.is_empty() && *scope == Scope::Dev && root.value("model").is_none() {
         let remedy = "give one with --model PATH (a GGUF file or a Hugging Face directory): `scripts/fetch-model` gets a \
                       small one, `shoal pull org/name` any from the Hugging Face hub";
@@ -96,7 +100,9 @@ fn model_source(section: &Section<'_>, report: &mut Report) -> Option<ModelSourc
             .unwrap_or(Script::default().faults),
     };
     if engine.is_none() {
-        for key in ["step_ms", "salt", "context", "eos_every", "faults"].into_iter().filter(|key| section.value(key).is_some()) {
+        for key in
+            ["step_ms", "salt", "context", "eos_every", "faults"].into_iter().filter(|key| section.value(key).is_some())
+        {
             let remedy = "remove it, or set engine = \"scripted\"";
             section.fault(key, "is a setting of the scripted test engine", remedy, report);
         }

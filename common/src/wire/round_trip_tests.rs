@@ -5,7 +5,7 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::blob::{BlobHeader, BlobRequest, FimTokens, TokenizerBundle};
-use super::codec::{Frame, decode, encode, encode_frame, read_frame};
+use super::codec::{Frame, FrameReader, decode, encode, encode_frame};
 use super::hello::{Capacity, Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl, WorkerState};
 use super::message::{
     BranchEnd, BranchStart, BranchToken, EndRules, GroupFailure, GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit,
@@ -153,6 +153,7 @@ fn group_frame() -> impl Strategy<Value = GroupFrame> {
     prop_oneof![
         (number32(), vec(score(), 0..30)).prop_map(|(first, scores)| GroupFrame::PromptScores { first, scores }),
         vec(step, 0..20).prop_map(GroupFrame::Step),
+        Just(GroupFrame::Accepted),
         number32().prop_map(|retry_after_ms| GroupFrame::Busy { retry_after_ms }),
         failure.prop_map(GroupFrame::Failed),
     ]
@@ -299,11 +300,12 @@ proptest! {
         }
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let arrived = runtime.block_on(async {
-            let (mut near, mut far) = tokio::io::duplex(pipe);
+            let (mut near, far) = tokio::io::duplex(pipe);
             let write = async move { tokio::io::AsyncWriteExt::write_all(&mut near, &bytes).await.unwrap() };
             let read = async {
                 let mut arrived = Vec::new();
-                while let Ok(frame) = read_frame::<RouterControl, _>(&mut far).await {
+                let mut reader = FrameReader::new(far);
+                while let Ok(frame) = reader.next::<RouterControl>().await {
                     arrived.push(frame);
                 }
                 arrived

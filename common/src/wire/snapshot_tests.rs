@@ -74,6 +74,7 @@ fn stream_open_name(frame: &StreamOpen) -> &'static str {
 
 fn group_frame_name(frame: &GroupFrame) -> &'static str {
     match frame {
+        GroupFrame::Accepted => "group_frame_accepted",
         GroupFrame::PromptScores { .. } => "group_frame_prompt_scores",
         GroupFrame::Step(_) => "group_frame_step",
         GroupFrame::Busy { .. } => "group_frame_busy",
@@ -197,6 +198,7 @@ fn group_frames() -> Vec<GroupFrame> {
             token(1, score(2, -0.5), Some(BranchEnd::StopToken)),
             token(15, score(3, -1.5), Some(BranchEnd::Length)),
         ]),
+        GroupFrame::Accepted,
         GroupFrame::Busy { retry_after_ms: 1500 },
         GroupFrame::Failed(GroupFailure::WrongFingerprint),
         GroupFrame::Failed(GroupFailure::Invalid),
