@@ -11,7 +11,7 @@ use axum::http::header::{CONNECTION, HeaderValue, RETRY_AFTER};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use shoal_common::ids::Name;
 
 /// Longest part of a client's own field name that is echoed, in bytes.
@@ -299,6 +299,47 @@ pub struct ErrorBody {
     pub code: &'static str,
 }
 
+/// The body of every error but 422: the same facts for both families of clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct ErrorDocument {
+    /// Always `error`.
+    #[schema(example = "error")]
+    object: &'static str,
+    /// The same facts as OctoAI's clients read them.
+    #[serde(flatten)]
+    octo: ErrorBody,
+    /// The same facts as OpenAI's clients read them.
+    error: ErrorBody,
+}
+
+/// The body of a 422.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct InvalidDocument {
+    /// All faults, as OctoAI's clients read them.
+    detail: Vec<FaultDocument>,
+    /// The first fault, as OpenAI's clients read it.
+    error: ErrorBody,
+}
+
+/// One fault of a 422.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct FaultDocument {
+    /// From `body` down to the element: names and indices.
+    #[schema(value_type = Vec<Object>)]
+    loc: Vec<Loc>,
+    /// The rule.
+    msg: Cow<'static, str>,
+    /// Which kind of rule.
+    #[serde(rename = "type")]
+    kind: &'static str,
+}
+
+impl From<&FieldFault> for FaultDocument {
+    fn from(fault: &FieldFault) -> Self {
+        Self { loc: fault.loc.clone(), msg: fault.msg.clone(), kind: fault.kind.as_str() }
+    }
+}
+
 impl ApiError {
     /// The single fault `fault` as a 422.
     pub fn invalid(fault: FieldFault) -> Self {
@@ -365,27 +406,6 @@ impl ApiError {
             _ => None,
         }
     }
-
-    fn document(&self) -> Value {
-        let error = self.body();
-        match self {
-            Self::Invalid(faults) => {
-                let detail: Vec<Value> = faults
-                    .iter()
-                    .map(|fault| json!({ "loc": fault.loc, "msg": fault.msg, "type": fault.kind.as_str() }))
-                    .collect();
-                json!({ "detail": detail, "error": error })
-            }
-            _ => json!({
-                "object": "error",
-                "type": error.kind,
-                "message": error.message,
-                "code": error.code,
-                "param": error.param,
-                "error": error,
-            }),
-        }
-    }
 }
 
 impl IntoResponse for ApiError {
@@ -398,7 +418,17 @@ impl IntoResponse for ApiError {
         if matches!(self, Self::RequestTimeout { .. } | Self::TooLarge { .. }) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        (self.status(), headers, Json(self.document())).into_response()
+        let error = self.body();
+        match &self {
+            Self::Invalid(faults) => {
+                let detail = faults.iter().map(FaultDocument::from).collect();
+                (self.status(), headers, Json(InvalidDocument { detail, error })).into_response()
+            }
+            _ => {
+                let document = ErrorDocument { object: "error", octo: error.clone(), error };
+                (self.status(), headers, Json(document)).into_response()
+            }
+        }
     }
 }
 
@@ -428,6 +458,7 @@ fn summary(faults: &[FieldFault]) -> String {
 #[cfg(test)]
 mod tests {
     use axum::body::to_bytes;
+    use serde_json::Value;
 
     use super::*;
 

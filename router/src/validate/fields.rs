@@ -24,14 +24,16 @@ pub(super) struct Fields {
     members: Vec<(String, Json)>,
     ignored: Vec<String>,
     faults: Vec<FieldFault>,
+    /// The body as a whole; said last, since a field's own fault says more.
+    overflow: Option<FieldFault>,
 }
 
 impl Fields {
     /// Parses `body`; fields not in `known` are ignored by name.
     pub(super) fn parse(body: &[u8], known: &'static [&'static str]) -> Result<Self, ApiError> {
         let document = Document::parse(body, known)?;
-        let faults = document.overflow.into_iter().collect();
-        Ok(Self { members: document.members, ignored: document.ignored, faults })
+        let Document { members, ignored, overflow } = document;
+        Ok(Self { members, ignored, faults: Vec::new(), overflow })
     }
 
     /// Notes a fault.
@@ -51,6 +53,7 @@ impl Fields {
 
     /// `required` and the names of the unknown fields if there is no fault, else all faults.
     pub(super) fn finish<T>(&mut self, required: Option<T>) -> Result<(T, Vec<String>), ApiError> {
+        self.faults.extend(self.overflow.take());
         match required {
             Some(value) if self.faults.is_empty() => Ok((value, std::mem::take(&mut self.ignored))),
             _ => Err(ApiError::Invalid(std::mem::take(&mut self.faults))),

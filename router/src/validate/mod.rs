@@ -202,3 +202,6 @@ fn options(value: Json) -> Result<Object, Broken> {
         _ => Err((FaultKind::DictType, "must be an object".into())),
     }
 }
+
+#[cfg(test)]
+mod tests;
