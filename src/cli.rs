@@ -32,24 +32,41 @@ const AFTER_HELP: &str = "\
 Examples:
   shoal dev --model model.gguf                      serve a model on this machine, on port 8080
   shoal pull HuggingFaceTB/SmolLM2-135M-Instruct    get one from the Hugging Face hub
-  shoal check --config cluster.toml                 all faults of a configuration at once, and the plan
+  shoal check --config cluster.toml                 all faults of a configuration, and the plan
   shoal router --config cluster.toml                a cluster: the router,
   shoal worker --config cluster.toml --name alpha   and a worker, on another machine
 
-Exit codes: 0 done, or stopped by SIGTERM or Ctrl-C; 1 failed, with the reason on stderr; 2 wrong command line;
-130 stopped at once by a second signal.";
+Exit codes:
+  0    done, or stopped by SIGTERM or Ctrl-C
+  1    failed; the reason is on stderr
+  2    wrong command line
+  130  stopped at once by a second signal";
 
 /// Flags of every command.
 #[derive(Args, Debug)]
 pub(crate) struct Global {
     /// The cluster's settings [default: cluster.toml; `dev` reads none]
-    #[arg(long, global = true, env = "SHOAL_CONFIG", value_name = "PATH")]
+    #[arg(long, global = true, help_heading = "Common options", env = "SHOAL_CONFIG", value_name = "PATH")]
     pub(crate) config: Option<PathBuf>,
     /// How log lines are written, to stderr
-    #[arg(long, global = true, env = "SHOAL_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Common options",
+        env = "SHOAL_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
     pub(crate) log_format: LogFormat,
     /// What is logged: a level, or levels by module, such as warn,shoal_router=debug
-    #[arg(long = "log", global = true, env = "SHOAL_LOG", value_name = "FILTER", default_value = "info")]
+    #[arg(
+        long = "log",
+        global = true,
+        help_heading = "Common options",
+        env = "SHOAL_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
     pub(crate) log_filter: String,
 }
 

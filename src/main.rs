@@ -5,7 +5,9 @@
 mod cert;
 mod check;
 mod cli;
+mod dev;
 mod pull;
+mod roles;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,8 +15,13 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use shoal_common::config::{self, Config, Overrides};
+use shoal_common::shutdown::{self, Shutdown};
+use shoal_common::telemetry;
 
-use cli::{Cli, Command, Global};
+use cli::{Cli, Command, Global, LogFormat};
+
+/// Stopped at once by a second signal: what a shell gives a process that Ctrl-C ended.
+const STOPPED_AT_ONCE: i32 = 130;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -32,11 +39,50 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Check => return check(&load(&cli.global, &Overrides::default())?),
         Command::Cert { command } => cert::run(command)?,
         Command::Pull(order) => pull(order)?,
-        Command::Dev(_) | Command::Router(_) | Command::Worker(_) => {
-            anyhow::bail!("this build holds no router and no worker")
+        Command::Dev(flags) => {
+            // Dev mode reads a file only where one is named: the example that lies about is not the model that is meant.
+            let config = config::load(cli.global.config.as_deref(), &flags.overrides())?;
+            serve(&cli.global, |shutdown| dev::run(config, shutdown))?;
+        }
+        Command::Router(flags) => {
+            let config = load(&cli.global, &flags.overrides())?;
+            serve(&cli.global, |shutdown| roles::router(config, &flags.name, shutdown))?;
+        }
+        Command::Worker(flags) => {
+            let config = load(&cli.global, &flags.overrides())?;
+            serve(&cli.global, |shutdown| roles::worker(config, &flags.name, shutdown))?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `role` with logging and a runtime until it ends; the first signal asks it to, the second does not ask.
+fn serve<F: Future<Output = anyhow::Result<()>>>(
+    global: &Global,
+    role: impl FnOnce(Shutdown) -> F,
+) -> anyhow::Result<()> {
+    let format = match global.log_format {
+        LogFormat::Text => telemetry::LogFormat::Text,
+        LogFormat::Json => telemetry::LogFormat::Json,
+    };
+    telemetry::init(format, Some(&global.log_filter))?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let (trigger, shutdown) = shutdown::channel();
+    runtime.spawn(async move {
+        if shutdown::signal().await.is_ok() {
+            tracing::info!("stopping; a second signal stops at once");
+            trigger.fire();
+            if shutdown::signal().await.is_ok() {
+                std::process::exit(STOPPED_AT_ONCE);
+            }
+        }
+        // Without signal handlers the signals end the process by themselves; the trigger must outlive that.
+        std::future::pending::<()>().await;
+    });
+    let outcome = runtime.block_on(role(shutdown));
+    // A model that is still loading is not waited for.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Without --config, the file that lies in the working directory, which must be there.

@@ -39,7 +39,7 @@ pub(crate) enum PullError {
     Ambiguous(Vec<String>),
     #[error("the repository holds no model that Shoal can read: there is no {0}")]
     NotAModel(&'static str),
-    #[error("the hub did not answer as a hub does")]
+    #[error("the hub could not be asked")]
     Hub(#[from] ApiError),
     #[error("the hub's answer was refused: {0}")]
     BadAnswer(&'static str),
