@@ -147,11 +147,8 @@ impl Policy {
 
     /// The next step. Empty when nothing can go on before something is told. [`Policy::complete`] must follow.
     pub fn plan(&mut self) -> StepPlan {
-        let mut step = Filling {
-            plan: StepPlan::default(),
-            tokens_left: self.bounds.step_tokens,
-            score_rows_left: SCORE_ROWS,
-        };
+        let mut step =
+            Filling { plan: StepPlan::default(), tokens_left: self.bounds.step_tokens, score_rows_left: SCORE_ROWS };
         self.serve_runners(&mut step, Turn::Decodes);
         self.serve_runners(&mut step, Turn::Prefills);
         self.start_units(&mut step);
@@ -230,8 +227,7 @@ impl Policy {
             step.score_rows_left -= count;
         }
         let Runner { group: id, feed } = runner;
-        let slice =
-            PlannedSlice { group: id, feed, sequence: pending.sequence, start: pending.start, count, logits };
+        let slice = PlannedSlice { group: id, feed, sequence: pending.sequence, start: pending.start, count, logits };
         step.plan.slices.push(slice);
         group.advance(feed, count);
         if !reaches_end {
