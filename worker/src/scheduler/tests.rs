@@ -280,7 +280,9 @@ fn decodes_that_do_not_fit_a_step_take_turns() {
     let id = world.admit(0, shape(0, 2, 100, 5)).unwrap();
     world.step();
     world.served.clear();
-    (0..10).for_each(|_| drop(world.step()));
+    for _ in 0..10 {
+        world.step();
+    }
     for at in 0..5 {
         let turns = world.served.iter().filter(|served| **served == (id, Feed::Branch(BranchIndex(at)))).count();
         assert_eq!(turns, 4);
