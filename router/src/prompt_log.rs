@@ -176,7 +176,7 @@ fn write_all(mut files: Files, mut orders: mpsc::Receiver<Order>) {
                 result
             }
         };
-        let result = if orders.is_empty() { result.and(files.file.flush()) } else { result };
+        let result = if orders.is_empty() { result.and_then(|()| files.file.flush()) } else { result };
         if let Err(error) = result {
             metrics::counter!("shoal_prompt_log_failed_total").increment(1);
             tracing::warn!(%error, "the prompt log cannot be written");
