@@ -5,9 +5,9 @@
 //! 3. [`wire`]: the messages between router and worker and the codec that bounds them.
 //! 4. [`fingerprint`]: the hash behind `system_fingerprint`.
 //! 5. [`block_hash`]: chained hashes of token blocks, the same for the router's routing and the worker's KV.
-//! 6. `quic` and `pki`: the transport, its settings and the certificates that say who may play which role.
+//! 6. [`quic`] and [`pki`]: the transport, its settings and the certificates that say who may play which role.
 //! 7. [`config`]: `cluster.toml`, every fault of it reported together.
-//! 8. `telemetry` and [`shutdown`]: logging set-up and the one signal that ends a process cleanly.
+//! 8. [`telemetry`] and [`shutdown`]: logging set-up and the one signal that ends a process cleanly.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 #![warn(missing_docs)]
 
@@ -15,6 +15,9 @@ pub mod block_hash;
 pub mod config;
 pub mod fingerprint;
 pub mod ids;
+pub mod pki;
+pub mod quic;
 pub mod sampling;
 pub mod shutdown;
+pub mod telemetry;
 pub mod wire;

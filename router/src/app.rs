@@ -7,15 +7,17 @@ use std::time::Duration;
 use metrics_exporter_prometheus::PrometheusHandle;
 use shoal_common::config::{ApiConfig, Limits};
 use shoal_common::ids::Name;
+use shoal_common::shutdown::Shutdown;
 use shoal_common::wire::hello::ModelCard;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use crate::dispatch::Dispatcher;
 use crate::http::error::{ApiError, BusyReason};
 use crate::http::foreign::HostPolicy;
 use crate::prompt_log::PromptLog;
-use crate::text::tokenizer::Tokenizer;
+use crate::text::Tokenizer;
 
 /// Wait for a tokenising thread at most: a prompt takes milliseconds, so a second is a queue of hundreds.
 const TEXT_WAIT: Duration = Duration::from_secs(1);
@@ -69,6 +71,12 @@ pub struct App {
     pub metrics: PrometheusHandle,
     /// Where `log_prompt: true` goes.
     pub prompt_log: PromptLog,
+    /// Sends groups to workers.
+    pub dispatcher: Dispatcher,
+    /// One permit per request that is served: `limits.requests`.
+    pub requests: Arc<Semaphore>,
+    /// Fires when the drain is over: what still runs is cut.
+    pub cut: Shutdown,
     /// Texts that are tokenised at once: one per core is all that helps. See [`App::on_text_thread`].
     pub text_threads: Arc<Semaphore>,
 }

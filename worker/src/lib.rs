@@ -8,4 +8,9 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod backend;
+pub mod engine;
+mod metrics;
+pub mod sampler;
+pub mod scheduler;
+pub mod scripted;
 pub mod weights;

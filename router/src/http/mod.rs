@@ -5,14 +5,17 @@
 //! goes wrong is an [`error::ApiError`].
 
 pub mod body;
+pub mod completions;
 pub mod error;
 pub mod foreign;
 mod health;
 mod metrics;
 mod models;
 pub mod openapi;
+pub mod report;
 pub mod schema;
 pub mod server;
+pub mod sse;
 mod tokenize;
 pub mod trace;
 
@@ -28,6 +31,7 @@ use crate::app::App;
 /// All paths.
 pub fn router(app: Arc<App>) -> Router {
     Router::new()
+        .route("/v1/completions", post(completions::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/tokenize", post(tokenize::tokenize))

@@ -4,6 +4,7 @@
 
 mod bound;
 pub mod detokenize;
+pub mod prompts;
 mod spelling;
 pub mod stop;
 #[cfg(test)]

@@ -159,6 +159,11 @@ impl Tokenizer {
         Ok(Some(ids))
     }
 
+    /// Whether the model has fill-in-the-middle tokens.
+    pub fn has_infill(&self) -> bool {
+        self.fim.is_some()
+    }
+
     /// The token a text of its own begins with: BOS, or the document separator of a model that has no BOS.
     pub fn document_start(&self) -> Option<TokenId> {
         self.bos.or(self.document_separator)

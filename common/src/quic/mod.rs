@@ -1,0 +1,92 @@
+//! The transport between routers and workers: QUIC with mutual TLS 1.3, every window, count and time finite. Owns endpoints,
+//! dialling, admission of connections and their close codes. A router binds with [`router_endpoint`] and takes workers from
+//! an [`Acceptor`]; a worker makes one [`worker_endpoint`] and [`dial`]s. Never reads or writes a stream.
+
+mod accept;
+mod error;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+
+use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime};
+use rustls_pki_types::CertificateDer;
+use socket2::{Domain, Protocol, Socket, Type};
+
+pub use accept::Acceptor;
+pub use error::{CloseCode, QuicError, RefusedBy, Rejection};
+pub use settings::{MAX_CONTROL_STREAMS, MAX_GROUP_STREAMS};
+
+use crate::config::Timers;
+use crate::ids::Name;
+use crate::pki::{CertificateFault, Identity, Role, Subject};
+
+/// The protocol's name and version. A side that cannot agree on it is refused in the handshake.
+pub const ALPN: &[u8] = b"shoal/1";
+
+/// Asked of the kernel for each direction, in bytes; it gives what its own limit allows. A step's frames for all groups leave
+/// in one burst, which the usual 208 KiB can drop.
+const SOCKET_BUFFER: usize = 2 << 20;
+
+/// Binds `addr` for workers to dial. Within a tokio runtime, which then drives the endpoint.
+pub fn router_endpoint(addr: SocketAddr, identity: &Identity, timers: &Timers) -> Result<Endpoint, QuicError> {
+    require(identity, Role::Router)?;
+    let config = settings::server(identity, timers)?;
+    let bind = |source| QuicError::Bind { addr, source };
+    let socket = socket(addr).map_err(bind)?;
+    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime)).map_err(bind)
+}
+
+/// An endpoint that dials only: any port, IPv6 and IPv4 where the machine has both. Within a tokio runtime, which then drives
+/// the endpoint.
+pub fn worker_endpoint(identity: &Identity, timers: &Timers) -> Result<Endpoint, QuicError> {
+    require(identity, Role::Worker)?;
+    let config = settings::client(identity, timers)?;
+    let (v6, v4) = (SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+    let bind = |source| QuicError::Bind { addr: v4, source };
+    let socket = socket(v6).or_else(|_| socket(v4)).map_err(bind)?;
+    let mut endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)).map_err(bind)?;
+    endpoint.set_default_client_config(config);
+    Ok(endpoint)
+}
+
+/// Dials the router at `addr`. The connection it returns leads to a router of this cluster; whether the router takes this
+/// worker is known with the first frame it sends, because in TLS 1.3 the client's certificate is judged last.
+pub async fn dial(endpoint: &Endpoint, addr: SocketAddr, timers: &Timers) -> Result<Connection, QuicError> {
+    let connecting = endpoint.connect(addr, Role::Router.server_name())?;
+    match tokio::time::timeout(timers.connect, connecting).await {
+        Ok(connected) => Ok(connected?),
+        Err(_) => Err(QuicError::Timeout(timers.connect)),
+    }
+}
+
+/// The name of the worker at the other end, from the certificate that the handshake verified.
+pub fn peer_worker(connection: &Connection) -> Result<Name, QuicError> {
+    let identity = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let certificate = identity.as_ref().and_then(|chain| chain.first()).ok_or(QuicError::Anonymous)?;
+    match Subject::of(certificate)? {
+        Subject { role: Role::Worker, name, .. } => Ok(name),
+        Subject { role: got, .. } => Err(CertificateFault::WrongRole { expected: Role::Worker, got }.into()),
+    }
+}
+
+fn require(identity: &Identity, expected: Role) -> Result<(), QuicError> {
+    let got = identity.role();
+    if got == expected { Ok(()) } else { Err(CertificateFault::WrongRole { expected, got }.into()) }
+}
+
+fn socket(addr: SocketAddr) -> std::io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    for grown in [socket.set_recv_buffer_size(SOCKET_BUFFER), socket.set_send_buffer_size(SOCKET_BUFFER)] {
+        if let Err(error) = grown {
+            tracing::debug!(%error, "the kernel keeps its own socket buffer size");
+        }
+    }
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}

@@ -1,0 +1,129 @@
+//! TLS and transport settings of both sides. Every limit is stated: quinn's defaults suit a web server, not a cluster.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use rustls::RootCertStore;
+use rustls::client::Resumption;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::version::TLS13;
+
+use super::{ALPN, QuicError};
+use crate::config::Timers;
+use crate::pki::{self, Identity};
+
+/// Group streams a router may have open on one connection.
+pub const MAX_GROUP_STREAMS: u32 = 1024;
+/// Blob streams a router may have open on one connection, beside the groups.
+const MAX_BLOB_STREAMS: u32 = 16;
+/// Streams a worker may have open: its control stream, and room for one more per later use.
+pub const MAX_CONTROL_STREAMS: u32 = 4;
+
+/// Handshakes that may wait to be looked at; more are refused.
+const MAX_INCOMING: usize = 64;
+/// Bytes kept of a handshake that waits, and of all of them.
+const INCOMING_BYTES: (u64, u64) = (64 << 10, 1 << 20);
+
+/// What one side will hold of the data that the other sends.
+#[derive(Clone, Copy)]
+struct Inbound {
+    /// Streams the peer may have open.
+    streams: u32,
+    /// Bytes held of one stream.
+    stream_window: u32,
+    /// Bytes held of all streams together.
+    window: u32,
+}
+
+/// A router holds 64 KiB of tokens a stream (some 300 tokens with 20 alternatives each) and leaves room for every stream to
+/// fill up: a stream whose client reads slowly can never take credit from its neighbours, or from the control stream.
+const ROUTER: Inbound = Inbound {
+    streams: MAX_CONTROL_STREAMS,
+    stream_window: 64 << 10,
+    window: (MAX_GROUP_STREAMS + MAX_BLOB_STREAMS + MAX_CONTROL_STREAMS) * (64 << 10),
+};
+
+/// A worker reads whatever arrives at once, so its streams share one window: 256 KiB of a prompt in flight, 8 MiB over all.
+const WORKER: Inbound =
+    Inbound { streams: MAX_GROUP_STREAMS + MAX_BLOB_STREAMS, stream_window: 256 << 10, window: 8 << 20 };
+
+/// Bytes sent and not yet acknowledged, over all streams of a connection.
+const SEND_WINDOW: u64 = 8 << 20;
+
+fn transport(inbound: Inbound, timers: &Timers) -> Result<Arc<TransportConfig>, QuicError> {
+    let idle = IdleTimeout::try_from(timers.idle).map_err(|_| QuicError::IdleTooLong(timers.idle))?;
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(inbound.streams.into())
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(inbound.stream_window.into())
+        .receive_window(inbound.window.into())
+        .send_window(SEND_WINDOW)
+        .datagram_receive_buffer_size(None)
+        .keep_alive_interval(Some(timers.keep_alive))
+        .max_idle_timeout(Some(idle));
+    Ok(Arc::new(transport))
+}
+
+fn roots(identity: &Identity) -> Result<Arc<RootCertStore>, QuicError> {
+    let mut store = RootCertStore::empty();
+    for root in identity.roots() {
+        store.add(root.clone())?;
+    }
+    Ok(Arc::new(store))
+}
+
+pub(super) fn server_tls(identity: &Identity) -> Result<rustls::ServerConfig, QuicError> {
+    let provider = Arc::new(pki::provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider.clone()).build()?;
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(identity.chain(), identity.key().into())?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    // A resumed session would skip the check of the certificate; and 0-RTT data could be replayed.
+    tls.session_storage = Arc::new(NoServerSessionStorage {});
+    tls.send_tls13_tickets = 0;
+    tls.max_early_data_size = 0;
+    Ok(tls)
+}
+
+pub(super) fn client_tls(identity: &Identity) -> Result<rustls::ClientConfig, QuicError> {
+    let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(pki::provider()))
+        .with_protocol_versions(&[&TLS13])?
+        .with_root_certificates(roots(identity)?)
+        .with_client_auth_cert(identity.chain(), identity.key().into())?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.resumption = Resumption::disabled();
+    tls.enable_early_data = false;
+    Ok(tls)
+}
+
+pub(super) fn server(identity: &Identity, timers: &Timers) -> Result<ServerConfig, QuicError> {
+    server_with(server_tls(identity)?, timers)
+}
+
+pub(super) fn server_with(tls: rustls::ServerConfig, timers: &Timers) -> Result<ServerConfig, QuicError> {
+    let crypto = QuicServerConfig::try_from(tls).expect("ring has the initial cipher suite of QUIC");
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    config
+        .transport_config(transport(ROUTER, timers)?)
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BYTES.0)
+        .incoming_buffer_size_total(INCOMING_BYTES.1)
+        .retry_token_lifetime(timers.connect.max(Duration::from_secs(1)));
+    Ok(config)
+}
+
+pub(super) fn client(identity: &Identity, timers: &Timers) -> Result<ClientConfig, QuicError> {
+    client_with(client_tls(identity)?, timers)
+}
+
+pub(super) fn client_with(tls: rustls::ClientConfig, timers: &Timers) -> Result<ClientConfig, QuicError> {
+    let crypto = QuicClientConfig::try_from(tls).expect("ring has the initial cipher suite of QUIC");
+    let mut config = ClientConfig::new(Arc::new(crypto));
+    config.transport_config(transport(WORKER, timers)?);
+    Ok(config)
+}
