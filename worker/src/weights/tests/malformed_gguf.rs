@@ -4,10 +4,11 @@
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::builder::{ARRAY, Gguf, Tensor, UINT32, array, boolean, string, uint32};
+use super::builder::{ARRAY, Gguf, STRING, Tensor, UINT32, array, boolean, float32, string, uint32};
+use super::tokenizers::four_letter_bpe;
 use super::{golden, open_gguf, read_all};
 use crate::weights::gguf::Header;
-use crate::weights::{HeaderFault, WeightsError};
+use crate::weights::{HeaderFault, RopeConfig, RopeScaling, WeightsError};
 
 /// What is wrong with `change`d one-tensor file.
 fn fault(change: impl FnOnce(&mut Gguf)) -> HeaderFault {
@@ -82,7 +83,7 @@ fn counts_that_the_file_has_no_room_for_are_refused() {
     for count in [1 << 20, 1 << 40, u64::MAX / 4 + 2, u64::MAX] {
         let found = fault(|gguf| gguf.set("a", array(UINT32, count, &[0; 64])));
         assert_eq!(found, HeaderFault::TooMany { what: "array elements", count });
-        let found = fault(|gguf| gguf.set("a", array(super::builder::STRING, count, &[0; 64])));
+        let found = fault(|gguf| gguf.set("a", array(STRING, count, &[0; 64])));
         assert_eq!(found, HeaderFault::TooMany { what: "array elements", count });
     }
 }
@@ -90,7 +91,7 @@ fn counts_that_the_file_has_no_room_for_are_refused() {
 #[test]
 fn a_string_longer_than_the_file_is_refused() {
     for length in [1u64 << 20, 1 << 63, u64::MAX] {
-        let value = [&super::builder::STRING.to_le_bytes()[..], &length.to_le_bytes()].concat();
+        let value = [&STRING.to_le_bytes()[..], &length.to_le_bytes()].concat();
         let found = fault(|gguf| gguf.set("a", value));
         assert!(matches!(found, HeaderFault::Truncated { what: "a string", .. }), "{found}");
     }
@@ -145,7 +146,7 @@ fn tensors_that_share_a_byte_are_refused() {
 
 #[test]
 fn settings_that_would_divide_by_zero_or_contradict_the_tensors_are_refused() {
-    let whole = || Gguf::model(super::tokenizers::four_letter_bpe());
+    let whole = || Gguf::model(four_letter_bpe());
     open_gguf(&whole().build()).unwrap();
     let keys = ["block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count"];
     for key in keys.iter().chain(&["attention.head_count_kv", "attention.key_length", "rope.dimension_count"]) {
@@ -161,9 +162,30 @@ fn settings_that_would_divide_by_zero_or_contradict_the_tensors_are_refused() {
 }
 
 #[test]
+fn rope_settings_are_read_in_every_form_converters_have_written() {
+    let rope = |change: &dyn Fn(&mut Gguf)| {
+        let mut gguf = Gguf::model(four_letter_bpe());
+        change(&mut gguf);
+        open_gguf(&gguf.build()).map(|model| model.config.rope)
+    };
+    assert_eq!(rope(&|_| ()).unwrap(), RopeConfig { theta: 10_000.0, dims: 4, scaling: RopeScaling::None });
+    let linear = rope(&|gguf| {
+        gguf.set("llama.rope.scaling.type", string("linear"));
+        gguf.set("llama.rope.scaling.factor", float32(4.0));
+    });
+    assert_eq!(linear.unwrap().scaling, RopeScaling::Linear { factor: 4.0 });
+    let old = rope(&|gguf| gguf.set("llama.rope.scale_linear", float32(2.0)));
+    assert_eq!(old.unwrap().scaling, RopeScaling::Linear { factor: 2.0 });
+    // The builder's tensors are zeros: divisors that were found and refused, for one would be divided by them.
+    assert!(matches!(rope(&|gguf| gguf.add("rope_freqs.weight", &[2])), Err(WeightsError::Dimension { .. })));
+    let theta = rope(&|gguf| gguf.set("llama.rope.freq_base", float32(f32::INFINITY)));
+    assert!(matches!(theta, Err(WeightsError::Dimension { .. })));
+}
+
+#[test]
 fn models_that_would_be_computed_wrongly_are_refused_by_name() {
     let refusal = |change: &dyn Fn(&mut Gguf)| {
-        let mut gguf = Gguf::model(super::tokenizers::four_letter_bpe());
+        let mut gguf = Gguf::model(four_letter_bpe());
         change(&mut gguf);
         open_gguf(&gguf.build()).unwrap_err().to_string()
     };
@@ -188,7 +210,7 @@ fn models_that_would_be_computed_wrongly_are_refused_by_name() {
 
 #[test]
 fn a_file_cut_anywhere_is_refused() {
-    let whole = Gguf::model(super::tokenizers::four_letter_bpe()).build();
+    let whole = Gguf::model(four_letter_bpe()).build();
     open_gguf(&whole).unwrap();
     for length in 0..whole.len() {
         assert!(open_gguf(&whole[..length]).is_err(), "the first {length} bytes were taken for a model");
@@ -214,7 +236,7 @@ fn damaged(sound: &[u8], within: usize, random: &mut StdRng) -> Vec<u8> {
 
 #[test]
 fn a_damaged_file_is_refused_or_can_be_read_whole() {
-    let small = Gguf::model(super::tokenizers::four_letter_bpe());
+    let small = Gguf::model(four_letter_bpe());
     let (small_header, small) = (small.header().len(), small.build());
     let tiny = std::fs::read(golden("tiny/gguf/tiny-q4_1.gguf")).unwrap();
     let mut outcomes = [0, 0];
