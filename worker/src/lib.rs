@@ -8,7 +8,13 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod backend;
+pub mod emit;
 pub mod engine;
 mod metrics;
+pub mod model;
 pub mod sampler;
 pub mod scheduler;
+pub mod session;
+mod supervisor;
+
+pub use supervisor::{WorkerError, run};
