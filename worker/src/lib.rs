@@ -8,9 +8,15 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod backend;
+pub mod emit;
 pub mod engine;
 mod metrics;
+pub mod model;
 pub mod sampler;
 pub mod scheduler;
 pub mod scripted;
+pub mod session;
+mod supervisor;
 pub mod weights;
+
+pub use supervisor::{WorkerError, run};

@@ -104,7 +104,8 @@ impl GroupLink {
         self.unsent_frames.load(Ordering::Acquire) >= UNSENT_FRAMES || self.unsent_bytes() >= UNSENT_BYTES
     }
 
-    pub(super) fn is_cancelled(&self) -> bool {
+    /// Whether nobody wants the group any more.
+    pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire)
     }
 
