@@ -42,26 +42,46 @@ fn frame(position: u32) -> GroupFrame {
     GroupFrame::Step(vec![BranchToken { branch: BranchIndex(0), position, score, end: None }])
 }
 
-fn outgoing(key: u64, position: u32) -> Outgoing {
-    Outgoing::Frame { stream: StreamKey(key), frame: frame(position), cost: 0 }
+const COST: usize = 50;
+
+fn outgoing(link: &GroupLink, key: u64, position: u32) -> Outgoing {
+    link.said(COST);
+    Outgoing::Frame { stream: StreamKey(key), frame: frame(position), cost: COST }
 }
 
 #[tokio::test]
-async fn a_blocked_stream_does_not_hold_up_its_neighbour() {
+async fn a_blocked_stream_does_not_hold_up_its_neighbour_and_loses_nothing() {
     let (desk, writer) = desk();
-    let (mut blocked, _link) = desk.open(0, 8).await;
-    let (mut open, _other) = desk.open(1, 8).await;
+    let (mut blocked, blocked_link) = desk.open(0, 8).await;
+    let (mut open, open_link) = desk.open(1, 8).await;
     let writer = tokio::spawn(writer);
     for position in 0..20 {
-        desk.say(vec![outgoing(0, position), outgoing(1, position)]).await;
+        desk.say(vec![outgoing(&blocked_link, 0, position), outgoing(&open_link, 1, position)]).await;
     }
     desk.say(vec![Outgoing::End(StreamKey(0)), Outgoing::End(StreamKey(1))]).await;
-    for reader in [&mut open, &mut blocked] {
+    for (reader, link) in [(&mut open, &open_link), (&mut blocked, &blocked_link)] {
+        assert!(link.unsent_bytes() >= 19 * COST);
         for position in 0..20 {
             assert_eq!(read_frame::<GroupFrame, _>(reader).await.unwrap(), frame(position));
         }
         assert!(matches!(read_frame::<GroupFrame, _>(reader).await, Err(CodecError::Ended)));
+        assert_eq!(link.unsent_bytes(), 0, "the credit is back");
     }
     drop(desk);
     writer.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_cancels_its_group_alone() {
+    let (desk, writer) = desk();
+    let (broken, broken_link) = desk.open(0, 8).await;
+    let (mut whole, whole_link) = desk.open(1, 8).await;
+    let writer = tokio::spawn(writer);
+    drop(broken);
+    desk.say(vec![outgoing(&broken_link, 0, 0), outgoing(&whole_link, 1, 0)]).await;
+    assert_eq!(read_frame::<GroupFrame, _>(&mut whole).await.unwrap(), frame(0));
+    assert!(broken_link.is_cancelled() && !whole_link.is_cancelled());
+    writer.abort();
+    assert!(writer.await.unwrap_err().is_cancelled());
+    assert!(whole_link.is_cancelled(), "a writer that is gone cancels what it wrote for");
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{RecvStream, SendStream};
+use shoal_common::quic::CloseCode;
 use shoal_common::wire::blob::{BlobHeader, BlobRequest};
 use shoal_common::wire::codec::{self, CodecError};
 use shoal_common::wire::message::{GroupFrame, GroupOrder, StreamOpen, Submit};
@@ -40,9 +41,13 @@ impl From<CodecError> for StreamEnd {
 }
 
 /// Serves one stream to its end.
-pub(super) async fn serve(shared: Arc<Shared>, send: SendStream, mut recv: RecvStream) -> StreamEnd {
+pub(super) async fn serve(shared: Arc<Shared>, mut send: SendStream, mut recv: RecvStream) -> StreamEnd {
     match tokio::time::timeout(OPEN_WITHIN, codec::read_frame(&mut recv)).await {
-        Err(_late) => StreamEnd::Protocol,
+        Err(_late) => {
+            // Fails only on a stream that is closed.
+            let _ = send.reset(CloseCode::Protocol.into());
+            StreamEnd::Over
+        }
         Ok(Err(error)) => error.into(),
         Ok(Ok(StreamOpen::Blob(request))) => serve_blob(&shared, request, send).await,
         Ok(Ok(StreamOpen::Group(submit))) => serve_group(&shared, submit, send, recv).await,

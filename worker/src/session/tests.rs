@@ -78,10 +78,14 @@ fn stage() -> Stage {
 
 impl Stage {
     async fn meet(&mut self) -> Link {
+        self.answer(RouterControl::Welcome { router: Incarnation(1) }).await
+    }
+
+    async fn answer(&mut self, answer: RouterControl) -> Link {
         let connection = self.acceptor.next().await.unwrap();
         let (mut send, mut recv) = connection.accept_bi().await.unwrap();
         let WorkerControl::Hello(hello) = read_frame(&mut recv).await.unwrap() else { panic!("no hello") };
-        write_frame(&mut send, &RouterControl::Welcome { router: Incarnation(1) }).await.unwrap();
+        write_frame(&mut send, &answer).await.unwrap();
         Link { connection, control: (send, recv), hello: *hello }
     }
 }
@@ -201,6 +205,22 @@ async fn a_router_that_breaks_the_protocol_is_cut_off() {
         send.write_all(garbage).await.unwrap();
         assert_eq!(link.close_code().await, CloseCode::Protocol.into());
     }
+}
+
+#[tokio::test]
+async fn a_refused_worker_leaves() {
+    let mut stage = stage();
+    let link = stage.answer(RouterControl::Refused(Refusal::DuplicateName)).await;
+    assert_eq!(link.close_code().await, CloseCode::Refused.into());
+}
+
+#[tokio::test]
+async fn a_router_that_cannot_be_reached_does_not_hold_up_a_shutdown() {
+    let stage = stage();
+    let Stage { acceptor, worker, shutdown } = stage;
+    drop(acceptor);
+    shutdown.fire();
+    worker.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use quinn::Endpoint;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use shoal_common::config::{Timers, WorkerConfig};
 use shoal_common::ids::Incarnation;
@@ -16,12 +17,13 @@ use shoal_common::pki::Identity;
 use shoal_common::quic::{self, QuicError};
 use shoal_common::shutdown::{self, Shutdown};
 use shoal_common::telemetry::Chain;
-use shoal_common::wire::hello::{Hello, Status};
+use shoal_common::wire::hello::{Hello, ModelCard, Status, WorkerState};
 use tokio::sync::watch;
-use tokio::task::JoinError;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::engine::{self, EngineHandle, Served};
 use crate::model::LoadedModel;
+use crate::scheduler::Bounds;
 use crate::session::{Offer, SessionActor, SessionArgs};
 use restarts::{Restarts, Verdict};
 
@@ -60,19 +62,11 @@ pub async fn run(
     model: LoadedModel,
     shutdown: Shutdown,
 ) -> Result<(), WorkerError> {
-    let LoadedModel { card, bundle, backend } = model;
-    let bounds = capacity::bounds(&config, &card, backend.kv_bytes_per_token());
-    let capacity = capacity::announced(&bounds);
     let endpoint = quic::worker_endpoint(&identity, &timers)?;
+    let bounds = capacity::bounds(&config, &model.card, model.backend.kv_bytes_per_token());
+    let LoadedModel { card, bundle, backend } = model;
     let (engine, thread) = engine::spawn(Served::from(&card), bounds, backend).map_err(WorkerError::Thread)?;
-    let hello = Hello {
-        worker: config.name.clone(),
-        incarnation: Incarnation::draw(),
-        build: env!("CARGO_PKG_VERSION").to_owned(),
-        capacity,
-        model: card,
-    };
-    let offer = Arc::new(Offer { hello, bundle });
+    let offer = Arc::new(Offer { hello: hello(&config, &bounds, card), bundle });
     let (closer, closing) = shutdown::channel();
     let session = |router: &String| SessionArgs {
         router: router.clone(),
@@ -82,7 +76,7 @@ pub async fn run(
         offer: offer.clone(),
         closing: closing.clone(),
     };
-    let sessions: Vec<_> = config.routers.iter().map(session).collect();
+    let sessions = config.routers.iter().map(session).collect();
     let (_root, mut ended) = WorkerActor::spawn(None, WorkerActor, sessions).await?;
     let served = tokio::select! {
         ended = &mut ended => ended.map_err(WorkerError::from).and(Err(WorkerError::SessionsFail)),
@@ -91,11 +85,28 @@ pub async fn run(
     engine.stop();
     let joined = tokio::task::spawn_blocking(|| thread.join()).await?;
     closer.fire();
-    if !ended.is_finished() && tokio::time::timeout(CLOSE_WITHIN, ended).await.is_err() {
+    close(&endpoint, ended).await;
+    served.and_then(|()| joined.map_err(|_panic| WorkerError::EngineGone))
+}
+
+fn hello(config: &WorkerConfig, bounds: &Bounds, model: ModelCard) -> Hello {
+    Hello {
+        worker: config.name.clone(),
+        incarnation: Incarnation::draw(),
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        capacity: capacity::announced(bounds),
+        model,
+    }
+}
+
+/// Waits until the sessions have closed their connections and the routers know.
+async fn close(endpoint: &Endpoint, sessions: JoinHandle<()>) {
+    if !sessions.is_finished() && tokio::time::timeout(CLOSE_WITHIN, sessions).await.is_err() {
         tracing::warn!("a session did not close in time");
     }
-    let _ = tokio::time::timeout(CLOSE_WITHIN, endpoint.wait_idle()).await;
-    served.and(joined.map_err(|_panic| WorkerError::EngineGone))
+    if tokio::time::timeout(CLOSE_WITHIN, endpoint.wait_idle()).await.is_err() {
+        tracing::debug!("a router did not acknowledge the close");
+    }
 }
 
 /// Until the shutdown, and then until the engine has nothing left or the drain time is over.
@@ -122,8 +133,7 @@ async fn closed(status: &mut watch::Receiver<Status>) {
 }
 
 fn is_drained(status: &Status) -> bool {
-    use shoal_common::wire::hello::WorkerState::Draining;
-    status.state == Draining && status.running == 0 && status.waiting == 0
+    status.state == WorkerState::Draining && status.running == 0 && status.waiting == 0
 }
 
 /// The root actor: supervises one [`SessionActor`] per router.
@@ -131,7 +141,7 @@ fn is_drained(status: &Status) -> bool {
 struct WorkerActor;
 
 /// The root's books.
-struct WorkerState {
+struct RootState {
     sessions: HashMap<ActorId, SessionArgs>,
     restarts: Restarts,
 }
@@ -142,15 +152,15 @@ enum WorkerMessage {}
 
 impl Actor for WorkerActor {
     type Msg = WorkerMessage;
-    type State = WorkerState;
+    type State = RootState;
     type Arguments = Vec<SessionArgs>;
 
     async fn pre_start(
         &self,
         myself: ActorRef<WorkerMessage>,
         sessions: Vec<SessionArgs>,
-    ) -> Result<WorkerState, ActorProcessingErr> {
-        let mut state = WorkerState { sessions: HashMap::new(), restarts: Restarts::default() };
+    ) -> Result<RootState, ActorProcessingErr> {
+        let mut state = RootState { sessions: HashMap::new(), restarts: Restarts::default() };
         for args in sessions {
             state.start(&myself, args).await?;
         }
@@ -161,7 +171,7 @@ impl Actor for WorkerActor {
         &self,
         myself: ActorRef<WorkerMessage>,
         event: SupervisionEvent,
-        state: &mut WorkerState,
+        state: &mut RootState,
     ) -> Result<(), ActorProcessingErr> {
         match event {
             SupervisionEvent::ActorFailed(who, error) => state.restart(&myself, who.get_id(), error).await?,
@@ -177,7 +187,7 @@ impl Actor for WorkerActor {
     }
 }
 
-impl WorkerState {
+impl RootState {
     async fn start(&mut self, myself: &ActorRef<WorkerMessage>, args: SessionArgs) -> Result<(), ActorProcessingErr> {
         let (session, _) = SessionActor::spawn_linked(None, SessionActor, args.clone(), myself.get_cell()).await?;
         self.sessions.insert(session.get_id(), args);

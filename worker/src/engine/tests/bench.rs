@@ -76,7 +76,7 @@ pub(crate) struct Stream {
 }
 
 pub(crate) struct Bench {
-    pub(crate) engine: Engine,
+    pub(in crate::engine) engine: Engine,
     pub(crate) handle: EngineHandle,
     pub(crate) held: Held,
     outlet: Outlet,
@@ -104,7 +104,7 @@ impl Bench {
     }
 
     /// One turn of the engine, and one of the writer.
-    pub(crate) fn turn(&mut self) -> Turn {
+    pub(in crate::engine) fn turn(&mut self) -> Turn {
         self.engine.read_commands(Turn::Busy);
         let turn = self.engine.turn();
         self.listen();
