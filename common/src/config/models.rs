@@ -97,7 +97,7 @@ fn model_source(section: &Section<'_>, report: &mut Report) -> Option<ModelSourc
         },
         faults: section
             .choice("faults", &[("on", Faults::On), ("off", Faults::Off)], report)
-            .unwrap_or(Script::default().faults),
+            .unwrap_or_default(),
     };
     if engine.is_none() {
         for key in

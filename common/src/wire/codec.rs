@@ -140,6 +140,34 @@ pub fn encode_frame<F: Frame>(value: &F, out: &mut Vec<u8>) -> Result<(), CodecE
     }
 }
 
+/// Reads one frame and not a byte beyond it. [`CodecError::Ended`] when the stream ends before it begins. Not cancel-safe:
+/// a caller that selects over frames uses a [`FrameReader`].
+pub async fn read_frame<F: Frame, R: AsyncRead + Unpin>(reader: &mut R) -> Result<F, CodecError> {
+    let mut prefix = [0; PREFIX];
+    let mut got = 0;
+    while got < PREFIX {
+        match reader.read(&mut prefix[got..]).await? {
+            0 if got == 0 => return Err(CodecError::Ended),
+            0 => return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
+            n => got += n,
+        }
+    }
+    let len = announced::<F>(prefix)?;
+    // Grown as bytes arrive: an announced length alone costs nothing.
+    let mut body = Vec::with_capacity(len.min(READ_CHUNK));
+    let read = reader.take(len as u64).read_to_end(&mut body).await?;
+    if read < len {
+        return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+    }
+    decode(&body)
+}
+
+/// The length in a prefix, if the kind allows it.
+fn announced<F: Frame>(prefix: [u8; PREFIX]) -> Result<usize, CodecError> {
+    let len = u32::from_le_bytes(prefix) as usize;
+    if len > F::LIMIT { Err(CodecError::TooLong { len, limit: F::LIMIT }) } else { Ok(len) }
+}
+
 /// Reads frames off a stream. Cancel-safe: bytes that arrived stay in the reader when a `next` is dropped.
 #[derive(Debug)]
 pub struct FrameReader<R> {
@@ -181,10 +209,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         let Some(prefix) = self.buffer.first_chunk::<PREFIX>() else {
             return Ok(None);
         };
-        let len = u32::from_le_bytes(*prefix) as usize;
-        if len > F::LIMIT {
-            return Err(CodecError::TooLong { len, limit: F::LIMIT });
-        }
+        let len = announced::<F>(*prefix)?;
         if self.buffer.len() < PREFIX + len {
             return Ok(None);
         }

@@ -247,7 +247,8 @@ impl<'de> Visitor<'de> for Value<'_> {
             let keep = self.parser.keep_member(inner.depth, self.keep, &name);
             let value = access.next_value_seed(Value { keep, ..inner }).map_err(failed)?;
             object.len += 1;
-            if keep == Keep::Yes && self.parser.take_room() {
+            // Of the root's members only known ones are kept, which bounds them already.
+            if keep == Keep::Yes && (inner.depth == 1 || self.parser.take_room()) {
                 object.members.push((name.clone().into_owned(), value));
             }
             names.insert(name);

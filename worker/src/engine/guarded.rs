@@ -2,6 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use shoal_common::telemetry::Chain;
+
 use crate::backend::{Backend, BackendError, LogitsBuffer, SequenceId, Slice};
 
 /// The backend panicked; the panic hook has told where.
@@ -31,7 +33,7 @@ impl Guarded {
             Ok(())
         });
         if let Err(error) = released {
-            tracing::error!(error = &error as &dyn std::error::Error, "a sequence could not be released");
+            tracing::error!(error = %Chain(&error), "a sequence could not be released");
         }
     }
 }

@@ -95,7 +95,8 @@ impl GroupLink {
         self.unsent_bytes.load(Ordering::Acquire)
     }
 
-    pub(super) fn said(&self, bytes: usize) {
+    /// A frame of `bytes` is on its way to the writer.
+    pub(crate) fn said(&self, bytes: usize) {
         self.unsent_frames.fetch_add(1, Ordering::AcqRel);
         self.unsent_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
@@ -104,7 +105,8 @@ impl GroupLink {
         self.unsent_frames.load(Ordering::Acquire) >= UNSENT_FRAMES || self.unsent_bytes() >= UNSENT_BYTES
     }
 
-    pub(super) fn is_cancelled(&self) -> bool {
+    /// Whether nobody wants the group any more.
+    pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire)
     }
 

@@ -13,7 +13,7 @@ mod rate;
 pub mod sink;
 mod step;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod turn;
 
 use std::sync::Arc;

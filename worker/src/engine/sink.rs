@@ -36,10 +36,10 @@ pub enum Outgoing {
 #[derive(Debug, Default)]
 pub struct StepReport(pub Vec<Outgoing>);
 
-/// Reports that can be unread on a connection with `streams` streams: each stream's unsent frames, those of the step that
-/// exceeded its bound, and its end.
+/// Reports that can be unread on a connection with `streams` streams: each stream's unsent frames, its acceptance, those of the step
+/// that exceeded its bound, and its end.
 pub fn report_bound(streams: usize) -> usize {
-    streams * (UNSENT_FRAMES + 4)
+    streams * (UNSENT_FRAMES + 5)
 }
 
 /// The engine's end of a connection's reports.
@@ -134,7 +134,7 @@ fn cost(frame: &GroupFrame) -> usize {
             scores.iter().map(|score| scored(score.alternatives.len())).sum::<usize>()
         }
         GroupFrame::Step(tokens) => tokens.iter().map(|token| scored(token.score.alternatives.len())).sum(),
-        GroupFrame::Busy { .. } | GroupFrame::Failed(_) => 0,
+        GroupFrame::Accepted | GroupFrame::Busy { .. } | GroupFrame::Failed(_) => 0,
     };
     32 + body
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use shoal_common::ids::BranchIndex;
+use shoal_common::telemetry::Chain;
 use shoal_common::wire::message::GroupFailure;
 
 use super::turn::{Engine, Turn};
@@ -96,7 +97,7 @@ impl Engine {
     }
 
     fn fail_step(&mut self, plan: &StepPlan, error: &BackendError) {
-        tracing::error!(error = error as &dyn std::error::Error, "a step failed");
+        tracing::error!(error = %Chain(error), "a step failed");
         let of_slices = plan.slices.iter().map(|slice| slice.group);
         let groups: BTreeSet<_> = of_slices.chain(plan.forks.iter().map(|fork| fork.group)).collect();
         for id in groups {

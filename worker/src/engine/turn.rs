@@ -86,6 +86,8 @@ impl Engine {
     /// One turn after the commands were read.
     pub(super) fn turn(&mut self) -> Turn {
         self.heed_links();
+        // Before the step: a router must not wait for a prefill to learn that its group was taken.
+        self.outbox.flush();
         let turn = self.step();
         self.outbox.flush();
         self.publish();
@@ -120,6 +122,7 @@ impl Engine {
         self.next_group += 1;
         let shape = admission::shape(&submit);
         if submit.end.max_tokens == 0 && submit.score_prompt.is_none() {
+            self.outbox.say(&sink, GroupFrame::Accepted);
             return self.outbox.end(&sink);
         }
         let refusal = if self.links.orders.mode() != Mode::Serve {
@@ -133,6 +136,7 @@ impl Engine {
         };
         match refusal {
             None => {
+                self.outbox.say(&sink, GroupFrame::Accepted);
                 self.groups.insert(id, LiveGroup::new(submit, sink, deadline));
             }
             Some(frame) => {

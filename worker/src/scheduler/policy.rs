@@ -67,7 +67,7 @@ pub struct Policy {
 }
 
 /// A step being filled.
-struct Filling {
+struct Draft {
     plan: StepPlan,
     tokens_left: usize,
     score_rows_left: usize,
@@ -148,7 +148,7 @@ impl Policy {
     /// The next step. Empty when nothing can go on before something is told. [`Policy::complete`] must follow.
     pub fn plan(&mut self) -> StepPlan {
         let mut step =
-            Filling { plan: StepPlan::default(), tokens_left: self.bounds.step_tokens, score_rows_left: SCORE_ROWS };
+            Draft { plan: StepPlan::default(), tokens_left: self.bounds.step_tokens, score_rows_left: SCORE_ROWS };
         self.serve_runners(&mut step, Turn::Decodes);
         self.serve_runners(&mut step, Turn::Prefills);
         self.start_units(&mut step);
@@ -178,7 +178,7 @@ impl Policy {
         freed
     }
 
-    fn serve_runners(&mut self, step: &mut Filling, turn: Turn) {
+    fn serve_runners(&mut self, step: &mut Draft, turn: Turn) {
         let mut served = VecDeque::new();
         let mut passed = VecDeque::new();
         for runner in std::mem::take(&mut self.runners) {
@@ -206,7 +206,7 @@ impl Policy {
     }
 
     /// Plans as much of the runner's tokens as fit.
-    fn serve(&mut self, runner: Runner, step: &mut Filling) -> Served {
+    fn serve(&mut self, runner: Runner, step: &mut Draft) -> Served {
         let Some(group) = self.groups.get_mut(&runner.group) else { return Served::Done };
         let Some(pending) = group.pending(runner.feed) else { return Served::Done };
         let scores = runner.feed == Feed::Prompt && group.scores_owed();
@@ -239,7 +239,7 @@ impl Policy {
     }
 
     /// Starts prompts and forks branches, in fair turns, until there is no room or no budget.
-    fn start_units(&mut self, step: &mut Filling) {
+    fn start_units(&mut self, step: &mut Draft) {
         while !self.shares.is_empty() {
             let ready = |id| self.groups.get(&id).is_some_and(|group| is_ready(group, step));
             let Some(id) = self.shares.next(ready) else { return };
@@ -250,7 +250,7 @@ impl Policy {
     }
 
     /// Starts the group's next unit; false when there is no room for it.
-    fn start_unit(&mut self, id: GroupId, step: &mut Filling) -> bool {
+    fn start_unit(&mut self, id: GroupId, step: &mut Draft) -> bool {
         let Some(group) = self.groups.get_mut(&id) else { return false };
         let Some(unit) = group.next_unit() else { return false };
         let Some(room) = self.budget.take(group.room_needed()) else { return false };
@@ -293,7 +293,7 @@ impl Policy {
     }
 
     /// Nothing can go on: the youngest prompt that is only kept makes room.
-    fn give_up_a_prompt(&mut self, step: &mut Filling) -> bool {
+    fn give_up_a_prompt(&mut self, step: &mut Draft) -> bool {
         let mut kept = self.groups.values_mut().rev().filter(|group| group.flow == Flow::Open && group.keeps_prompt());
         let Some(held) = kept.next().and_then(Group::give_up_prompt) else { return false };
         step.plan.releases.push(held.id);
@@ -352,7 +352,7 @@ enum Served {
     Done,
 }
 
-fn is_ready(group: &Group, step: &Filling) -> bool {
+fn is_ready(group: &Group, step: &Draft) -> bool {
     let rows_left = !group.scores_owed() || step.score_rows_left > 0;
     let unit_is_ready = match group.next_unit() {
         Some(Unit::Prompt) => step.tokens_left > 0 && rows_left,

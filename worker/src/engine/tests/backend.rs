@@ -8,20 +8,20 @@ use shoal_common::ids::TokenId;
 
 use crate::backend::{Backend, BackendError, LogitsBuffer, LogitsOf, SequenceId, Slice};
 
-pub(super) const VOCAB: u32 = 40;
+pub(crate) const VOCAB: u32 = 40;
 /// A step that is fed this token fails.
-pub(super) const FAILS: TokenId = TokenId(38);
+pub(crate) const FAILS: TokenId = TokenId(38);
 /// A step that is fed this token panics.
-pub(super) const PANICS: TokenId = TokenId(39);
+pub(crate) const PANICS: TokenId = TokenId(39);
 
 /// Tokens of each sequence the backend holds.
-pub(super) type Held = Arc<Mutex<BTreeMap<SequenceId, Vec<TokenId>>>>;
+pub(crate) type Held = Arc<Mutex<BTreeMap<SequenceId, Vec<TokenId>>>>;
 
 #[derive(Debug, thiserror::Error)]
 #[error("on order")]
 struct OnOrder;
 
-pub(super) struct HashBackend(pub(super) Held);
+pub(crate) struct HashBackend(pub(crate) Held);
 
 fn logits_after(tokens: &[TokenId], row: &mut [f32]) {
     let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.0.to_le_bytes()).collect();

@@ -18,23 +18,23 @@ use crate::engine::turn::{Engine, Turn};
 use crate::engine::{EngineHandle, GroupSink, Served, assemble};
 use crate::scheduler::Bounds;
 
-pub(super) const CONTEXT: u32 = 512;
-pub(super) const ROOMY: Bounds = Bounds { slots: 16, kv_tokens: 8192, groups: 64, step_tokens: 32 };
+pub(crate) const CONTEXT: u32 = 512;
+pub(crate) const ROOMY: Bounds = Bounds { slots: 16, kv_tokens: 8192, groups: 64, step_tokens: 32 };
 
-pub(super) fn fingerprint() -> Fingerprint {
+pub(crate) fn fingerprint() -> Fingerprint {
     Fingerprint::new(Digest::of(b"hash"), None, Digest::of(b"none"), "hash")
 }
 
 /// What a group has said.
 #[derive(Debug, Default)]
-pub(super) struct Heard {
-    pub(super) frames: Vec<GroupFrame>,
-    pub(super) ends: usize,
+pub(crate) struct Heard {
+    pub(crate) frames: Vec<GroupFrame>,
+    pub(crate) ends: usize,
 }
 
 impl Heard {
     /// The branch's tokens, after a check that their positions are without gaps.
-    pub(super) fn tokens(&self, branch: u16) -> Vec<TokenScore> {
+    pub(crate) fn tokens(&self, branch: u16) -> Vec<TokenScore> {
         let mut tokens = Vec::new();
         let mut next = None;
         for token in self.steps().filter(|token| token.branch == BranchIndex(branch)) {
@@ -45,15 +45,15 @@ impl Heard {
         tokens
     }
 
-    pub(super) fn first_position(&self, branch: u16) -> Option<u32> {
+    pub(crate) fn first_position(&self, branch: u16) -> Option<u32> {
         self.steps().find(|token| token.branch == BranchIndex(branch)).map(|token| token.position)
     }
 
-    pub(super) fn end(&self, branch: u16) -> Option<BranchEnd> {
+    pub(crate) fn end(&self, branch: u16) -> Option<BranchEnd> {
         self.steps().filter(|token| token.branch == BranchIndex(branch)).find_map(|token| token.end)
     }
 
-    pub(super) fn steps(&self) -> impl Iterator<Item = &BranchToken> {
+    pub(crate) fn steps(&self) -> impl Iterator<Item = &BranchToken> {
         self.frames.iter().flat_map(|frame| match frame {
             GroupFrame::Step(tokens) => &tokens[..],
             _ => &[],
@@ -63,29 +63,29 @@ impl Heard {
 
 /// Whether the test's writer hands frames to its transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Draining {
+pub(crate) enum Draining {
     Yes,
     No,
 }
 
-pub(super) struct Stream {
-    pub(super) link: Arc<GroupLink>,
-    pub(super) draining: Draining,
+pub(crate) struct Stream {
+    pub(crate) link: Arc<GroupLink>,
+    pub(crate) draining: Draining,
     unsent: Vec<usize>,
-    pub(super) heard: Heard,
+    pub(crate) heard: Heard,
 }
 
-pub(super) struct Bench {
-    pub(super) engine: Engine,
-    pub(super) handle: EngineHandle,
-    pub(super) held: Held,
+pub(crate) struct Bench {
+    pub(in crate::engine) engine: Engine,
+    pub(crate) handle: EngineHandle,
+    pub(crate) held: Held,
     outlet: Outlet,
     reports: mpsc::Receiver<StepReport>,
-    pub(super) streams: BTreeMap<StreamKey, Stream>,
+    pub(crate) streams: BTreeMap<StreamKey, Stream>,
 }
 
 impl Bench {
-    pub(super) fn new(bounds: Bounds) -> Self {
+    pub(crate) fn new(bounds: Bounds) -> Self {
         let held = Held::default();
         let served = Served { fingerprint: fingerprint(), vocab: VOCAB, context: CONTEXT };
         let (handle, engine) = assemble(served, bounds, Box::new(HashBackend(held.clone())));
@@ -94,7 +94,7 @@ impl Bench {
         Self { engine, handle, held, outlet, reports, streams: BTreeMap::new() }
     }
 
-    pub(super) fn submit(&mut self, submit: Submit) -> StreamKey {
+    pub(crate) fn submit(&mut self, submit: Submit) -> StreamKey {
         let (key, link) = (StreamKey(self.streams.len() as u64), self.handle.link());
         let sink = GroupSink::new(self.outlet.clone(), key, link.clone());
         let stream = Stream { link, draining: Draining::Yes, unsent: Vec::new(), heard: Heard::default() };
@@ -104,7 +104,7 @@ impl Bench {
     }
 
     /// One turn of the engine, and one of the writer.
-    pub(super) fn turn(&mut self) -> Turn {
+    pub(in crate::engine) fn turn(&mut self) -> Turn {
         self.engine.read_commands(Turn::Busy);
         let turn = self.engine.turn();
         self.listen();
@@ -131,15 +131,15 @@ impl Bench {
     }
 
     /// Turns until nothing is left to do.
-    pub(super) fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         while self.turn() == Turn::Busy {}
     }
 
-    pub(super) fn heard(&self, key: StreamKey) -> &Heard {
+    pub(crate) fn heard(&self, key: StreamKey) -> &Heard {
         &self.streams[&key].heard
     }
 
-    pub(super) fn assert_idle(&self) {
+    pub(crate) fn assert_idle(&self) {
         assert!(self.held.lock().unwrap().is_empty(), "the backend holds sequences that nobody needs");
         let status = *self.handle.status().borrow();
         assert_eq!((status.running, status.waiting, status.kv_used, status.queued_tokens), (0, 0, 0, 0));
@@ -147,7 +147,7 @@ impl Bench {
 }
 
 /// A bench that ran `submit` alone.
-pub(super) fn alone(submit: Submit) -> Heard {
+pub(crate) fn alone(submit: Submit) -> Heard {
     let mut bench = Bench::new(ROOMY);
     let key = bench.submit(submit);
     bench.run();
@@ -157,16 +157,16 @@ pub(super) fn alone(submit: Submit) -> Heard {
     heard
 }
 
-pub(super) fn ids(values: &[u32]) -> PromptIds {
+pub(crate) fn ids(values: &[u32]) -> PromptIds {
     PromptIds(values.iter().copied().map(TokenId).collect())
 }
 
-pub(super) fn start(choice: u32, emitted: &[TokenScore]) -> BranchStart {
+pub(crate) fn start(choice: u32, emitted: &[TokenScore]) -> BranchStart {
     BranchStart { choice, emitted: PromptIds(emitted.iter().map(|score| score.token).collect()) }
 }
 
 /// Draws `max_tokens` at temperature 1 with penalties, so that every part of a branch's state shows in its tokens.
-pub(super) fn submission(prompt: &[u32], max_tokens: u32, branches: u32) -> Submit {
+pub(crate) fn submission(prompt: &[u32], max_tokens: u32, branches: u32) -> Submit {
     let sampling = SamplingParams {
         frequency_penalty: shoal_common::sampling::Penalty::new(0.7).unwrap(),
         repetition_penalty: shoal_common::sampling::RepetitionPenalty::new(1.2).unwrap(),
