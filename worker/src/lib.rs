@@ -8,6 +8,8 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod backend;
+pub mod model;
+pub mod reference;
 pub mod sampler;
 pub mod scripted;
 pub mod weights;
