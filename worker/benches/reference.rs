@@ -49,8 +49,7 @@ fn decode(
     let begin = Instant::now();
     for step in 0..STEPS {
         let tokens = [TokenId(100 + step as u32)];
-        let slice =
-            |&sequence| Slice { sequence, start: PREFILL + step, tokens: &tokens, logits: LogitsOf::Last };
+        let slice = |&sequence| Slice { sequence, start: PREFILL + step, tokens: &tokens, logits: LogitsOf::Last };
         let slices: Vec<Slice<'_>> = sequences.iter().map(slice).collect();
         backend.forward(&slices, logits)?;
     }

@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Shape};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::exp::exp;
 use super::kernel::{LANES, MAX_ROWS, Machine, RowGroup};
 use super::kv::{KvShape, LayerKv};
 
@@ -108,14 +109,12 @@ impl Row<'_> {
     }
 }
 
-/// Softmax in place: sums ascend, and the exponential is `libm`'s, the same on every platform.
+/// Softmax in place; the sum ascends.
+#[inline(always)]
 fn softmax(scores: &mut [f32]) {
     let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for score in scores.iter_mut() {
-        *score = libm::expf(*score - largest);
-        sum += *score;
-    }
+    scores.iter_mut().for_each(|score| *score = exp(*score - largest));
+    let sum: f32 = scores.iter().sum();
     scores.iter_mut().for_each(|score| *score /= sum);
 }
 

@@ -84,12 +84,7 @@ impl RowGroup {
 }
 
 #[inline(always)]
-fn accumulate<S: Simd, const ROWS: usize>(
-    simd: S,
-    panel: &[Lanes],
-    values: &[f32],
-    sums: &mut [Lanes; MAX_ROWS],
-) {
+fn accumulate<S: Simd, const ROWS: usize>(simd: S, panel: &[Lanes], values: &[f32], sums: &mut [Lanes; MAX_ROWS]) {
     match LANES / S::F32_LANES {
         1 => accumulate_registers::<S, ROWS, 1>(simd, panel, values, sums),
         2 => accumulate_registers::<S, ROWS, 2>(simd, panel, values, sums),

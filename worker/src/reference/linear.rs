@@ -48,8 +48,11 @@ impl Linear {
 
     /// `x` is `[rows, inputs]`, `y` becomes `[rows, outputs]`, both row-major.
     pub(super) fn forward(&self, x: &[f32], y: &mut [f32]) {
+        let rows = x.len() / self.inputs;
+        // Eight rows are twice four and not six and two: small groups leave the multipliers waiting.
+        let together = rows.div_ceil(rows.div_ceil(MAX_ROWS));
         let groups: Vec<RowGroup> =
-            x.par_chunks(MAX_ROWS * self.inputs).map(|rows| RowGroup::pack(rows, self.inputs)).collect();
+            x.par_chunks(together * self.inputs).map(|rows| RowGroup::pack(rows, self.inputs)).collect();
         let panels = self.panels.len() / self.inputs;
         let share = panels.div_ceil(rayon::current_num_threads() * SHARES_PER_THREAD);
         let shares: Vec<Vec<f32>> =
@@ -89,11 +92,12 @@ impl WithSimd for Multiply<'_> {
     fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
         let width = self.panels.len() / self.inputs * LANES;
         let rows: usize = self.groups.iter().map(RowGroup::rows).sum();
+        let together = self.groups[0].rows() * width;
         let mut y = vec![0.0; rows * width];
-        let passes = self.groups.chunks(GROUPS_PER_PASS).zip(y.chunks_mut(GROUPS_PER_PASS * MAX_ROWS * width));
+        let passes = self.groups.chunks(GROUPS_PER_PASS).zip(y.chunks_mut(GROUPS_PER_PASS * together));
         for (groups, y) in passes {
             for (index, panel) in self.panels.chunks_exact(self.inputs).enumerate() {
-                for (group, y) in groups.iter().zip(y.chunks_mut(MAX_ROWS * width)) {
+                for (group, y) in groups.iter().zip(y.chunks_mut(together)) {
                     let mut sums = [[0.0; LANES]; MAX_ROWS];
                     group.accumulate(simd, panel, 0, &mut sums);
                     for (y, sums) in y.chunks_exact_mut(width).zip(&sums) {

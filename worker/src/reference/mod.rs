@@ -1,12 +1,13 @@
 //! The reference backend: llama-family models in f32 on candle tensors, from weights expanded to f32. The oracle that
 //! faster backends are tested against, and what serves until there is one. Loaded by `model::load`, driven by the engine.
 //!
-//! Its bits are the same on every machine: sums have one order ([`kernel`], [`attention`]; candle's RMS norm ascends),
-//! multiply-adds are fused by definition and not at the compiler's leave, and exponentials and sines are `libm`'s, never
-//! the platform's. It never looks at a sequence's neighbours in a step.
+//! Its bits are the same on every machine: sums have one order (`kernel`, `attention`; candle's RMS norm ascends),
+//! multiply-adds are fused by definition and not at the compiler's leave, and exponentials and sines never come from the
+//! platform's C library. It never looks at a sequence's neighbours in a step.
 
 mod attention;
 mod error;
+mod exp;
 mod kernel;
 mod kv;
 mod linear;
