@@ -4,6 +4,7 @@
 mod limits;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -145,6 +146,32 @@ pub struct Script {
     pub salt: u64,
     /// Longest sequence in tokens.
     pub context: u32,
+    /// One position in this many, on average, is likely to end the answer; absent: none. Part of the weights' digest.
+    pub eos_every: Option<NonZeroU32>,
+    /// Whether texts in a prompt can make a step fail or hang.
+    pub faults: Faults,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self {
+            step: Duration::from_millis(10),
+            salt: 0,
+            context: 4096,
+            eos_every: NonZeroU32::new(64),
+            faults: Faults::Off,
+        }
+    }
+}
+
+/// Whether the scripted test engine plays faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Faults {
+    /// Never: a prompt is only a prompt.
+    #[default]
+    Off,
+    /// A prompt with a trigger text fails or hangs its step.
+    On,
 }
 
 /// `[api]`

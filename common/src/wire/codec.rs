@@ -2,6 +2,7 @@
 //! bincode. A length is checked against its kind's limit before a byte of the body is allocated, and a body must be
 //! consumed whole.
 
+use bytes::{Buf, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -71,6 +72,9 @@ impl Frame for TokenizerBundle {
 /// Bytes of the length prefix.
 const PREFIX: usize = 4;
 
+/// Bytes of room made before each read: a step's frames of many groups fit.
+const READ_CHUNK: usize = 8 << 10;
+
 fn encode_body<F: Frame>(value: &F, out: &mut Vec<u8>) -> Result<(), CodecError> {
     let start = out.len();
     bincode::serde::encode_into_std_write(value, out, bincode::config::standard()).map_err(CodecError::Encode)?;
@@ -119,29 +123,57 @@ pub fn encode_frame<F: Frame>(value: &F, out: &mut Vec<u8>) -> Result<(), CodecE
     }
 }
 
-/// Reads one frame. [`CodecError::Ended`] when the stream ends before a frame begins. Not cancel-safe: a caller that
-/// selects over it must keep the future.
-pub async fn read_frame<F: Frame, R: AsyncRead + Unpin>(reader: &mut R) -> Result<F, CodecError> {
-    let mut prefix = [0; PREFIX];
-    let mut got = 0;
-    while got < PREFIX {
-        match reader.read(&mut prefix[got..]).await? {
-            0 if got == 0 => return Err(CodecError::Ended),
-            0 => return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
-            n => got += n,
+/// Reads frames off a stream. Cancel-safe: bytes that arrived stay in the reader when a `next` is dropped.
+#[derive(Debug)]
+pub struct FrameReader<R> {
+    reader: R,
+    buffer: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// A reader at the beginning of a frame.
+    pub fn new(reader: R) -> Self {
+        Self { reader, buffer: BytesMut::new() }
+    }
+
+    /// The next frame; [`CodecError::Ended`] when the stream ends before one begins.
+    pub async fn next<F: Frame>(&mut self) -> Result<F, CodecError> {
+        loop {
+            if let Some(value) = self.take()? {
+                return Ok(value);
+            }
+            // Grown as bytes arrive: an announced length alone costs nothing.
+            self.buffer.reserve(READ_CHUNK);
+            if self.reader.read_buf(&mut self.buffer).await? == 0 {
+                return if self.buffer.is_empty() {
+                    Err(CodecError::Ended)
+                } else {
+                    Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into())
+                };
+            }
         }
     }
-    let len = u32::from_le_bytes(prefix) as usize;
-    if len > F::LIMIT {
-        return Err(CodecError::TooLong { len, limit: F::LIMIT });
+
+    /// The stream behind the reader and the bytes read from it beyond the last frame.
+    pub fn into_parts(self) -> (R, BytesMut) {
+        (self.reader, self.buffer)
     }
-    // Grown as bytes arrive: an announced length alone costs nothing.
-    let mut body = Vec::with_capacity(len.min(64 << 10));
-    let read = reader.take(len as u64).read_to_end(&mut body).await?;
-    if read < len {
-        return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+
+    /// Decodes the frame at the head of the buffer, if it is whole.
+    fn take<F: Frame>(&mut self) -> Result<Option<F>, CodecError> {
+        let Some(prefix) = self.buffer.first_chunk::<PREFIX>() else {
+            return Ok(None);
+        };
+        let len = u32::from_le_bytes(*prefix) as usize;
+        if len > F::LIMIT {
+            return Err(CodecError::TooLong { len, limit: F::LIMIT });
+        }
+        if self.buffer.len() < PREFIX + len {
+            return Ok(None);
+        }
+        self.buffer.advance(PREFIX);
+        decode(&self.buffer.split_to(len)).map(Some)
     }
-    decode(&body)
 }
 
 /// Writes one frame.

@@ -83,6 +83,8 @@ pub struct EndRules {
 /// From worker to router on a group stream. After the last branch ended the worker finishes the stream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum GroupFrame {
+    /// The group has a place; always the first frame unless it is `Busy` or `Failed`.
+    Accepted,
     /// Scores of prompt tokens `first..first+len`, in order and without gaps over the frames. Token 0 has no score, so the
     /// first frame begins at 1. All of them come before the first `Step`.
     PromptScores {

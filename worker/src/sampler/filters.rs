@@ -6,9 +6,10 @@ use shoal_common::sampling::SamplingParams;
 
 use super::exp::{exp, sum};
 
-/// How far below the best logit the bands of candidates end, in units of the temperature: weights of e^-3, e^-6, e^-12,
-/// e^-24. A model's answer is nearly always in the first two; what is below the last edge is the last band.
-const BAND_EDGES: [f64; 4] = [3.0, 6.0, 12.0, 24.0];
+/// How far below the best logit the bands of candidates end, in units of the temperature: a weight of e^-3 and so on. A
+/// model's answer is nearly always in the first two; a nucleus of 0.999 ends in a narrow one of the middle, before most of
+/// the vocabulary. What is below the last edge is the last band.
+const BAND_EDGES: [f64; 8] = [3.0, 6.0, 8.0, 10.0, 12.0, 14.0, 17.0, 24.0];
 
 /// The best candidate: the highest logit, the lowest id among equals.
 #[derive(Clone, Copy, Debug, PartialEq)]

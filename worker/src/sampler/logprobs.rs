@@ -5,20 +5,21 @@ use shoal_common::ids::TokenId;
 use shoal_common::wire::message::TokenScore;
 
 use super::exp::{exp, ln, sum};
+use super::filters::best;
 use super::penalties::clean;
 
 /// Scores `token` against its row of raw logits, `[vocab]`. Natural logarithms; -inf for a logit of -inf or NaN and for a
 /// token outside the row. `scratch` is overwritten.
 pub(super) fn score(scratch: &mut Vec<f64>, logits: &[f32], token: TokenId, alternatives: u8) -> TokenScore {
-    let highest = logits.iter().map(|&logit| clean(f64::from(logit))).fold(f64::NEG_INFINITY, f64::max);
-    let distance = |logit: f32| clean(f64::from(logit)) - highest;
     scratch.clear();
+    scratch.extend(logits.iter().map(|&logit| clean(f64::from(logit))));
+    let highest = best(scratch).map_or(f64::NEG_INFINITY, |best| best.logit);
     if highest > f64::NEG_INFINITY {
-        scratch.extend(logits.iter().map(|&logit| exp(distance(logit))));
+        scratch.iter_mut().for_each(|logit| *logit = exp(*logit - highest));
     }
     let log_total = ln(sum(scratch));
     let logprob = |logit: f32| {
-        let value = distance(logit) - log_total;
+        let value = clean(f64::from(logit)) - highest - log_total;
         // Only a row without any finite logit gives NaN (inf - inf): nothing in it has a probability.
         if value.is_nan() { f32::NEG_INFINITY } else { value as f32 }
     };

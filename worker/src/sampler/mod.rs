@@ -9,10 +9,10 @@
 //! - min_p keeps weights of at least `min_p`: relative to the best, whose weight is 1.
 //! - top_k keeps the first k.
 //! - top_p keeps a candidate while the weight before it is less than `top_p` of the total; the first always stays.
-//! - The draw takes the first candidate at which the cumulative weight exceeds u x mass, with u from [`rng`].
+//! - The draw takes the first candidate at which the cumulative weight exceeds u x mass, with u from `rng`.
 //!
 //! Cumulative weights are summed in sorted order. The total that top_p and a plain draw refer to is the sum over the ids
-//! in 8 lanes ([`exp::sum`]), or with top_k the cumulative weight of the first k. How much is sorted never shows in the
+//! in 8 lanes (`exp::sum`), or with top_k the cumulative weight of the first k. How much is sorted never shows in the
 //! result. Any change here changes answers, and so the numerics version.
 //!
 //! **Odd rows.** NaN counts as -inf. +inf counts as the largest finite logit. A `logit_bias` of 100 leaves only such

@@ -1,0 +1,341 @@
+//! Dispatch against workers that are played by the test, over real QUIC on loopback.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use shoal_common::config::Timers;
+use shoal_common::pki::{Authority, Identity, Role};
+use shoal_common::quic::{self, Acceptor};
+use shoal_common::wire::hello::{Capacity, Hello};
+use shoal_common::wire::message::{BranchEnd, BranchStart, EndRules, PromptIds};
+use shoal_common::ids::TokenId;
+use tokio::sync::watch;
+
+use super::*;
+use crate::fleet::pick::LeastQueued;
+use crate::fleet::{Offer, Roster, Snapshot};
+use crate::testing::{model, score};
+
+/// A cluster of workers that the test plays.
+struct Stage {
+    endpoint: quinn::Endpoint,
+    authority: Authority,
+    acceptor: Acceptor,
+    roster: Roster,
+    published: watch::Sender<Arc<Snapshot>>,
+    dispatcher: Dispatcher,
+}
+
+/// One played worker. Its endpoint lives as long as it does.
+struct Played {
+    connection: quinn::Connection,
+    _endpoint: quinn::Endpoint,
+}
+
+/// A group as the played worker sees it.
+struct PlayedGroup {
+    submit: Submit,
+    reader: FrameReader<quinn::RecvStream>,
+    writer: quinn::SendStream,
+}
+
+fn loopback() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 0).into()
+}
+
+impl Stage {
+    async fn new() -> Self {
+        let authority = Authority::create(&Name::new("test").unwrap()).unwrap();
+        let identity = authority.issue(Role::Router, &Name::new("router").unwrap()).unwrap();
+        let endpoint = quic::router_endpoint(loopback(), &identity, &Timers::default()).unwrap();
+        let acceptor = Acceptor::new(endpoint.clone(), Timers::default());
+        let (published, snapshots) = watch::channel(Arc::default());
+        let dispatcher = Dispatcher { view: FleetView::new(snapshots), policy: Arc::new(LeastQueued) };
+        Self { endpoint, authority, acceptor, roster: Roster::default(), published, dispatcher }
+    }
+
+    /// Adds a worker. With equal load the one whose name sorts first is picked.
+    async fn worker(&mut self, name: &str) -> Played {
+        let name = Name::new(name).unwrap();
+        let identity: Identity = self.authority.issue(Role::Worker, &name).unwrap();
+        let endpoint = quic::worker_endpoint(&identity, &Timers::default()).unwrap();
+        let (address, timers) = (self.endpoint.local_addr().unwrap(), Timers::default());
+        let (dialled, accepted) =
+            tokio::join!(quic::dial(&endpoint, address, &timers), self.acceptor.next());
+        let hello = Hello {
+            worker: name,
+            incarnation: Incarnation::draw(),
+            build: String::new(),
+            capacity: Capacity { slots: 1, kv_tokens: 1, groups: 1 },
+            model: model().card.clone(),
+        };
+        let offer = Offer { hello, model: model(), line: Arc::new(accepted.unwrap()) };
+        self.roster.join(offer, Instant::now()).unwrap();
+        self.published.send_replace(Arc::new(self.roster.snapshot()));
+        Played { connection: dialled.unwrap(), _endpoint: endpoint }
+    }
+
+    fn group(&self, branches: u16, score_prompt: Option<u8>) -> (GroupRun, StopHandle) {
+        let start = |choice| BranchStart { choice, emitted: PromptIds::default() };
+        let submit = Submit {
+            fingerprint: model().card.fingerprint,
+            prompt: PromptIds((10..14).map(TokenId).collect()),
+            branches: (0..u32::from(branches)).map(start).collect(),
+            sampling: Default::default(),
+            end: EndRules { max_tokens: 6, min_tokens: 0, stop_ids: Vec::new() },
+            alternatives: 0,
+            score_prompt,
+            share_key: 0,
+            deadline_ms: None,
+        };
+        let identity = (model().card.name.clone(), model().card.vocab_size);
+        GroupRun::new(self.dispatcher.clone(), identity, submit, None)
+    }
+}
+
+impl Played {
+    async fn group(&self) -> PlayedGroup {
+        let (writer, reader) = self.connection.accept_bi().await.unwrap();
+        let mut reader = FrameReader::new(reader);
+        let StreamOpen::Group(submit) = reader.next().await.unwrap() else { panic!("not a group") };
+        PlayedGroup { submit: *submit, reader, writer }
+    }
+
+    fn die(&self) {
+        self.connection.close(9u32.into(), b"");
+    }
+}
+
+impl PlayedGroup {
+    async fn send(&mut self, frame: GroupFrame) {
+        codec::write_frame(&mut self.writer, &frame).await.unwrap();
+    }
+
+    /// Tokens 100, 101, … for positions `from..to`, the sixth with its end.
+    async fn tokens(&mut self, branch: u16, positions: std::ops::Range<u32>) {
+        for position in positions {
+            let end = (position == 5).then_some(BranchEnd::Length);
+            let score = score(TokenId(100 + position), -1.0);
+            self.send(GroupFrame::Step(vec![BranchToken { branch: BranchIndex(branch), position, score, end }])).await;
+        }
+    }
+}
+
+/// The tokens of every event up to the end, as (branch, token).
+async fn rest(run: &mut GroupRun) -> Result<Vec<(u16, u32)>, DispatchError> {
+    let mut seen = Vec::new();
+    while let Some(event) = run.next().await? {
+        if let GroupEvent::Tokens(tokens) = event {
+            seen.extend(tokens.iter().map(|token| (token.branch.0, token.score.token.0)));
+        }
+    }
+    Ok(seen)
+}
+
+fn tokens_of(branch: u16) -> Vec<(u16, u32)> {
+    (100..106).map(|token| (branch, token)).collect()
+}
+
+#[tokio::test]
+async fn a_lost_worker_leaves_no_gap_and_no_duplicate() {
+    let mut stage = Stage::new().await;
+    let (first, second) = (stage.worker("a").await, stage.worker("b").await);
+    let (mut run, _stop) = stage.group(1, None);
+    let plays = async {
+        let mut group = first.group().await;
+        group.send(GroupFrame::Accepted).await;
+        group.tokens(0, 0..3).await;
+        group.writer.finish().unwrap();
+        group.writer.stopped().await.unwrap();
+        first.die();
+        let mut resumed = second.group().await;
+        let emitted: Vec<u32> = resumed.submit.branches[0].emitted.0.iter().map(|token| token.0).collect();
+        assert_eq!(emitted, [100, 101, 102], "the resumption does not say what was delivered");
+        resumed.send(GroupFrame::Accepted).await;
+        resumed.tokens(0, 3..6).await;
+        resumed.writer.finish().unwrap();
+        resumed
+    };
+    let client = async {
+        run.start().await.unwrap();
+        rest(&mut run).await.unwrap()
+    };
+    let (_kept, seen) = tokio::join!(plays, client);
+    assert_eq!(seen, tokens_of(0));
+}
+
+#[tokio::test]
+async fn only_open_branches_are_resumed_and_keep_their_names() {
+    let mut stage = Stage::new().await;
+    let (first, second) = (stage.worker("a").await, stage.worker("b").await);
+    let (mut run, _stop) = stage.group(2, None);
+    let plays = async {
+        let mut group = first.group().await;
+        group.send(GroupFrame::Accepted).await;
+        group.tokens(0, 0..6).await;
+        group.tokens(1, 0..2).await;
+        group.writer.finish().unwrap();
+        group.writer.stopped().await.unwrap();
+        first.die();
+        let mut resumed = second.group().await;
+        assert_eq!(resumed.submit.branches.len(), 1);
+        assert_eq!(resumed.submit.branches[0].choice, 1, "the draws would be another choice's");
+        resumed.send(GroupFrame::Accepted).await;
+        resumed.tokens(0, 2..6).await;
+        resumed.writer.finish().unwrap();
+        resumed
+    };
+    let client = async {
+        run.start().await.unwrap();
+        rest(&mut run).await.unwrap()
+    };
+    let (_kept, seen) = tokio::join!(plays, client);
+    assert_eq!(seen.iter().filter(|(branch, _)| *branch == 1).copied().collect::<Vec<_>>(), tokens_of(1));
+}
+
+#[tokio::test]
+async fn a_gap_a_repetition_or_an_unknown_token_is_never_handed_on() {
+    for bad in [(0, 5, 101), (0, 0, 100), (7, 1, 101), (0, 1, 9999)] {
+        let mut stage = Stage::new().await;
+        let (first, second) = (stage.worker("a").await, stage.worker("b").await);
+        let (mut run, _stop) = stage.group(1, None);
+        let plays = async {
+            let mut group = first.group().await;
+            group.send(GroupFrame::Accepted).await;
+            group.tokens(0, 0..1).await;
+            let (branch, position, token) = bad;
+            let score = score(TokenId(token), -1.0);
+            let token = BranchToken { branch: BranchIndex(branch), position, score, end: None };
+            group.send(GroupFrame::Step(vec![token])).await;
+            let mut resumed = second.group().await;
+            resumed.send(GroupFrame::Accepted).await;
+            resumed.tokens(0, 1..6).await;
+            resumed.writer.finish().unwrap();
+            (group, resumed)
+        };
+        let client = async {
+            run.start().await.unwrap();
+            rest(&mut run).await.unwrap()
+        };
+        let (_kept, seen) = tokio::join!(plays, client);
+        assert_eq!(seen, tokens_of(0), "{bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn prompt_scores_are_told_once_across_a_replay() {
+    let mut stage = Stage::new().await;
+    let (first, second) = (stage.worker("a").await, stage.worker("b").await);
+    let (mut run, _stop) = stage.group(0, Some(0));
+    let scores = |range: std::ops::Range<u32>| GroupFrame::PromptScores {
+        first: range.start,
+        scores: range.map(|position| score(TokenId(10 + position), -1.0)).collect(),
+    };
+    let plays = async {
+        let mut group = first.group().await;
+        group.send(GroupFrame::Accepted).await;
+        group.send(scores(1..2)).await;
+        group.writer.finish().unwrap();
+        group.writer.stopped().await.unwrap();
+        first.die();
+        let mut resumed = second.group().await;
+        resumed.send(GroupFrame::Accepted).await;
+        resumed.send(scores(1..3)).await;
+        resumed.send(scores(3..4)).await;
+        resumed.writer.finish().unwrap();
+        resumed
+    };
+    let client = async {
+        run.start().await.unwrap();
+        let mut seen = Vec::new();
+        while let Some(GroupEvent::PromptScores(scores)) = run.next().await.unwrap() {
+            seen.extend(scores.iter().map(|score| score.token.0));
+        }
+        seen
+    };
+    let (_kept, seen) = tokio::join!(plays, client);
+    assert_eq!(seen, [11, 12, 13]);
+}
+
+#[tokio::test]
+async fn a_full_worker_is_passed_over_and_a_full_cluster_says_when_to_come_back() {
+    let mut stage = Stage::new().await;
+    let (first, second) = (stage.worker("a").await, stage.worker("b").await);
+    let (mut run, _stop) = stage.group(1, None);
+    let plays = async {
+        let mut groups = (first.group().await, None);
+        groups.0.send(GroupFrame::Busy { retry_after_ms: 9_000 }).await;
+        let mut other = second.group().await;
+        other.send(GroupFrame::Busy { retry_after_ms: 4_000 }).await;
+        groups.1 = Some(other);
+        groups
+    };
+    let (_kept, started) = tokio::join!(plays, run.start());
+    let Err(DispatchError::Busy { retry_after }) = started else { panic!("{started:?}") };
+    assert_eq!(retry_after, Duration::from_secs(4));
+}
+
+#[tokio::test]
+async fn a_group_that_no_worker_survives_is_given_up() {
+    let mut stage = Stage::new().await;
+    let workers = [stage.worker("a").await, stage.worker("b").await, stage.worker("c").await, stage.worker("d").await];
+    let (mut run, _stop) = stage.group(1, None);
+    let plays = async {
+        for worker in &workers[..3] {
+            let mut group = worker.group().await;
+            group.send(GroupFrame::Accepted).await;
+            group.writer.finish().unwrap();
+            group.writer.stopped().await.unwrap();
+            worker.die();
+        }
+    };
+    let client = async {
+        run.start().await.unwrap();
+        rest(&mut run).await
+    };
+    let ((), outcome) = tokio::join!(plays, client);
+    assert!(matches!(outcome, Err(DispatchError::Lost)), "a fourth worker was given the group");
+}
+
+#[tokio::test]
+async fn dropping_a_group_cancels_it_on_its_worker() {
+    let mut stage = Stage::new().await;
+    let worker = stage.worker("a").await;
+    let (mut run, _stop) = stage.group(1, None);
+    let plays = async {
+        let mut group = worker.group().await;
+        group.send(GroupFrame::Accepted).await;
+        group
+    };
+    let (mut group, started) = tokio::join!(plays, run.start());
+    started.unwrap();
+    drop(run);
+    assert_eq!(group.writer.stopped().await.unwrap(), Some(0u32.into()), "the worker may still send");
+    let order = group.reader.next::<GroupOrder>().await;
+    assert!(matches!(order, Err(CodecError::Io(_))), "the stream was finished, not reset: {order:?}");
+}
+
+#[tokio::test]
+async fn a_stopped_branch_is_stopped_on_its_worker_while_others_go_on() {
+    let mut stage = Stage::new().await;
+    let worker = stage.worker("a").await;
+    let (mut run, stop) = stage.group(2, None);
+    let plays = async {
+        let mut group = worker.group().await;
+        group.send(GroupFrame::Accepted).await;
+        group.tokens(0, 0..1).await;
+        let order: GroupOrder = group.reader.next().await.unwrap();
+        assert_eq!(order, GroupOrder::StopBranch(BranchIndex(0)));
+        group.tokens(0, 1..2).await;
+        group.tokens(1, 0..6).await;
+        group.writer.finish().unwrap();
+        group
+    };
+    let client = async {
+        run.start().await.unwrap();
+        run.next().await.unwrap();
+        stop.stop(BranchIndex(0));
+        rest(&mut run).await.unwrap()
+    };
+    let (_kept, seen) = tokio::join!(plays, client);
+    assert_eq!(seen, tokens_of(1), "tokens of a stopped branch were handed on");
+}

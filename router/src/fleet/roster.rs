@@ -1,0 +1,184 @@
+//! The members of the fleet and the rules by which they join, report and leave. Pure: time is an argument.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use shoal_common::ids::{Incarnation, Name};
+use shoal_common::wire::hello::{Hello, Refusal, Status, WorkerState};
+
+use super::Snapshot;
+use crate::app::ServedModel;
+
+/// A worker of the same name that was heard of within this time is taken for alive, and a second one is refused: four
+/// status intervals.
+const ALIVE_WITHIN: Duration = Duration::from_secs(1);
+
+/// What a link needs from a worker's connection: opening streams and knowing whether it is gone. A trait so that rules can
+/// be tested without a socket.
+pub trait Line: Send + Sync + fmt::Debug {
+    /// Whether the connection is known to be closed.
+    fn is_closed(&self) -> bool;
+    /// The QUIC connection; absent in tests of pure rules.
+    fn connection(&self) -> Option<&quinn::Connection>;
+}
+
+impl Line for quinn::Connection {
+    fn is_closed(&self) -> bool {
+        self.close_reason().is_some()
+    }
+
+    fn connection(&self) -> Option<&quinn::Connection> {
+        Some(self)
+    }
+}
+
+/// A worker that asks to serve.
+#[derive(Debug)]
+pub struct Offer {
+    /// Its own words.
+    pub hello: Hello,
+    /// What it serves, with a tokenizer that was fetched and checked.
+    pub model: Arc<ServedModel>,
+    /// Its connection.
+    pub line: Arc<dyn Line>,
+}
+
+/// Tokens this router has sent to a replica and that are not finished. Shared by all groups on it.
+#[derive(Debug, Default)]
+pub struct Outstanding(AtomicU64);
+
+impl Outstanding {
+    /// Tokens outstanding.
+    pub fn tokens(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts a group's tokens as outstanding until dropped.
+#[derive(Debug)]
+pub struct OutstandingGuard {
+    of: Arc<Outstanding>,
+    tokens: u64,
+}
+
+impl Drop for OutstandingGuard {
+    fn drop(&mut self) {
+        self.of.0.fetch_sub(self.tokens, Ordering::Relaxed);
+    }
+}
+
+/// A whole model on one worker, as last reported.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    /// Which worker.
+    pub worker: Name,
+    /// Which life of it.
+    pub incarnation: Incarnation,
+    /// What it serves.
+    pub model: Arc<ServedModel>,
+    /// Its connection.
+    pub line: Arc<dyn Line>,
+    /// Its load; absent until the first report.
+    pub status: Option<Status>,
+    /// What this router has sent it.
+    pub outstanding: Arc<Outstanding>,
+    heard: Instant,
+}
+
+impl Replica {
+    /// Whether it may be given groups.
+    pub fn takes_groups(&self) -> bool {
+        !self.line.is_closed() && self.status.is_none_or(|status| status.state == WorkerState::Ready)
+    }
+
+    /// Tokens that stand before a new group, at least: what it reported, or what we know we sent since.
+    pub fn queued_tokens(&self) -> u64 {
+        self.status.map_or(0, |status| status.queued_tokens).max(self.outstanding.tokens())
+    }
+
+    /// Counts `tokens` as outstanding until the guard is dropped.
+    pub fn reserve(&self, tokens: u64) -> OutstandingGuard {
+        self.outstanding.0.fetch_add(tokens, Ordering::Relaxed);
+        OutstandingGuard { of: Arc::clone(&self.outstanding), tokens }
+    }
+}
+
+/// The members.
+#[derive(Debug, Default)]
+pub struct Roster {
+    replicas: BTreeMap<Name, Replica>,
+    models: BTreeMap<Name, Arc<ServedModel>>,
+}
+
+impl Roster {
+    /// Takes a worker in, or says why not. A new life of a known worker replaces the old one unless that one is alive.
+    pub fn join(&mut self, offer: Offer, now: Instant) -> Result<(), Refusal> {
+        let Offer { hello, model, line } = offer;
+        if hello.model.layers.begin != 0 || hello.model.layers.end != hello.model.layer_count {
+            return Err(Refusal::IncompleteModel);
+        }
+        if self.replicas.get(&hello.worker).is_some_and(|old| is_alive(old, now)) {
+            return Err(Refusal::DuplicateName);
+        }
+        let model = self.admit_model(model)?;
+        let replica = Replica {
+            worker: hello.worker.clone(),
+            incarnation: hello.incarnation,
+            model,
+            line,
+            status: None,
+            outstanding: Arc::default(),
+            heard: now,
+        };
+        self.replicas.insert(hello.worker, replica);
+        Ok(())
+    }
+
+    /// The entry of `model`'s name: the one known, if it is the same content; a new one if nobody serves the old.
+    fn admit_model(&mut self, model: Arc<ServedModel>) -> Result<Arc<ServedModel>, Refusal> {
+        let name = model.card.name.clone();
+        let Some(known) = self.models.get(&name) else {
+            self.models.insert(name, Arc::clone(&model));
+            return Ok(model);
+        };
+        if known.card.fingerprint == model.card.fingerprint && known.card.tokenizer == model.card.tokenizer {
+            return Ok(Arc::clone(known));
+        }
+        if self.replicas.values().any(|replica| replica.model.card.name == name && !replica.line.is_closed()) {
+            let (expected, got) = (known.card.weights, model.card.weights);
+            return Err(Refusal::ModelMismatch { model: name, expected, got });
+        }
+        self.models.insert(name, Arc::clone(&model));
+        Ok(model)
+    }
+
+    /// Notes a worker's load. A report of another life is dropped.
+    pub fn report(&mut self, worker: &Name, incarnation: Incarnation, status: Status, now: Instant) {
+        if let Some(replica) = self.replicas.get_mut(worker).filter(|replica| replica.incarnation == incarnation) {
+            replica.status = Some(status);
+            replica.heard = now;
+        }
+    }
+
+    /// Forgets a worker. A leave of another life is dropped.
+    pub fn leave(&mut self, worker: &Name, incarnation: Incarnation) {
+        if self.replicas.get(worker).is_some_and(|replica| replica.incarnation == incarnation) {
+            self.replicas.remove(worker);
+        }
+    }
+
+    /// The members as requests see them.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            replicas: self.replicas.values().cloned().map(Arc::new).collect(),
+            models: self.models.clone(),
+        }
+    }
+}
+
+fn is_alive(replica: &Replica, now: Instant) -> bool {
+    !replica.line.is_closed() && now.saturating_duration_since(replica.heard) < ALIVE_WITHIN
+}

@@ -1,0 +1,303 @@
+//! `POST /v1/completions`: from a validated request to one document or a stream of chunks. Owns the order of steps and the
+//! shape of the response; what is computed and merged is [`crate::answer`]'s.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use shoal_common::config::UsageChunk;
+use shoal_common::ids::{Digest, Name};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::error::{ApiError, BusyReason, FaultKind, FieldFault};
+use super::report::{Envelope, Reporter};
+use super::request_id::RequestId;
+use super::schema::FinishReason;
+use super::sse::{self, EventSink, SinkError};
+use crate::answer::{Answer, Progress};
+use crate::app::{App, ServedModel};
+use crate::choice::Delta;
+use crate::dispatch::DispatchError;
+use crate::merge::ChoiceDelta;
+use crate::plan::{self, Plan, TokenisedPrompt};
+use crate::prompt_log::Outcome;
+use crate::request::{CompletionRequest, Delivery, StreamUsage};
+use crate::text::pool::PoolError;
+use crate::text::prompts::{self, PromptError};
+use crate::validate;
+
+/// The seed in force.
+const SEED: HeaderName = HeaderName::from_static("x-shoal-seed");
+/// What a full context left of `max_tokens`.
+const MAX_TOKENS: HeaderName = HeaderName::from_static("x-shoal-max-tokens");
+/// Fields that mean nothing here.
+const IGNORED: HeaderName = HeaderName::from_static("x-shoal-ignored");
+
+/// Seeds that the router draws stay below 2^53, so that a JavaScript client can send them back.
+const DRAWN_SEED_BITS: u32 = 53;
+
+/// Answers a completion request.
+pub async fn create(
+    State(app): State<Arc<App>>,
+    Extension(request_id): Extension<RequestId>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let arrived = Instant::now();
+    let request = validate::completion(&body, &app.limits)?;
+    let permit = Arc::clone(&app.requests).try_acquire_owned().map_err(|_| ApiError::Busy {
+        retry_after: app.dispatcher.view.expected_wait(),
+        reason: BusyReason::Requests,
+    })?;
+    let model = resolve(&app, &request)?;
+    plan::check(&request, &model, model.tokenizer.has_infill())?;
+    let (request, prompts) = tokenise(&app, &model, request).await?;
+    let seed = request.seed.unwrap_or_else(|| rand::random::<u64>() >> (u64::BITS - DRAWN_SEED_BITS));
+    let plan = plan::plan(&request, &model, prompts, (seed, share_key(&request)), &app.limits)?;
+    let deadline = app.limits.deadline.map(|limit| arrived + limit);
+    let answer = Answer::start(&plan, &model, &app.dispatcher, deadline).await?;
+    let headers = headers(&request, &plan, seed);
+    let run = Run {
+        envelope: Envelope::new(&request.model, model.card.fingerprint, unix_seconds()),
+        reporter: Reporter::new(&model.tokenizer, plan.logprobs),
+        finishes: vec![None; plan.groups.len() * usize::from(plan.n)],
+        app,
+        request,
+        request_id,
+        answer,
+        deadline,
+        arrived,
+        _permit: permit,
+    };
+    match run.request.delivery {
+        Delivery::Whole => Ok((headers, run.whole().await?).into_response()),
+        Delivery::Stream { usage } => Ok(run.stream(usage, headers)),
+    }
+}
+
+/// The model that is asked for. Adapters do not exist yet, so neither name can be one.
+fn resolve(app: &App, request: &CompletionRequest) -> Result<Arc<ServedModel>, ApiError> {
+    let Some(model) = app.catalogue.model(&request.model) else {
+        let served: Vec<Name> = app.catalogue.models().iter().map(|model| model.card.name.clone()).collect();
+        return Err(ApiError::ModelNotFound { model: request.model.clone(), served });
+    };
+    match &request.adapter {
+        Some(adapter) => Err(ApiError::AdapterNotFound { adapter: adapter.clone() }),
+        None => Ok(model),
+    }
+}
+
+async fn tokenise(
+    app: &App,
+    model: &Arc<ServedModel>,
+    request: CompletionRequest,
+) -> Result<(CompletionRequest, Vec<TokenisedPrompt>), ApiError> {
+    let tokenizer = Arc::clone(&model.tokenizer);
+    let job = move || prompts::tokenise(&tokenizer, &request).map(|prompts| (request, prompts));
+    match app.texts.run(job).await {
+        Ok(Ok(tokenised)) => Ok(tokenised),
+        Ok(Err(error @ PromptError::NoDocumentStart)) => {
+            Err(ApiError::invalid(FieldFault::field("prompt", FaultKind::TooShort, error.to_string())))
+        }
+        Ok(Err(PromptError::Tokenizer(error))) => {
+            tracing::error!(%error, "a prompt could not be tokenised");
+            Err(ApiError::Internal)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The fair-share key of a request's user: a hash, so that workers do not learn names.
+fn share_key(request: &CompletionRequest) -> u64 {
+    let hash = request.user.as_ref().map(|user| Digest::of(user.0.as_bytes()).0);
+    hash.and_then(|hash| hash.first_chunk().copied()).map_or(0, u64::from_le_bytes)
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn headers(request: &CompletionRequest, plan: &Plan, seed: u64) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(SEED, seed.into());
+    if let Some(clamped) = plan.clamped {
+        headers.insert(MAX_TOKENS, clamped.into());
+    }
+    if !request.ignored.is_empty()
+        && let Ok(names) = HeaderValue::from_str(&request.ignored.join(", "))
+    {
+        headers.insert(IGNORED, names);
+    }
+    headers
+}
+
+/// A request whose groups run.
+struct Run {
+    app: Arc<App>,
+    request: CompletionRequest,
+    request_id: RequestId,
+    envelope: Envelope,
+    reporter: Reporter,
+    answer: Answer,
+    /// By choice index, for the prompt log.
+    finishes: Vec<Option<FinishReason>>,
+    deadline: Option<Instant>,
+    arrived: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// How a run came to its end.
+enum Ending {
+    /// All choices ended by themselves, or were cut by a deadline or the drain.
+    Complete,
+    /// Workers failed.
+    Failed(DispatchError),
+}
+
+impl Run {
+    /// The next deltas, and how it ended if these are the last. Cancel-safe.
+    async fn next(&mut self) -> (Vec<ChoiceDelta>, Option<Ending>) {
+        let mut cut = self.app.cut.clone();
+        let progress = tokio::select! {
+            biased;
+            () = passed(self.deadline) => return (self.answer.cancel(), Some(Ending::Complete)),
+            () = cut.fired() => return (self.answer.cancel(), Some(Ending::Complete)),
+            progress = self.answer.next() => progress,
+        };
+        match progress {
+            Progress::Deltas(deltas) => {
+                let ending = self.answer.is_done().then_some(Ending::Complete);
+                (deltas, ending)
+            }
+            Progress::Done => (Vec::new(), Some(Ending::Complete)),
+            Progress::Failed(error) => (self.answer.cancel(), Some(Ending::Failed(error))),
+        }
+    }
+
+    /// The answer as one document.
+    async fn whole(mut self) -> Result<Response, ApiError> {
+        let mut choices = vec![Delta::default(); self.finishes.len()];
+        loop {
+            let (deltas, ending) = self.next().await;
+            for ChoiceDelta { index, delta } in deltas {
+                choices[index as usize].append(delta);
+            }
+            match ending {
+                None => {}
+                Some(Ending::Failed(error)) => return Err(error.into()),
+                Some(Ending::Complete) => break,
+            }
+        }
+        self.finishes = choices.iter().map(|choice| choice.finish).collect();
+        let choices = choices.into_iter().enumerate();
+        let choices = choices.map(|(index, delta)| self.reporter.whole(index as u32, delta)).collect();
+        Ok(Json(self.envelope.document(choices, Some(self.answer.usage()))).into_response())
+    }
+
+    /// The answer as server-sent events.
+    fn stream(self, usage: StreamUsage, headers: HeaderMap) -> Response {
+        let slow_reader = self.app.limits.slow_reader;
+        let body = sse::body(slow_reader, move |sink| self.produce(sink, usage));
+        let fixed = [
+            (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+            (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+            (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+        ];
+        (fixed, headers, body).into_response()
+    }
+
+    async fn produce(mut self, sink: EventSink, usage: StreamUsage) -> Result<(), SinkError> {
+        let keep_alive = self.app.limits.sse_keep_alive;
+        loop {
+            let Ok((deltas, ending)) = tokio::time::timeout(keep_alive, self.next()).await else {
+                sink.keep_alive().await?;
+                continue;
+            };
+            self.send(&sink, deltas, usage, ending.is_some()).await?;
+            match ending {
+                None => {}
+                Some(Ending::Complete) => return sink.event("[DONE]").await,
+                Some(Ending::Failed(error)) => {
+                    sink.event(&ApiError::from(error).event_json()).await?;
+                    return sink.event("[DONE]").await;
+                }
+            }
+        }
+    }
+
+    /// One event per delta; usage goes where the contract's setting says.
+    async fn send(
+        &mut self,
+        sink: &EventSink,
+        deltas: Vec<ChoiceDelta>,
+        usage: StreamUsage,
+        last: bool,
+    ) -> Result<(), SinkError> {
+        let due = (last && usage == StreamUsage::Included).then(|| self.answer.usage());
+        let on_content = due.filter(|_| self.app.api.usage_chunk == UsageChunk::Octo);
+        let count = deltas.len();
+        for (position, ChoiceDelta { index, delta }) in deltas.into_iter().enumerate() {
+            self.finishes[index as usize] = delta.finish.or(self.finishes[index as usize]);
+            let usage = on_content.filter(|_| position + 1 == count);
+            let chunk = self.envelope.chunk_json(vec![self.reporter.chunk(index, delta)], usage);
+            sink.event(&chunk).await?;
+        }
+        if let Some(usage) = due.filter(|_| on_content.is_none() || count == 0) {
+            let chunk = self.envelope.chunk_json(Vec::new(), Some(usage));
+            sink.event(&chunk).await?;
+        }
+        Ok(())
+    }
+}
+
+/// However a run ends, also when its client leaves, it is counted and, if it asked for that, noted in the prompt log.
+impl Drop for Run {
+    fn drop(&mut self) {
+        let usage = self.answer.usage();
+        metrics::counter!("shoal_prompt_tokens_total").increment(usage.prompt_tokens);
+        metrics::counter!("shoal_completion_tokens_total").increment(usage.completion_tokens);
+        metrics::histogram!("shoal_request_seconds").record(self.arrived.elapsed().as_secs_f64());
+        let outcome = Outcome {
+            request_id: self.request_id.as_str(),
+            finish: &self.finishes,
+            usage,
+            at: SystemTime::now(),
+        };
+        self.app.prompt_log.record(&self.request, &outcome);
+    }
+}
+
+/// Resolves when `deadline` has passed; never without one.
+async fn passed(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl From<DispatchError> for ApiError {
+    fn from(error: DispatchError) -> Self {
+        use shoal_common::wire::message::GroupFailure;
+        match error {
+            DispatchError::Busy { retry_after } => Self::Busy { retry_after, reason: BusyReason::Workers },
+            DispatchError::Unavailable { retry_after } => Self::Unavailable { retry_after },
+            DispatchError::Failed(GroupFailure::Deadline) => Self::DeadlinePassed,
+            DispatchError::Lost | DispatchError::Failed(_) => Self::WorkerFailed,
+        }
+    }
+}
+
+impl From<PoolError> for ApiError {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Full => {
+                Self::Busy { retry_after: std::time::Duration::from_secs(1), reason: BusyReason::Tokenizers }
+            }
+            PoolError::Panicked => Self::Internal,
+        }
+    }
+}

@@ -1,0 +1,494 @@
+//! Every way in which a request is refused, and how each looks on the wire: as the body of a response or as the last
+//! event of a stream. Handlers and `validate` make these; nothing in them can hold a prompt: texts are fixed, and what is
+//! echoed of the client's is a checked [`Name`] or a [`Loc`] cut to printable ASCII.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::header::{CONNECTION, HeaderValue, RETRY_AFTER};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::{Value, json};
+use shoal_common::ids::Name;
+
+/// Longest part of a client's own field name that is echoed, in bytes.
+const MAX_ECHO: usize = 64;
+
+/// Served names that one message lists at most.
+const MAX_LISTED: usize = 32;
+
+/// One step on the way to a faulty value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Loc {
+    /// A member of an object.
+    Field(Cow<'static, str>),
+    /// An element of a list.
+    Index(usize),
+}
+
+impl Loc {
+    /// A field whose name the client chose: cut to printable ASCII of at most 64 bytes.
+    pub fn echoed(name: &str) -> Self {
+        Self::Field(printable(name).into())
+    }
+}
+
+impl From<&'static str> for Loc {
+    fn from(name: &'static str) -> Self {
+        Self::Field(Cow::Borrowed(name))
+    }
+}
+
+impl From<usize> for Loc {
+    fn from(index: usize) -> Self {
+        Self::Index(index)
+    }
+}
+
+/// `text` without anything but printable ASCII, at most 64 bytes of it: fit for a header, a log line and a terminal.
+pub fn printable(text: &str) -> String {
+    text.chars().filter(char::is_ascii_graphic).take(MAX_ECHO).collect()
+}
+
+/// What kind of rule a value breaks, in the words of pydantic, which the contract's clients already know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FaultKind {
+    /// A required field is absent.
+    Missing,
+    /// Not a string.
+    StringType,
+    /// Not an integer.
+    IntType,
+    /// A number with a fraction where an integer is due.
+    IntFromFloat,
+    /// Not a number.
+    FloatType,
+    /// Not `true` or `false`.
+    BoolType,
+    /// Not a list.
+    ListType,
+    /// Not an object.
+    DictType,
+    /// Below the range.
+    TooSmall,
+    /// Above the range.
+    TooLarge,
+    /// Outside the range on either side, or a combination the range depends on.
+    Value,
+    /// Too many elements.
+    TooLong,
+    /// Too few elements.
+    TooShort,
+    /// Too many bytes.
+    StringTooLong,
+    /// Too few bytes.
+    StringTooShort,
+    /// A name or key of the wrong form.
+    Pattern,
+}
+
+impl FaultKind {
+    /// The `type` on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::StringType => "string_type",
+            Self::IntType => "int_type",
+            Self::IntFromFloat => "int_from_float",
+            Self::FloatType => "float_type",
+            Self::BoolType => "bool_type",
+            Self::ListType => "list_type",
+            Self::DictType => "dict_type",
+            Self::TooSmall => "greater_than_equal",
+            Self::TooLarge => "less_than_equal",
+            Self::Value => "value_error",
+            Self::TooLong => "too_long",
+            Self::TooShort => "too_short",
+            Self::StringTooLong => "string_too_long",
+            Self::StringTooShort => "string_too_short",
+            Self::Pattern => "string_pattern_mismatch",
+        }
+    }
+}
+
+/// One value that breaks a rule of the contract.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldFault {
+    /// From the body down to the element; begins with `body`.
+    pub loc: Vec<Loc>,
+    /// The rule, never the value.
+    pub msg: Cow<'static, str>,
+    /// Which kind of rule.
+    pub kind: FaultKind,
+}
+
+impl FieldFault {
+    /// A fault at `body`, then `path`.
+    pub fn new(path: impl IntoIterator<Item = Loc>, kind: FaultKind, msg: impl Into<Cow<'static, str>>) -> Self {
+        let loc = std::iter::once(Loc::from("body")).chain(path).collect();
+        Self { loc, msg: msg.into(), kind }
+    }
+
+    /// A fault of a top-level field.
+    pub fn field(name: &'static str, kind: FaultKind, msg: impl Into<Cow<'static, str>>) -> Self {
+        Self::new([Loc::from(name)], kind, msg)
+    }
+
+    /// The path in one word, without `body`: `prompt[3]`, `stream_options.include_usage`. Absent for the body itself.
+    pub fn param(&self) -> Option<String> {
+        dotted(self.loc.get(1..).unwrap_or_default())
+    }
+}
+
+impl fmt::Display for FieldFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.param() {
+            Some(param) => write!(f, "{param}: {}", self.msg),
+            None => f.write_str(&self.msg),
+        }
+    }
+}
+
+/// `prompt[3]`, `stream_options.include_usage`; absent for an empty path.
+pub fn dotted(path: &[Loc]) -> Option<String> {
+    let mut word = String::new();
+    for step in path {
+        match step {
+            Loc::Index(index) => word.push_str(&format!("[{index}]")),
+            Loc::Field(name) if word.is_empty() => word.push_str(name),
+            Loc::Field(name) => {
+                word.push('.');
+                word.push_str(name);
+            }
+        }
+    }
+    (!word.is_empty()).then_some(word)
+}
+
+/// Which header of a request cannot be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MediaFault {
+    /// `Content-Type` is there and is not JSON.
+    #[error("the body must be JSON; send it with the header 'content-type: application/json'")]
+    ContentType,
+    /// `Content-Encoding` is there: compressed bodies are not taken, a few bytes could unpack to gigabytes.
+    #[error("compressed bodies are not taken; send the body without content-encoding")]
+    ContentEncoding,
+}
+
+/// Where the room ran out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BusyReason {
+    /// `limits.requests` are being served.
+    #[error("the router serves as many requests as it may")]
+    Requests,
+    /// No worker has room for the request.
+    #[error("all workers of this model are full")]
+    Workers,
+    /// Too many texts wait to be tokenised.
+    #[error("too many texts wait to be tokenised")]
+    Tokenizers,
+}
+
+/// Whose name a browser-borne request came under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForeignFault {
+    /// `Host` is a name of somewhere else: what a web page does that rebinds its own name to this machine.
+    #[error("this server listens on loopback only and answers to localhost or an IP address, not to this host name")]
+    Host,
+    /// `Origin` is a page of somewhere else.
+    #[error("this server listens on loopback only and takes no requests from pages of other origins")]
+    Origin,
+}
+
+/// A refused or failed request.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// 400: not JSON, or JSON with a duplicate key, a depth over 32 or a number outside f64.
+    #[error("{}{why}", .param.as_ref().map(|param| format!("{param}: ")).unwrap_or_default())]
+    Malformed {
+        /// The field in which parsing failed, if it had got to one.
+        param: Option<String>,
+        /// What is wrong: fixed words and a position, never the text itself.
+        why: Cow<'static, str>,
+    },
+    /// 403: a page or a name of somewhere else.
+    #[error(transparent)]
+    Foreign(#[from] ForeignFault),
+    /// 404: no such model, nor an adapter of that name.
+    #[error("the model '{model}' is not served here; served: {}", listed(.served))]
+    ModelNotFound {
+        /// What the client asked for.
+        model: Name,
+        /// What there is.
+        served: Vec<Name>,
+    },
+    /// 404: no such adapter.
+    #[error("the adapter '{adapter}' does not exist")]
+    AdapterNotFound {
+        /// What the client asked for.
+        adapter: Name,
+    },
+    /// 404: no such path.
+    #[error("there is nothing at this path; the paths are in /openapi.json")]
+    NotFound,
+    /// 405: the path exists, the method does not. The response carries `Allow`.
+    #[error("this path does not take this method")]
+    MethodNotAllowed,
+    /// 408: the body did not arrive in time.
+    #[error("the body did not arrive within {} seconds", .limit.as_secs())]
+    RequestTimeout {
+        /// `limits.body_timeout`
+        limit: Duration,
+    },
+    /// 413: the body is too long.
+    #[error("the body is longer than {limit} bytes")]
+    TooLarge {
+        /// `limits.body`
+        limit: usize,
+    },
+    /// 415: another media type, or a compressed body.
+    #[error(transparent)]
+    UnsupportedMediaType(#[from] MediaFault),
+    /// 422: JSON that breaks rules of the contract, all of them at once. At least one.
+    #[error("{}", summary(.0))]
+    Invalid(Vec<FieldFault>),
+    /// 500: a fault of the router. The cause is logged where it happens.
+    #[error("the server failed")]
+    Internal,
+    /// 502: a worker failed and no other could go on.
+    #[error("the worker failed and no other could take over")]
+    WorkerFailed,
+    /// 503: no room now.
+    #[error("{reason}; try again in {} s", retry_seconds(*.retry_after))]
+    Busy {
+        /// Expected wait.
+        retry_after: Duration,
+        /// Where the room ran out.
+        reason: BusyReason,
+    },
+    /// 503: the model is known but no worker serves it now.
+    #[error("no worker serves this model at the moment")]
+    Unavailable {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// 503: the process is ending.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// 504: the request's deadline passed before the first token.
+    #[error("the deadline of the request passed")]
+    DeadlinePassed,
+}
+
+/// The JSON object that OpenAI's clients read under `error`; OctoAI's read the same fields beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct ErrorBody {
+    /// A sentence for people.
+    pub message: String,
+    /// Who has to act: `invalid_request_error`, `not_found_error`, `overloaded_error`, `server_error`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The field, as in `prompt[3]`.
+    pub param: Option<String>,
+    /// A word for programs.
+    pub code: &'static str,
+}
+
+impl ApiError {
+    /// The single fault `fault` as a 422.
+    pub fn invalid(fault: FieldFault) -> Self {
+        Self::Invalid(vec![fault])
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.class().0
+    }
+
+    /// The object under `error`.
+    pub fn body(&self) -> ErrorBody {
+        let (_, kind, code) = self.class();
+        ErrorBody { message: self.to_string(), kind, param: self.param(), code }
+    }
+
+    /// The data of a stream's error event: `{"error":{…}}`.
+    pub fn event_json(&self) -> String {
+        json!({ "error": self.body() }).to_string()
+    }
+
+    fn class(&self) -> (StatusCode, &'static str, &'static str) {
+        const REQUEST: &str = "invalid_request_error";
+        const NOT_FOUND: &str = "not_found_error";
+        const OVERLOADED: &str = "overloaded_error";
+        const SERVER: &str = "server_error";
+        match self {
+            Self::Malformed { .. } => (StatusCode::BAD_REQUEST, REQUEST, "malformed_body"),
+            Self::Foreign(ForeignFault::Host) => (StatusCode::FORBIDDEN, REQUEST, "foreign_host"),
+            Self::Foreign(ForeignFault::Origin) => (StatusCode::FORBIDDEN, REQUEST, "foreign_origin"),
+            Self::ModelNotFound { .. } => (StatusCode::NOT_FOUND, NOT_FOUND, "model_not_found"),
+            Self::AdapterNotFound { .. } => (StatusCode::NOT_FOUND, NOT_FOUND, "adapter_not_found"),
+            Self::NotFound => (StatusCode::NOT_FOUND, NOT_FOUND, "not_found"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),
+            Self::RequestTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, REQUEST, "request_timeout"),
+            Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, "body_too_large"),
+            Self::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, REQUEST, "unsupported_media_type"),
+            Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, REQUEST, "invalid_field"),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error"),
+            Self::WorkerFailed => (StatusCode::BAD_GATEWAY, SERVER, "worker_failed"),
+            Self::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, "busy"),
+            Self::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, "no_worker"),
+            Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, "shutting_down"),
+            Self::DeadlinePassed => (StatusCode::GATEWAY_TIMEOUT, SERVER, "deadline_passed"),
+        }
+    }
+
+    fn param(&self) -> Option<String> {
+        match self {
+            Self::Malformed { param, .. } => param.clone(),
+            Self::ModelNotFound { .. } => Some("model".to_owned()),
+            Self::AdapterNotFound { .. } => Some("peft".to_owned()),
+            Self::Invalid(faults) => faults.first().and_then(FieldFault::param),
+            _ => None,
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Busy { retry_after, .. } | Self::Unavailable { retry_after } => Some(*retry_after),
+            // Another router, or the next life of this one, is a matter of seconds.
+            Self::ShuttingDown => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
+    fn document(&self) -> Value {
+        let error = self.body();
+        match self {
+            Self::Invalid(faults) => {
+                let detail: Vec<Value> = faults
+                    .iter()
+                    .map(|fault| json!({ "loc": fault.loc, "msg": fault.msg, "type": fault.kind.as_str() }))
+                    .collect();
+                json!({ "detail": detail, "error": error })
+            }
+            _ => json!({
+                "object": "error",
+                "type": error.kind,
+                "message": error.message,
+                "code": error.code,
+                "param": error.param,
+                "error": error,
+            }),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut headers = HeaderMap::new();
+        if let Some(wait) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(retry_seconds(wait)));
+        }
+        // What is left of such a body is not worth reading, so the connection cannot be used again.
+        if matches!(self, Self::RequestTimeout { .. } | Self::TooLarge { .. }) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        (self.status(), headers, Json(self.document())).into_response()
+    }
+}
+
+/// `Retry-After` counts whole seconds; 0 would ask for a busy loop.
+fn retry_seconds(wait: Duration) -> u64 {
+    wait.as_millis().div_ceil(1000).clamp(1, u128::from(u32::MAX)) as u64
+}
+
+fn listed(served: &[Name]) -> String {
+    let mut names = served.iter().take(MAX_LISTED).map(Name::as_str).collect::<Vec<_>>().join(", ");
+    if served.is_empty() {
+        names.push_str("nothing at the moment");
+    } else if served.len() > MAX_LISTED {
+        names.push_str(&format!(" and {} more", served.len() - MAX_LISTED));
+    }
+    names
+}
+
+fn summary(faults: &[FieldFault]) -> String {
+    let first = faults.first().map(FieldFault::to_string).unwrap_or_default();
+    match faults.len() {
+        0 | 1 => first,
+        more => format!("{first} (and {} more, see detail)", more - 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+
+    use super::*;
+
+    async fn rendered(error: ApiError) -> (StatusCode, HeaderMap, Value) {
+        let response = error.into_response();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let bytes = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        (status, headers, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_422_lists_every_fault_down_to_the_element() {
+        let faults = vec![
+            FieldFault::new([Loc::from("prompt"), Loc::from(3)], FaultKind::StringType, "must be a string"),
+            FieldFault::field("temperature", FaultKind::TooLarge, "must be between 0 and 2"),
+        ];
+        let (status, _, body) = rendered(ApiError::Invalid(faults)).await;
+        assert_eq!(status, 422);
+        assert_eq!(body["detail"][0]["loc"], json!(["body", "prompt", 3]));
+        assert_eq!(body["detail"][1]["type"], "less_than_equal");
+        assert_eq!(body["error"]["param"], "prompt[3]");
+        assert_eq!(body["error"]["message"], "prompt[3]: must be a string (and 1 more, see detail)");
+    }
+
+    #[tokio::test]
+    async fn other_errors_carry_the_message_for_both_families_of_clients() {
+        let (status, _, body) = rendered(ApiError::ModelNotFound {
+            model: Name::new("x").unwrap(),
+            served: vec![Name::new("a").unwrap(), Name::new("b").unwrap()],
+        })
+        .await;
+        assert_eq!(status, 404);
+        assert_eq!(body["object"], "error");
+        assert_eq!(body["message"], "the model 'x' is not served here; served: a, b");
+        for key in ["message", "type", "param", "code"] {
+            assert_eq!(body[key], body["error"][key], "{key} differs between the two shapes");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_503_says_in_whole_seconds_when_to_come_back() {
+        for (wait, expected) in [(0, "1"), (1, "1"), (1000, "1"), (1001, "2"), (59_500, "60")] {
+            let retry_after = Duration::from_millis(wait);
+            let (status, headers, _) = rendered(ApiError::Busy { retry_after, reason: BusyReason::Workers }).await;
+            assert_eq!(status, 503);
+            assert_eq!(headers[RETRY_AFTER], expected, "for {wait} ms");
+        }
+    }
+
+    #[test]
+    fn a_stream_s_error_event_has_the_error_alone() {
+        let event: Value = serde_json::from_str(&ApiError::WorkerFailed.event_json()).unwrap();
+        assert_eq!(event.as_object().unwrap().len(), 1);
+        assert_eq!(event["error"]["code"], "worker_failed");
+    }
+
+    #[test]
+    fn an_echoed_field_name_cannot_break_a_header_or_a_terminal() {
+        let name = format!("a\r\nset-cookie: x\u{1b}[31m\u{202e}{}", "y".repeat(500));
+        let Loc::Field(echoed) = Loc::echoed(&name) else { panic!("not a field") };
+        assert!(echoed.len() <= MAX_ECHO);
+        assert!(echoed.bytes().all(|b| b.is_ascii_graphic()), "{echoed:?}");
+    }
+}

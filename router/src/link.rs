@@ -1,0 +1,241 @@
+//! One worker's connection, from its greeting to its end. The [`LinkActor`] owns the control stream; groups open their own
+//! streams on the connection (see [`crate::dispatch`]) and token frames never pass through a mailbox.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, call};
+use shoal_common::ids::{Digest, Incarnation, Name};
+use shoal_common::quic::{self, CloseCode};
+use shoal_common::wire::blob::{BlobHeader, BlobRequest, MAX_TOKENIZER_BUNDLE, TokenizerBundle};
+use shoal_common::wire::codec::{self, CodecError, FrameReader};
+use shoal_common::wire::hello::{Hello, Refusal, RouterControl, Status, WorkerControl};
+use shoal_common::wire::message::StreamOpen;
+use tokio::io::AsyncReadExt;
+
+use crate::app::ServedModel;
+use crate::fleet::{FleetMessage, FleetView, Offer};
+use crate::text::Tokenizer;
+
+/// For a worker's hello and for its tokenizer: a bundle of 33 MB over a 100 Mbit/s link takes 3 s.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why a connection did not become a link, or ceased to be one.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The connection broke.
+    #[error("the connection broke")]
+    Connection(#[from] quinn::ConnectionError),
+    /// The worker broke the protocol.
+    #[error("the worker broke the protocol")]
+    Codec(#[from] CodecError),
+    /// The peer's certificate is not a worker's.
+    #[error("the peer is not a worker of this cluster")]
+    Certificate(#[from] quic::QuicError),
+    /// It did not introduce itself in time.
+    #[error("the worker did not introduce itself in time")]
+    Timeout,
+    /// Something other than a hello came first, or a hello came twice.
+    #[error("an unexpected frame on the control stream")]
+    Unexpected,
+    /// It was told why it may not serve.
+    #[error("the worker was refused: {0}")]
+    Refused(Refusal),
+    /// The fleet is shutting down.
+    #[error("the router is shutting down")]
+    FleetGone,
+}
+
+/// What a link needs of the router.
+#[derive(Clone, Debug)]
+pub struct LinkContext {
+    /// Where workers join.
+    pub fleet: ActorRef<FleetMessage>,
+    /// To reuse tokenizers that are known.
+    pub view: FleetView,
+    /// This life of the router.
+    pub router: Incarnation,
+}
+
+/// A worker that was welcomed.
+#[derive(Debug)]
+pub struct Greeted {
+    connection: quinn::Connection,
+    reader: FrameReader<quinn::RecvStream>,
+    writer: quinn::SendStream,
+    worker: Name,
+    incarnation: Incarnation,
+}
+
+/// Hears a worker's hello, fetches its tokenizer if it is new, and takes it into the fleet, or tells it why not.
+pub async fn greet(connection: quinn::Connection, context: &LinkContext) -> Result<Greeted, LinkError> {
+    let name = quic::peer_worker(&connection)?;
+    let greeting = async {
+        let (mut writer, reader) = connection.accept_bi().await?;
+        let mut reader = FrameReader::new(reader);
+        let WorkerControl::Hello(hello) = reader.next().await? else { return Err(LinkError::Unexpected) };
+        let (worker, incarnation) = (hello.worker.clone(), hello.incarnation);
+        match admit(&connection, *hello, &name, context).await {
+            Ok(()) => {
+                codec::write_frame(&mut writer, &RouterControl::Welcome { router: context.router }).await?;
+                Ok(Greeted { connection: connection.clone(), reader, writer, worker, incarnation })
+            }
+            Err(LinkError::Refused(refusal)) => {
+                codec::write_frame(&mut writer, &RouterControl::Refused(refusal.clone())).await?;
+                // Closing at once could overtake the frame: wait until the worker has it, or has left.
+                let _ = writer.finish();
+                let _ = tokio::time::timeout(Duration::from_secs(1), writer.stopped()).await;
+                Err(LinkError::Refused(refusal))
+            }
+            Err(other) => Err(other),
+        }
+    };
+    let greeted = tokio::time::timeout(GREETING_TIMEOUT, greeting).await.unwrap_or(Err(LinkError::Timeout));
+    if let Err(error) = &greeted {
+        let code = if matches!(error, LinkError::Refused(_)) { CloseCode::Refused } else { CloseCode::Protocol };
+        code.close(&connection);
+    }
+    greeted
+}
+
+async fn admit(
+    connection: &quinn::Connection,
+    hello: Hello,
+    certified: &Name,
+    context: &LinkContext,
+) -> Result<(), LinkError> {
+    if hello.worker != *certified {
+        return Err(LinkError::Refused(Refusal::WrongCertificate));
+    }
+    let tokenizer = tokenizer_for(connection, &hello, &context.view).await?;
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let model = Arc::new(ServedModel { card: hello.model.clone(), tokenizer, created });
+    let offer = Box::new(Offer { hello, model, line: Arc::new(connection.clone()) });
+    match call!(context.fleet, FleetMessage::Join, offer) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(refusal)) => Err(LinkError::Refused(refusal)),
+        Err(_) => Err(LinkError::FleetGone),
+    }
+}
+
+/// The tokenizer of the worker's model: one that is in use already, or the worker's own.
+async fn tokenizer_for(
+    connection: &quinn::Connection,
+    hello: &Hello,
+    view: &FleetView,
+) -> Result<Arc<Tokenizer>, LinkError> {
+    let digest = hello.model.tokenizer;
+    if let Some(known) = view.now().models.values().find(|model| model.card.tokenizer == digest) {
+        return Ok(Arc::clone(&known.tokenizer));
+    }
+    let bytes = fetch_blob(connection, digest).await?;
+    let vocab_size = hello.model.vocab_size;
+    let built = tokio::task::spawn_blocking(move || {
+        let bundle: TokenizerBundle = codec::decode(&bytes).map_err(|error| error.to_string())?;
+        Tokenizer::from_bundle(&bundle, vocab_size).map_err(|error| error.to_string())
+    });
+    match built.await {
+        Ok(Ok(tokenizer)) => Ok(Arc::new(tokenizer)),
+        Ok(Err(reason)) => Err(LinkError::Refused(Refusal::BadTokenizer(reason))),
+        Err(_) => Err(LinkError::Refused(Refusal::BadTokenizer("it could not be read".to_owned()))),
+    }
+}
+
+/// Fetches the content with `digest` and checks it.
+async fn fetch_blob(connection: &quinn::Connection, digest: Digest) -> Result<Vec<u8>, LinkError> {
+    let refuse = |reason: &str| LinkError::Refused(Refusal::BadTokenizer(reason.to_owned()));
+    let (mut writer, reader) = connection.open_bi().await?;
+    codec::write_frame(&mut writer, &StreamOpen::Blob(BlobRequest { digest })).await?;
+    let mut reader = FrameReader::new(reader);
+    let BlobHeader::Found { len } = reader.next().await? else { return Err(refuse("the worker does not have it")) };
+    if len > MAX_TOKENIZER_BUNDLE {
+        return Err(refuse("it is too large"));
+    }
+    let (stream, head) = reader.into_parts();
+    let mut bytes = head.to_vec();
+    stream.take(len.saturating_sub(bytes.len() as u64)).read_to_end(&mut bytes).await.map_err(CodecError::Io)?;
+    if bytes.len() as u64 == len && Digest::of(&bytes) == digest {
+        Ok(bytes)
+    } else {
+        Err(refuse("its content does not match its digest"))
+    }
+}
+
+/// Events of a link.
+#[derive(Debug)]
+pub enum LinkMessage {
+    /// The worker told its load. Answered when it has been passed on, so that one report is in flight at most.
+    Report(Status, RpcReplyPort<()>),
+}
+
+/// Passes a worker's reports to the fleet until its connection ends.
+#[derive(Debug)]
+pub struct LinkActor;
+
+/// A link that serves.
+#[derive(Debug)]
+pub struct LinkState {
+    context: LinkContext,
+    connection: quinn::Connection,
+    worker: Name,
+    incarnation: Incarnation,
+    /// Held open: its end would tell the worker that the router is gone.
+    _control: quinn::SendStream,
+}
+
+impl Actor for LinkActor {
+    type Msg = LinkMessage;
+    type State = LinkState;
+    type Arguments = (Greeted, LinkContext);
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<LinkMessage>,
+        (greeted, context): Self::Arguments,
+    ) -> Result<LinkState, ActorProcessingErr> {
+        let Greeted { connection, reader, writer, worker, incarnation } = greeted;
+        tracing::info!(%worker, %incarnation, "worker joined");
+        tokio::spawn(pump(reader, myself));
+        Ok(LinkState { context, connection, worker, incarnation, _control: writer })
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<LinkMessage>,
+        message: LinkMessage,
+        state: &mut LinkState,
+    ) -> Result<(), ActorProcessingErr> {
+        let LinkMessage::Report(status, reply) = message;
+        let (worker, incarnation) = (state.worker.clone(), state.incarnation);
+        state.context.fleet.cast(FleetMessage::Report { worker, incarnation, status })?;
+        let _ = reply.send(());
+        Ok(())
+    }
+
+    async fn post_stop(
+        &self,
+        _myself: ActorRef<LinkMessage>,
+        state: &mut LinkState,
+    ) -> Result<(), ActorProcessingErr> {
+        tracing::info!(worker = %state.worker, incarnation = %state.incarnation, "worker left");
+        CloseCode::Shutdown.close(&state.connection);
+        let (worker, incarnation) = (state.worker.clone(), state.incarnation);
+        Ok(state.context.fleet.cast(FleetMessage::Leave { worker, incarnation })?)
+    }
+}
+
+/// Reads the worker's control frames until they end, one in flight at a time.
+async fn pump(mut reader: FrameReader<quinn::RecvStream>, link: ActorRef<LinkMessage>) {
+    let reason = loop {
+        match reader.next().await {
+            Ok(WorkerControl::Status(status)) => {
+                if call!(link, LinkMessage::Report, status).is_err() {
+                    return;
+                }
+            }
+            Ok(WorkerControl::Hello(_)) => break LinkError::Unexpected,
+            Err(error) => break LinkError::Codec(error),
+        }
+    };
+    link.stop(Some(reason.to_string()));
+}

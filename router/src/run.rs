@@ -1,0 +1,160 @@
+//! Start and end of a router: binds both sockets, starts the root actor, serves HTTP, drains. Called by the binary and by
+//! tests; nothing here knows a request.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use ractor::{Actor, ActorRef};
+use shoal_common::config::{ApiConfig, Limits, RouterConfig, Timers};
+use shoal_common::pki::Identity;
+use shoal_common::quic::{self, CloseCode, QuicError};
+use shoal_common::shutdown::{self, Shutdown};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+use crate::app::App;
+use crate::dispatch::Dispatcher;
+use crate::fleet::pick::LeastQueued;
+use crate::fleet::{FleetView, Snapshot};
+use crate::http;
+use crate::http::foreign::HostPolicy;
+use crate::prompt_log::{PromptLog, PromptLogError};
+use crate::supervisor::{RouterActor, RouterArguments, RouterMessage};
+use crate::text::pool::TextPool;
+
+/// What a router is configured with.
+#[derive(Clone, Debug)]
+pub struct RouterSettings {
+    /// `[router]`
+    pub router: RouterConfig,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[api]`
+    pub api: ApiConfig,
+    /// `[cluster.timers]`
+    pub timers: Timers,
+}
+
+/// Why a router cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    /// The HTTP address is taken, or not this machine's.
+    #[error("cannot listen for HTTP on {address}")]
+    Http {
+        /// Which.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The QUIC address cannot be used.
+    #[error("cannot listen for workers")]
+    Quic(#[from] QuicError),
+    /// The socket's own address cannot be read.
+    #[error("a socket failed")]
+    Socket(#[from] std::io::Error),
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    PromptLog(#[from] PromptLogError),
+    /// The root actor did not start.
+    #[error("the router's supervisor did not start")]
+    Supervisor(#[from] ractor::SpawnErr),
+    /// The metrics recorder could not be installed.
+    #[error("metrics cannot be recorded")]
+    Metrics,
+}
+
+/// A router whose sockets are bound; workers are taken from now on.
+#[derive(Debug)]
+pub struct Bound {
+    settings: RouterSettings,
+    listener: TcpListener,
+    http_addr: SocketAddr,
+    quic_addr: SocketAddr,
+    endpoint: quinn::Endpoint,
+    root: ActorRef<RouterMessage>,
+    view: FleetView,
+    prompt_log: PromptLog,
+    metrics: PrometheusHandle,
+}
+
+/// Binds both sockets and begins to take workers.
+pub async fn bind(settings: RouterSettings, identity: Identity) -> Result<Bound, RouterError> {
+    let address = settings.router.listen;
+    let listener = TcpListener::bind(address).await.map_err(|source| RouterError::Http { address, source })?;
+    let http_addr = listener.local_addr()?;
+    let endpoint = quic::router_endpoint(settings.router.quic, &identity, &settings.timers)?;
+    let quic_addr = endpoint.local_addr()?;
+    let prompt_log = PromptLog::open(&settings.router.data_dir, settings.router.prompt_log)?;
+    let metrics = recorder()?;
+    let (published, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+    let arguments = RouterArguments { endpoint: endpoint.clone(), timers: settings.timers, published };
+    let (root, _) = Actor::spawn(None, RouterActor, arguments).await?;
+    let view = FleetView::new(snapshots);
+    Ok(Bound { settings, listener, http_addr, quic_addr, endpoint, root, view, prompt_log, metrics })
+}
+
+/// The process's metrics recorder: one, however many routers a process runs.
+fn recorder() -> Result<PrometheusHandle, RouterError> {
+    static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+    let install = || PrometheusBuilder::new().install_recorder().ok();
+    RECORDER.get_or_init(install).clone().ok_or(RouterError::Metrics)
+}
+
+impl Bound {
+    /// Where HTTP is served.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http_addr
+    }
+
+    /// Where workers dial.
+    pub fn quic_addr(&self) -> SocketAddr {
+        self.quic_addr
+    }
+
+    /// Who serves what.
+    pub fn view(&self) -> FleetView {
+        self.view.clone()
+    }
+
+    /// Serves until `shutdown` fires; then lets running requests finish for the drain time, cuts the rest, and closes.
+    pub async fn serve(self, mut shutdown: Shutdown) -> Result<(), RouterError> {
+        let (cut_trigger, cut) = shutdown::channel();
+        let app = Arc::new(self.app(cut));
+        let drain = self.settings.timers.drain;
+        let server = http::server::serve(self.listener, http::router(app), &self.settings.limits, shutdown.clone());
+        let cutter = async {
+            shutdown.fired().await;
+            tracing::info!(drain_seconds = drain.as_secs(), "draining");
+            tokio::time::sleep(drain).await;
+            cut_trigger.fire();
+            std::future::pending().await
+        };
+        tokio::select! {
+            served = server => served?,
+            () = cutter => {}
+        }
+        self.root.stop(Some("shutdown".to_owned()));
+        self.endpoint.close(CloseCode::Shutdown.into(), CloseCode::Shutdown.reason().as_bytes());
+        self.prompt_log.flush().await;
+        self.endpoint.wait_idle().await;
+        Ok(())
+    }
+
+    fn app(&self, cut: Shutdown) -> App {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        App {
+            limits: self.settings.limits.clone(),
+            api: self.settings.api,
+            hosts: HostPolicy::for_address(self.http_addr),
+            catalogue: Arc::new(self.view.clone()),
+            metrics: self.metrics.clone(),
+            prompt_log: self.prompt_log.clone(),
+            dispatcher: Dispatcher { view: self.view.clone(), policy: Arc::new(LeastQueued) },
+            texts: TextPool::new(cores),
+            requests: Arc::new(Semaphore::new(self.settings.limits.requests)),
+            cut,
+        }
+    }
+}

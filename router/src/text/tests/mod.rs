@@ -1,0 +1,7 @@
+//! What this folder promises, one file per noun.
+
+mod bound;
+mod detokenize;
+mod samples;
+mod stop;
+mod tokenizer;
