@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{Connection, SendStream};
 use shoal_common::quic::MAX_GROUP_STREAMS;
 use shoal_common::shutdown::Shutdown;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::control::{self, DrainOrder};
+use super::control::{self, Control, DrainOrder};
 use super::stream::{self, StreamEnd};
 use super::{Offer, SessionArgs, SessionEnd};
 use crate::emit::{OPENINGS, Opening, Writer};
@@ -80,14 +80,14 @@ fn open(engine: EngineHandle, offer: Arc<Offer>) -> (Arc<Shared>, AbortOnDropHan
 async fn serve(
     connection: &Connection,
     (shared, _writer): (Arc<Shared>, AbortOnDropHandle<()>),
-    (send, recv): (SendStream, RecvStream),
+    Control { send, orders }: Control,
     closing: &mut Shutdown,
 ) -> SessionEnd {
     let mut streams = JoinSet::new();
     let control = async {
         tokio::select! {
             end = control::tell(send, shared.engine.status(), &shared.drain) => end,
-            end = control::obey(recv, &shared.drain) => end,
+            end = control::obey(orders, &shared.drain) => end,
         }
     };
     tokio::pin!(control);
