@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::control::{self, DrainOrder};
+use super::control::{self, Control, DrainOrder};
 use super::stream::{self, StreamEnd};
 use super::{Offer, SessionArgs, SessionEnd};
 use crate::emit::{OPENINGS, Opening, Writer};
@@ -80,14 +80,14 @@ async fn serve(
     let control = async {
         let hello = shared.offer.hello.clone();
         let introduced = tokio::time::timeout(WELCOME_WITHIN, control::introduce(connection, hello));
-        let (send, recv) = match introduced.await.unwrap_or(Err(SessionEnd::Protocol)) {
-            Ok(control) => control,
+        let Control { send, orders } = match introduced.await.unwrap_or(Err(SessionEnd::Protocol)) {
+            Ok(welcome) => welcome,
             Err(end) => return end,
         };
         welcomed();
         tokio::select! {
             end = control::tell(send, shared.engine.status(), &shared.drain) => end,
-            end = control::obey(recv, &shared.drain) => end,
+            end = control::obey(orders, &shared.drain) => end,
         }
     };
     tokio::pin!(control);
