@@ -1,6 +1,6 @@
 //! The worker: hosts a model and streams tokens to routers.
 //!
-//! 1. `run` loads the model (`load`, `weights`) into a [`backend::Backend`] (`reference` or `scripted`).
+//! 1. [`model::load`] opens the model's files ([`weights`]) and fills a [`backend::Backend`] ([`reference`] or [`scripted`]).
 //! 2. `supervisor` dials every router and keeps one `session` per connection.
 //! 3. A `session` takes groups off QUIC streams, checks them and hands them to the `engine`.
 //! 4. The `engine` is one OS thread: the scheduler's policy plans a step, the backend computes it, the `sampler` draws.
