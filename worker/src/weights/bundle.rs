@@ -31,7 +31,7 @@ pub(super) fn document_separator(
     bos: Option<TokenId>,
     eos: Option<TokenId>,
 ) -> Option<TokenId> {
-    find(END_OF_TEXT).or(if bos.is_none() { eos } else { None })
+    find(END_OF_TEXT).or_else(|| eos.filter(|_| bos.is_none()))
 }
 
 /// Sorted, each once.

@@ -47,6 +47,14 @@ impl FileBytes {
         Ok(Self { words, len })
     }
 
+    /// A copy of `content`, aligned as a file's.
+    #[cfg(test)]
+    pub(super) fn copy_of(content: &[u8]) -> Self {
+        let mut copy = Self::zeroed(content.len()).unwrap();
+        copy.as_mut().copy_from_slice(content);
+        copy
+    }
+
     /// The content.
     pub(super) fn as_slice(&self) -> &[u8] {
         &bytemuck::cast_slice(&self.words)[..self.len]

@@ -70,8 +70,10 @@ impl OneOrMany {
 /// Rotary settings.
 #[derive(Debug, Deserialize)]
 struct HfRope {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The older name of `rope_type`; many files have both.
+    #[serde(rename = "type")]
+    old_rope_type: Option<String>,
     rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -139,7 +141,7 @@ impl HfConfig {
 
 impl HfRope {
     fn scaling(&self) -> Result<RopeScaling, WeightsError> {
-        match self.rope_type.as_deref() {
+        match self.rope_type.as_deref().or(self.old_rope_type.as_deref()) {
             None | Some("default") => Ok(RopeScaling::None),
             Some("linear") => Ok(RopeScaling::Linear { factor: required("factor", self.factor)? }),
             Some("llama3") => Ok(RopeScaling::Llama3 {

@@ -98,7 +98,7 @@ pub(super) fn bundle(directory: &Path, config: &HfConfig, vocab: usize) -> Resul
     let by_text = |text: &str| special.find(text);
 
     let prepended = tokenizer.post_processor.as_ref().and_then(prepended_token);
-    let add_bos = settings.add_bos_token.unwrap_or(prepended.is_some());
+    let add_bos = settings.add_bos_token.unwrap_or_else(|| prepended.is_some());
     let bos_ids = [generation.bos_token_id.as_ref(), config.special.bos_token_id.as_ref()];
     let named_bos = special.ids("bos_token_id", &bos_ids, settings.bos_token.as_ref())?.first().copied();
     // What the tokenizer itself puts first is the BOS, whatever the settings say.

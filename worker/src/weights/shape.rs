@@ -139,8 +139,13 @@ impl ModelShape {
         bounded("head dimension", self.head_dim, MAX_WIDTH)?;
         bounded("vocabulary", self.vocab, MAX_VOCAB)?;
         bounded("context", self.context, MAX_CONTEXT)?;
-        check("key/value head count", self.kv_heads, self.heads % self.kv_heads == 0, "a divisor of the head count")?;
-        check("head dimension", self.head_dim, self.head_dim % 2 == 0, "even")?;
+        check(
+            "key/value head count",
+            self.kv_heads,
+            self.heads.is_multiple_of(self.kv_heads),
+            "a divisor of the head count",
+        )?;
+        check("head dimension", self.head_dim, self.head_dim.is_multiple_of(2), "even")?;
         bounded("attention width", self.heads * self.head_dim, MAX_WIDTH)?;
         check("rms epsilon", self.rms_eps, self.rms_eps > 0.0 && self.rms_eps < 1.0, "between 0 and 1")?;
         check("rope theta", self.rope.theta, self.rope.theta.is_finite() && self.rope.theta >= 1.0, "at least 1")?;

@@ -1,5 +1,5 @@
 //! GGUF files of the llama architecture: the checked [`header`], the model's settings and tensor names (`model`), and
-//! the tokenizer that the metadata holds (`tokenizer`, with the cutting rules of `pre_tokenizer`).
+//! the tokenizer that the metadata holds (`tokenizer`; `pre_tokenizer` and `spm` for its two kinds).
 
 mod header;
 mod model;
@@ -8,6 +8,7 @@ mod spm;
 mod tokenizer;
 mod value;
 
+pub(super) use header::Header;
 pub use header::HeaderFault;
 
 use std::path::Path;
@@ -20,9 +21,15 @@ use super::{ModelFile, check};
 
 /// Opens a GGUF file.
 pub(super) fn open(path: &Path) -> Result<ModelFile, WeightsError> {
-    let file = FileBytes::read(path)?;
-    let unsound = |source| WeightsError::Gguf { path: path.to_owned(), source };
-    let header = header::Header::parse(file.as_slice()).map_err(unsound)?;
+    model(path, FileBytes::read(path)?)
+}
+
+/// The model in a file's content; `path` is for messages.
+pub(super) fn model(path: &Path, file: FileBytes) -> Result<ModelFile, WeightsError> {
+    let header = Header::parse(file.as_slice()).map_err(|source| match source {
+        HeaderFault::NotGguf => WeightsError::UnknownFormat { path: path.to_owned() },
+        source => WeightsError::Gguf { path: path.to_owned(), source },
+    })?;
     let config = model::shape(&header, file.as_slice())?;
     config.check()?;
     let tensors = model::tensors(&header, &config)?;

@@ -14,10 +14,9 @@ use crate::weights::tensor::{LayerPart, RowOrder, TensorName, TensorType};
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
 /// Settings of other models that would change the arithmetic, had they an effect here.
-const FOREIGN_SETTINGS: [&str; 8] = [
+const FOREIGN_SETTINGS: [&str; 7] = [
     "attention.causal",
     "attention.scale",
-    "attention.sliding_window",
     "attention.temperature_length",
     "embedding_scale",
     "logit_scale",
@@ -90,7 +89,7 @@ pub(super) fn shape(header: &Header<'_>, file: &[u8]) -> Result<ModelShape, Weig
         kv_heads: header.optional_size("llama.attention.head_count_kv")?.unwrap_or(heads),
         head_dim,
         vocab: embedding.shape().map_or(0, |[rows, _]| rows),
-        context: header.size("llama.context_length")?,
+        context: context(header)?,
         rms_eps: header.required("llama.attention.layer_norm_rms_epsilon", "a number", Value::float)? as f32,
         rope: rope(header, file, head_dim)?,
         tied: header.tensor("output.weight").is_none(),
@@ -107,6 +106,13 @@ fn refuse_foreign_settings(header: &Header<'_>) -> Result<(), WeightsError> {
         Some(key) => Err(WeightsError::Unsupported(format!("has the setting llama.{key}"))),
         None => Ok(()),
     }
+}
+
+/// Longest sequence. Within a sliding window attention is full attention; beyond it we would compute another model.
+fn context(header: &Header<'_>) -> Result<usize, WeightsError> {
+    let context = header.size("llama.context_length")?;
+    let window = header.optional_size("llama.attention.sliding_window")?.filter(|&window| window > 0);
+    Ok(window.map_or(context, |window| context.min(window)))
 }
 
 /// Width of a head: said outright, or an equal share of the hidden size.

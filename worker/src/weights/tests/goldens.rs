@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::{golden, open};
+use super::{copy_of_tiny, golden, open};
 use crate::weights::{LayerPart, ModelFile, ModelShape, RopeConfig, RopeScaling, TensorName};
 
 #[derive(Deserialize)]
@@ -102,11 +102,7 @@ fn rows_of_a_view_are_in_the_hugging_face_order() {
 
 #[test]
 fn a_digest_is_the_contents_and_nothing_else() {
-    let copy = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(golden("tiny/base")).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-    }
+    let copy = copy_of_tiny();
     let original = open("tiny/base").digest;
     assert_eq!(ModelFile::open(copy.path()).unwrap().digest, original);
     let weights = copy.path().join("model.safetensors");
