@@ -1,1 +1,118 @@
-fn main() {}
+//! The binary: parses the command line, loads the configuration, starts the part that is asked for and turns its end into
+//! an exit code. The composition root, nothing else: router and worker meet here only.
+#![cfg_attr(not(test), deny(clippy::unwrap_used))]
+
+mod cert;
+mod check;
+mod cli;
+mod dev;
+mod pull;
+mod roles;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use shoal_common::config::{self, Config, Overrides};
+use shoal_common::shutdown::{self, Shutdown};
+use shoal_common::telemetry;
+
+use cli::{Cli, Command, Global, LogFormat};
+
+/// Stopped at once by a second signal: what a shell gives a process that Ctrl-C ended.
+const STOPPED_AT_ONCE: i32 = 130;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("shoal: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    match &cli.command {
+        Command::Check => return check(&load(&cli.global, &Overrides::default())?),
+        Command::Cert { command } => cert::run(command)?,
+        Command::Pull(order) => pull(order)?,
+        Command::Dev(flags) => {
+            // Dev mode reads a file only where one is named: the example that lies about is not the model that is meant.
+            let config = config::load(cli.global.config.as_deref(), &flags.overrides())?;
+            serve(&cli.global, |shutdown| dev::run(config, shutdown))?;
+        }
+        Command::Router(flags) => {
+            let config = load(&cli.global, &flags.overrides())?;
+            serve(&cli.global, |shutdown| roles::router(config, &flags.name, shutdown))?;
+        }
+        Command::Worker(flags) => {
+            let config = load(&cli.global, &flags.overrides())?;
+            serve(&cli.global, |shutdown| roles::worker(config, &flags.name, shutdown))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `role` with logging and a runtime until it ends; the first signal asks it to, the second does not ask.
+fn serve<F: Future<Output = anyhow::Result<()>>>(
+    global: &Global,
+    role: impl FnOnce(Shutdown) -> F,
+) -> anyhow::Result<()> {
+    let format = match global.log_format {
+        LogFormat::Text => telemetry::LogFormat::Text,
+        LogFormat::Json => telemetry::LogFormat::Json,
+    };
+    telemetry::init(format, Some(&global.log_filter))?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
+    let (trigger, shutdown) = shutdown::channel();
+    runtime.spawn(async move {
+        if shutdown::signal().await.is_ok() {
+            tracing::info!("stopping; a second signal stops at once");
+            trigger.fire();
+            if shutdown::signal().await.is_ok() {
+                std::process::exit(STOPPED_AT_ONCE);
+            }
+        }
+        // Without signal handlers the signals end the process by themselves; the trigger must outlive that.
+        std::future::pending::<()>().await;
+    });
+    let outcome = runtime.block_on(role(shutdown));
+    // A model that is still loading is not waited for.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Without --config, the file that lies in the working directory, which must be there.
+fn load(global: &Global, overrides: &Overrides) -> Result<Config, config::ConfigError> {
+    let path = global.config.clone().unwrap_or_else(|| PathBuf::from("cluster.toml"));
+    config::load(Some(&path), overrides)
+}
+
+/// The plan goes to stdout, what is wrong with the model files to stderr.
+fn check(config: &Config) -> anyhow::Result<ExitCode> {
+    let (plan, faults) = check::plan(config);
+    print!("{plan}");
+    let good = faults.is_empty();
+    for fault in faults {
+        eprintln!("shoal: {:#}", anyhow::Error::from(fault));
+    }
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The path is the last line on stdout, for scripts.
+fn pull(flags: &cli::Pull) -> anyhow::Result<()> {
+    let order = pull::Order {
+        repo: pull::RepoId::new(&flags.repo)?,
+        revision: pull::Revision::new(&flags.revision)?,
+        file: flags.file.clone(),
+        dir: flags.dir.clone(),
+    };
+    let hub = pull::Hub::from_environment(config::variable(&flags.token_env))?;
+    let path = pull::pull(&hub, &order)?;
+    let path: &Path = &path;
+    println!("{}", std::path::absolute(path).context("the working directory is gone")?.display());
+    Ok(())
+}

@@ -2,6 +2,7 @@
 //! builds one [`App`] at start; handlers share it behind an `Arc` and never change it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use shoal_common::config::{ApiConfig, Limits};
@@ -9,12 +10,17 @@ use shoal_common::ids::Name;
 use shoal_common::shutdown::Shutdown;
 use shoal_common::wire::hello::ModelCard;
 use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use crate::dispatch::Dispatcher;
+use crate::http::error::{ApiError, BusyReason};
 use crate::http::foreign::HostPolicy;
 use crate::prompt_log::PromptLog;
 use crate::text::Tokenizer;
-use crate::text::pool::TextPool;
+
+/// Wait for a tokenising thread at most: a prompt takes milliseconds, so a second is a queue of hundreds.
+const TEXT_WAIT: Duration = Duration::from_secs(1);
 
 /// A model that clients may ask for.
 #[derive(Debug)]
@@ -67,12 +73,38 @@ pub struct App {
     pub prompt_log: PromptLog,
     /// Sends groups to workers.
     pub dispatcher: Dispatcher,
-    /// Where tokenisation runs.
-    pub texts: TextPool,
     /// One permit per request that is served: `limits.requests`.
     pub requests: Arc<Semaphore>,
     /// Fires when the drain is over: what still runs is cut.
     pub cut: Shutdown,
+    /// Texts that are tokenised at once: one per core is all that helps. See [`App::on_text_thread`].
+    pub text_threads: Arc<Semaphore>,
+}
+
+impl App {
+    /// The model, or the 404 that lists what there is.
+    pub fn served(&self, name: &Name) -> Result<Arc<ServedModel>, ApiError> {
+        self.catalogue.model(name).ok_or_else(|| ApiError::ModelNotFound {
+            model: name.clone(),
+            served: self.catalogue.models().iter().map(|model| model.card.name.clone()).collect(),
+        })
+    }
+
+    /// Runs tokenisation off the runtime, on as many threads as [`App::text_threads`] has permits. A caller waits
+    /// a second at most and is then told that the router is busy.
+    pub async fn on_text_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let busy = |_| ApiError::Busy { retry_after: TEXT_WAIT, reason: BusyReason::Tokenizers };
+        let permit = timeout(TEXT_WAIT, Arc::clone(&self.text_threads).acquire_owned()).await.map_err(busy)?;
+        // The permit goes with the work: a caller that leaves does not free the thread.
+        let done = spawn_blocking(move || {
+            let _permit = permit;
+            work()
+        });
+        done.await.map_err(|_| ApiError::Internal)
+    }
 }
 
 impl std::fmt::Debug for App {

@@ -176,7 +176,7 @@ fn write_all(mut files: Files, mut orders: mpsc::Receiver<Order>) {
                 result
             }
         };
-        let result = if orders.is_empty() { result.and(files.file.flush()) } else { result };
+        let result = if orders.is_empty() { result.and_then(|()| files.file.flush()) } else { result };
         if let Err(error) = result {
             metrics::counter!("shoal_prompt_log_failed_total").increment(1);
             tracing::warn!(%error, "the prompt log cannot be written");
@@ -224,5 +224,92 @@ impl Files {
 
     fn aged(&self, age: usize) -> PathBuf {
         self.path.with_file_name(format!("{FILE_NAME}.{age}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_common::config::Limits;
+
+    use super::*;
+    use crate::validate;
+
+    const CANARY: &str = "canary-7f3a";
+
+    fn request(log_prompt: bool) -> CompletionRequest {
+        let body = json!({
+            "model": "m", "prompt": [CANARY, "b"], "log_prompt": log_prompt, "user": CANARY, "stop": CANARY,
+        });
+        validate::completion(body.to_string().as_bytes(), &Limits::default()).unwrap()
+    }
+
+    fn outcome() -> Outcome<'static> {
+        let finish = &[Some(FinishReason::Stop), None];
+        Outcome { request_id: "req-1", finish, usage: Usage::new(3, 4), at: UNIX_EPOCH }
+    }
+
+    /// All files of the log, each as text.
+    fn written(dir: &Path) -> Vec<String> {
+        fs::read_dir(dir).unwrap().map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_prompt_is_never_on_disk_unless_asked_for_and_allowed() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = PromptLog::open(dir.path(), PromptLogPolicy::Allowed).unwrap();
+        log.record(&request(false), &outcome());
+        log.flush().await;
+        assert!(written(dir.path()).iter().all(String::is_empty));
+        let off = PromptLog::open(&dir.path().join("off"), PromptLogPolicy::Off).unwrap();
+        off.record(&request(true), &outcome());
+        off.flush().await;
+        assert!(!dir.path().join("off").exists());
+        log.record(&request(true), &outcome());
+        log.flush().await;
+        let lines = written(dir.path());
+        let entry: Value = serde_json::from_str(lines[0].trim_end()).unwrap();
+        assert_eq!(entry["prompts"], json!([CANARY, "b"]));
+        assert_eq!((&entry["finish"], &entry["usage"]["total_tokens"]), (&json!(["stop", null]), &json!(7)));
+    }
+
+    #[tokio::test]
+    async fn the_file_is_the_owners_alone_even_if_it_was_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        fs::write(&path, "").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let log = PromptLog::open(dir.path(), PromptLogPolicy::Allowed).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        drop(log);
+    }
+
+    #[tokio::test]
+    async fn old_files_are_kept_up_to_their_number_and_lines_stay_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = PromptLog::start(dir.path(), 2000).unwrap();
+        for _ in 0..60 {
+            log.record(&request(true), &outcome());
+            log.flush().await;
+        }
+        let files = written(dir.path());
+        assert_eq!(files.len(), FILES_KEPT + 1);
+        for text in files {
+            assert!(text.len() <= 2000);
+            assert!(text.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
+        }
+    }
+
+    #[tokio::test]
+    async fn without_room_a_line_is_dropped_and_the_request_goes_on() {
+        let (orders, mut waiting) = mpsc::channel(1);
+        let log = PromptLog(Some(Queue { orders, bytes: Arc::new(Semaphore::new(QUEUE_BYTES)) }));
+        for _ in 0..3 {
+            log.record(&request(true), &outcome());
+        }
+        assert!(waiting.try_recv().is_ok());
+        assert!(waiting.try_recv().is_err());
+        let narrow = PromptLog(Some(Queue { orders: mpsc::channel(9).0, bytes: Arc::new(Semaphore::new(10)) }));
+        narrow.record(&request(true), &outcome());
+        assert_eq!(narrow.0.unwrap().bytes.available_permits(), 10);
     }
 }

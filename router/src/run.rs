@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use ractor::{Actor, ActorRef};
@@ -21,7 +22,9 @@ use crate::http;
 use crate::http::foreign::HostPolicy;
 use crate::prompt_log::{PromptLog, PromptLogError};
 use crate::supervisor::{RouterActor, RouterArguments, RouterMessage};
-use crate::text::pool::TextPool;
+
+/// For clients to be told that their requests were cut, after the drain.
+const CUT_GRACE: Duration = Duration::from_secs(1);
 
 /// What a router is configured with.
 #[derive(Clone, Debug)]
@@ -123,16 +126,19 @@ impl Bound {
         let (cut_trigger, cut) = shutdown::channel();
         let app = Arc::new(self.app(cut));
         let drain = self.settings.timers.drain;
-        let server = http::server::serve(self.listener, http::router(app), &self.settings.limits, shutdown.clone());
+        let drain_and_cut = drain + CUT_GRACE;
+        let paths = http::router(app);
+        let server =
+            http::server::serve(self.listener, paths, &self.settings.limits, drain_and_cut, shutdown.clone());
         let cutter = async {
             shutdown.fired().await;
             tracing::info!(drain_seconds = drain.as_secs(), "draining");
             tokio::time::sleep(drain).await;
             cut_trigger.fire();
-            std::future::pending().await
+            std::future::pending::<()>().await
         };
         tokio::select! {
-            served = server => served?,
+            () = server => {}
             () = cutter => {}
         }
         self.root.stop(Some("shutdown".to_owned()));
@@ -152,7 +158,7 @@ impl Bound {
             metrics: self.metrics.clone(),
             prompt_log: self.prompt_log.clone(),
             dispatcher: Dispatcher { view: self.view.clone(), policy: Arc::new(LeastQueued) },
-            texts: TextPool::new(cores),
+            text_threads: Arc::new(Semaphore::new(cores)),
             requests: Arc::new(Semaphore::new(self.settings.limits.requests)),
             cut,
         }

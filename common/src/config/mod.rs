@@ -1,16 +1,67 @@
-//! `cluster.toml`: the settings of a whole cluster in types that are right by construction. `load` merges the file, the
-//! environment (`SHOAL__SECTION__KEY`) and flags; `check` reports every fault together, with file, key and reason.
+//! `cluster.toml`: the settings of a whole cluster in types that are right by construction. [`load`] merges the file, the
+//! environment (`SHOAL__SECTION__KEY`) and flags, and reports every fault together, with file, key and reason. The only
+//! place that reads the environment for settings.
+//!
+//! 1. `overrides`: what flags say, and which part of the cluster this process is.
+//! 2. `source`: file, environment and flags merged into one tree of values that remember who said them.
+//! 3. `section`: typed getters over one table of the tree.
+//! 4. `check`, `models`, `workers`: the rules.
+//! 5. `report`, `fault`: what is wrong, where, and what to do.
 
+mod check;
+mod fault;
 mod limits;
+mod models;
+mod overrides;
+mod report;
+mod section;
+mod source;
+#[cfg(test)]
+mod tests;
+mod workers;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use fault::{ConfigError, Fault, Place};
 pub use limits::Limits;
+pub use overrides::{ModelFlag, ModelFlagSource, Overrides, Scope};
 
 use crate::ids::Name;
+
+/// Reads the configuration: the flags in `overrides` over `SHOAL__SECTION__KEY` variables over the TOML file at `path`.
+/// No file is as good as an empty one.
+///
+/// # Errors
+/// Every fault there is, together.
+pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, ConfigError> {
+    load_with(path, overrides, &std::env::vars_os().collect())
+}
+
+/// A variable of the environment that is no setting of the cluster, such as an access token. Empty is as good as unset.
+#[expect(clippy::disallowed_methods, reason = "the ban leads here")]
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// [`load`] with the environment as an argument.
+fn load_with(path: Option<&Path>, overrides: &Overrides, variables: &source::Variables) -> Result<Config, ConfigError> {
+    let directory = |name: &str| {
+        let value = variables.iter().find(|(variable, _)| variable == name).map(|(_, value)| PathBuf::from(value));
+        // The XDG rules: what is not an absolute path is as good as unset.
+        value.filter(|path| path.is_absolute())
+    };
+    let home = directory("HOME");
+    // A service may have neither; its data is the machine's.
+    let data_home = directory("XDG_DATA_HOME").or_else(|| home.as_ref().map(|home| home.join(".local/share")));
+    let data_dir = data_home.unwrap_or_else(|| PathBuf::from("/var/lib")).join("shoal");
+    let mut report = report::Report::new(path, home);
+    let root = source::merge(overrides, variables, &mut report);
+    let config = root.map(|root| check::cluster(&root, &overrides.scope, data_dir, &mut report));
+    report.finish(config)
+}
 
 /// A whole cluster, checked.
 #[derive(Clone, Debug)]
@@ -27,6 +78,18 @@ pub struct Config {
     pub limits: Limits,
     /// Choices in the HTTP contract.
     pub api: ApiConfig,
+}
+
+impl Config {
+    /// The worker of that name.
+    pub fn worker(&self, name: &str) -> Option<&WorkerConfig> {
+        self.workers.iter().find(|worker| worker.name.as_str() == name)
+    }
+
+    /// The model of that name; every worker's is here.
+    pub fn model(&self, name: &Name) -> Option<&ModelConfig> {
+        self.models.iter().find(|model| model.name == *name)
+    }
 }
 
 /// `[cluster]`

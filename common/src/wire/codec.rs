@@ -91,12 +91,29 @@ pub fn decode<F: Frame>(body: &[u8]) -> Result<F, CodecError> {
     if body.len() > F::LIMIT {
         return Err(CodecError::TooLong { len: body.len(), limit: F::LIMIT });
     }
-    // The limit is a const parameter of bincode's and cannot name `F::LIMIT`; the body's own length is the tighter bound
-    // for containers, whose length bincode checks against what it may still claim.
-    let config = bincode::config::standard().with_limit::<{ 64 << 20 }>();
-    let (value, used) =
-        bincode::serde::decode_from_slice(body, config).map_err(|error| CodecError::Malformed(Box::new(error)))?;
+    let (value, used) = decode_bounded(body).map_err(|error| CodecError::Malformed(Box::new(error)))?;
     if used == body.len() { Ok(value) } else { Err(CodecError::Trailing(body.len() - used)) }
+}
+
+/// Decodes within what a well-formed body of this size can claim: 8 bytes for each of its own, since bincode counts an
+/// integer at its full width and a `u64` may take one byte. A string claims its announced length before it is allocated, so
+/// a short body cannot ask for a long one. bincode's limit is a const parameter, hence the rungs.
+fn decode_bounded<T: DeserializeOwned>(body: &[u8]) -> Result<(T, usize), bincode::error::DecodeError> {
+    const KIB: usize = 1 << 10;
+    const MIB: usize = 1 << 20;
+    let config = bincode::config::standard();
+    let len = body.len();
+    if len <= KIB {
+        bincode::serde::decode_from_slice(body, config.with_limit::<{ 8 * KIB }>())
+    } else if len <= 64 * KIB {
+        bincode::serde::decode_from_slice(body, config.with_limit::<{ 512 * KIB }>())
+    } else if len <= MIB {
+        bincode::serde::decode_from_slice(body, config.with_limit::<{ 8 * MIB }>())
+    } else if len <= 8 * MIB {
+        bincode::serde::decode_from_slice(body, config.with_limit::<{ 64 * MIB }>())
+    } else {
+        bincode::serde::decode_from_slice(body, config.with_limit::<{ 512 * MIB }>())
+    }
 }
 
 /// The body of `value` without a prefix, for content that is hashed or stored.
@@ -121,6 +138,34 @@ pub fn encode_frame<F: Frame>(value: &F, out: &mut Vec<u8>) -> Result<(), CodecE
             Err(error)
         }
     }
+}
+
+/// Reads one frame and not a byte beyond it. [`CodecError::Ended`] when the stream ends before it begins. Not cancel-safe:
+/// a caller that selects over frames uses a [`FrameReader`].
+pub async fn read_frame<F: Frame, R: AsyncRead + Unpin>(reader: &mut R) -> Result<F, CodecError> {
+    let mut prefix = [0; PREFIX];
+    let mut got = 0;
+    while got < PREFIX {
+        match reader.read(&mut prefix[got..]).await? {
+            0 if got == 0 => return Err(CodecError::Ended),
+            0 => return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
+            n => got += n,
+        }
+    }
+    let len = announced::<F>(prefix)?;
+    // Grown as bytes arrive: an announced length alone costs nothing.
+    let mut body = Vec::with_capacity(len.min(READ_CHUNK));
+    let read = reader.take(len as u64).read_to_end(&mut body).await?;
+    if read < len {
+        return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+    }
+    decode(&body)
+}
+
+/// The length in a prefix, if the kind allows it.
+fn announced<F: Frame>(prefix: [u8; PREFIX]) -> Result<usize, CodecError> {
+    let len = u32::from_le_bytes(prefix) as usize;
+    if len > F::LIMIT { Err(CodecError::TooLong { len, limit: F::LIMIT }) } else { Ok(len) }
 }
 
 /// Reads frames off a stream. Cancel-safe: bytes that arrived stay in the reader when a `next` is dropped.
@@ -164,10 +209,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         let Some(prefix) = self.buffer.first_chunk::<PREFIX>() else {
             return Ok(None);
         };
-        let len = u32::from_le_bytes(*prefix) as usize;
-        if len > F::LIMIT {
-            return Err(CodecError::TooLong { len, limit: F::LIMIT });
-        }
+        let len = announced::<F>(*prefix)?;
         if self.buffer.len() < PREFIX + len {
             return Ok(None);
         }

@@ -9,3 +9,10 @@ pub mod blob;
 pub mod codec;
 pub mod hello;
 pub mod message;
+
+#[cfg(test)]
+mod round_trip_tests;
+#[cfg(test)]
+mod snapshot_tests;
+#[cfg(test)]
+mod tests;

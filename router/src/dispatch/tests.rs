@@ -43,7 +43,7 @@ fn loopback() -> SocketAddr {
 }
 
 impl Stage {
-    async fn new() -> Self {
+    fn new() -> Self {
         let authority = Authority::create(&Name::new("test").unwrap()).unwrap();
         let identity = authority.issue(Role::Router, &Name::new("router").unwrap()).unwrap();
         let endpoint = quic::router_endpoint(loopback(), &identity, &Timers::default()).unwrap();
@@ -137,7 +137,7 @@ fn tokens_of(branch: u16) -> Vec<(u16, u32)> {
 
 #[tokio::test]
 async fn a_lost_worker_leaves_no_gap_and_no_duplicate() {
-    let mut stage = Stage::new().await;
+    let mut stage = Stage::new();
     let (first, second) = (stage.worker("a").await, stage.worker("b").await);
     let (mut run, _stop) = stage.group(1, None);
     let plays = async {
@@ -165,7 +165,7 @@ async fn a_lost_worker_leaves_no_gap_and_no_duplicate() {
 
 #[tokio::test]
 async fn only_open_branches_are_resumed_and_keep_their_names() {
-    let mut stage = Stage::new().await;
+    let mut stage = Stage::new();
     let (first, second) = (stage.worker("a").await, stage.worker("b").await);
     let (mut run, _stop) = stage.group(2, None);
     let plays = async {
@@ -195,7 +195,7 @@ async fn only_open_branches_are_resumed_and_keep_their_names() {
 #[tokio::test]
 async fn a_gap_a_repetition_or_an_unknown_token_is_never_handed_on() {
     for bad in [(0, 5, 101), (0, 0, 100), (7, 1, 101), (0, 1, 9999)] {
-        let mut stage = Stage::new().await;
+        let mut stage = Stage::new();
         let (first, second) = (stage.worker("a").await, stage.worker("b").await);
         let (mut run, _stop) = stage.group(1, None);
         let plays = async {
@@ -223,7 +223,7 @@ async fn a_gap_a_repetition_or_an_unknown_token_is_never_handed_on() {
 
 #[tokio::test]
 async fn prompt_scores_are_told_once_across_a_replay() {
-    let mut stage = Stage::new().await;
+    let mut stage = Stage::new();
     let (first, second) = (stage.worker("a").await, stage.worker("b").await);
     let (mut run, _stop) = stage.group(0, Some(0));
     let scores = |range: std::ops::Range<u32>| GroupFrame::PromptScores {
@@ -258,7 +258,7 @@ async fn prompt_scores_are_told_once_across_a_replay() {
 
 #[tokio::test]
 async fn a_full_worker_is_passed_over_and_a_full_cluster_says_when_to_come_back() {
-    let mut stage = Stage::new().await;
+    let mut stage = Stage::new();
     let (first, second) = (stage.worker("a").await, stage.worker("b").await);
     let (mut run, _stop) = stage.group(1, None);
     let plays = async {
@@ -276,7 +276,7 @@ async fn a_full_worker_is_passed_over_and_a_full_cluster_says_when_to_come_back(
 
 #[tokio::test]
 async fn a_group_that_no_worker_survives_is_given_up() {
-    let mut stage = Stage::new().await;
+    let mut stage = Stage::new();
     let workers = [stage.worker("a").await, stage.worker("b").await, stage.worker("c").await, stage.worker("d").await];
     let (mut run, _stop) = stage.group(1, None);
     let plays = async {
@@ -298,7 +298,7 @@ async fn a_group_that_no_worker_survives_is_given_up() {
 
 #[tokio::test]
 async fn dropping_a_group_cancels_it_on_its_worker() {
-    let mut stage = Stage::new().await;
+    let mut stage = Stage::new();
     let worker = stage.worker("a").await;
     let (mut run, _stop) = stage.group(1, None);
     let plays = async {
@@ -316,7 +316,7 @@ async fn dropping_a_group_cancels_it_on_its_worker() {
 
 #[tokio::test]
 async fn a_stopped_branch_is_stopped_on_its_worker_while_others_go_on() {
-    let mut stage = Stage::new().await;
+    let mut stage = Stage::new();
     let worker = stage.worker("a").await;
     let (mut run, stop) = stage.group(2, None);
     let plays = async {

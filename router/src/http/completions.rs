@@ -4,21 +4,21 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use shoal_common::config::UsageChunk;
-use shoal_common::ids::{Digest, Name};
+use shoal_common::ids::Digest;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::body::JsonBody;
 use super::error::{ApiError, BusyReason, FaultKind, FieldFault};
 use super::report::{Envelope, Reporter};
-use super::request_id::RequestId;
 use super::schema::FinishReason;
 use super::sse::{self, EventSink, SinkError};
+use super::trace::RequestId;
 use crate::answer::{Answer, Progress};
 use crate::app::{App, ServedModel};
 use crate::choice::Delta;
@@ -27,7 +27,6 @@ use crate::merge::ChoiceDelta;
 use crate::plan::{self, Plan, TokenisedPrompt};
 use crate::prompt_log::Outcome;
 use crate::request::{CompletionRequest, Delivery, StreamUsage};
-use crate::text::pool::PoolError;
 use crate::text::prompts::{self, PromptError};
 use crate::validate;
 
@@ -45,7 +44,7 @@ const DRAWN_SEED_BITS: u32 = 53;
 pub async fn create(
     State(app): State<Arc<App>>,
     Extension(request_id): Extension<RequestId>,
-    body: Bytes,
+    JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let arrived = Instant::now();
     let request = validate::completion(&body, &app.limits)?;
@@ -81,10 +80,7 @@ pub async fn create(
 
 /// The model that is asked for. Adapters do not exist yet, so neither name can be one.
 fn resolve(app: &App, request: &CompletionRequest) -> Result<Arc<ServedModel>, ApiError> {
-    let Some(model) = app.catalogue.model(&request.model) else {
-        let served: Vec<Name> = app.catalogue.models().iter().map(|model| model.card.name.clone()).collect();
-        return Err(ApiError::ModelNotFound { model: request.model.clone(), served });
-    };
+    let model = app.served(&request.model)?;
     match &request.adapter {
         Some(adapter) => Err(ApiError::AdapterNotFound { adapter: adapter.clone() }),
         None => Ok(model),
@@ -98,17 +94,15 @@ async fn tokenise(
 ) -> Result<(CompletionRequest, Vec<TokenisedPrompt>), ApiError> {
     let tokenizer = Arc::clone(&model.tokenizer);
     let job = move || prompts::tokenise(&tokenizer, &request).map(|prompts| (request, prompts));
-    match app.texts.run(job).await {
-        Ok(Ok(tokenised)) => Ok(tokenised),
-        Ok(Err(error @ PromptError::NoDocumentStart)) => {
-            Err(ApiError::invalid(FieldFault::field("prompt", FaultKind::TooShort, error.to_string())))
+    app.on_text_thread(job).await?.map_err(|error| match error {
+        PromptError::NoDocumentStart => {
+            ApiError::invalid(FieldFault::field("prompt", FaultKind::TooShort, error.to_string()))
         }
-        Ok(Err(PromptError::Tokenizer(error))) => {
+        PromptError::Tokenizer(error) => {
             tracing::error!(%error, "a prompt could not be tokenised");
-            Err(ApiError::Internal)
+            ApiError::Internal
         }
-        Err(error) => Err(error.into()),
-    }
+    })
 }
 
 /// The fair-share key of a request's user: a hash, so that workers do not learn names.
@@ -287,17 +281,6 @@ impl From<DispatchError> for ApiError {
             DispatchError::Unavailable { retry_after } => Self::Unavailable { retry_after },
             DispatchError::Failed(GroupFailure::Deadline) => Self::DeadlinePassed,
             DispatchError::Lost | DispatchError::Failed(_) => Self::WorkerFailed,
-        }
-    }
-}
-
-impl From<PoolError> for ApiError {
-    fn from(error: PoolError) -> Self {
-        match error {
-            PoolError::Full => {
-                Self::Busy { retry_after: std::time::Duration::from_secs(1), reason: BusyReason::Tokenizers }
-            }
-            PoolError::Panicked => Self::Internal,
         }
     }
 }

@@ -1,10 +1,52 @@
-//! The HTTP side of the router.
+//! The HTTP side of the router: [`router`] says which path is answered where, the files beside it do one thing each.
+//!
+//! A request passes, from the outside in: [`server`] (sockets, header limits), [`trace`] (id, span, count), [`foreign`]
+//! (loopback only: whose page sent it), then its handler, which takes the body through [`body`] and `validate`. Whatever
+//! goes wrong is an [`error::ApiError`].
 
+pub mod body;
 pub mod completions;
 pub mod error;
+pub mod fault;
 pub mod foreign;
+mod health;
+mod metrics;
+mod models;
+pub mod openapi;
 pub mod report;
-pub mod request_id;
 pub mod schema;
 pub mod server;
 pub mod sse;
+mod tokenize;
+pub mod trace;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{get, post};
+
+use self::error::ApiError;
+use crate::app::App;
+
+/// All paths.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/livez", get(health::live))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(metrics::render))
+        .route("/openapi.json", get(openapi::serve))
+        .fallback(async || ApiError::NotFound)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .layer(from_fn_with_state(Arc::clone(&app), foreign::refuse))
+        .layer(from_fn(trace::follow))
+        .with_state(app)
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,6 @@
 
 mod bound;
 pub mod detokenize;
-pub mod pool;
 pub mod prompts;
 mod spelling;
 pub mod stop;

@@ -224,7 +224,8 @@ fn assignment(request: &CompletionRequest) -> Assignment {
 
 /// `loglikelihood` reports logprobs even where `logprobs` is absent.
 fn reported_alternatives(request: &CompletionRequest) -> Option<u8> {
-    request.logprobs.or((request.loglikelihood == Loglikelihood::Prompt).then_some(0))
+    let scored = request.loglikelihood == Loglikelihood::Prompt;
+    request.logprobs.or_else(|| scored.then_some(0))
 }
 
 /// What the groups of one request have in common.

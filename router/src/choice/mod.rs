@@ -177,7 +177,9 @@ impl Candidate {
         self.released += scalars(&text);
         delta.text.push_str(&text);
         let nothing_held = self.released == self.written;
-        while let Some(token) = self.held.pop_front_if(|token| nothing_held || token.offset < self.released) {
+        let out = |token: &&PlacedToken| nothing_held || token.offset < self.released;
+        let count = self.held.iter().take_while(out).count();
+        for token in self.held.drain(..count) {
             self.kept += 1;
             self.logprob_sum += token.score.as_ref().map_or(0.0, |score| f64::from(score.logprob));
             delta.tokens.push(token);

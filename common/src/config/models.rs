@@ -1,0 +1,150 @@
+//! `[[model]]`: the rules of a model, and whose files must be on this machine. Called by `check`; never opens a file.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use config::{Value, ValueKind};
+
+use super::report::Report;
+use super::section::Section;
+use super::{Faults, ModelConfig, ModelSource, Scope, Script};
+use crate::ids::Name;
+
+/// Whose model files must be on this machine.
+enum FilesHere<'a> {
+    Nobodys,
+    Everybodys,
+    OfModel(&'a str),
+}
+
+impl<'a> FilesHere<'a> {
+    fn of(root: &Section<'a>, scope: &Scope) -> Self {
+        match scope {
+            Scope::Router => Self::Nobodys,
+            Scope::Whole | Scope::Dev => Self::Everybodys,
+            // A worker that names no model hosts the only one.
+            Scope::Worker(name) => hosted_by(root, name).map_or(Self::Everybodys, Self::OfModel),
+        }
+    }
+
+    fn covers(&self, model: &Name) -> bool {
+        match self {
+            Self::Nobodys => false,
+            Self::Everybodys => true,
+            Self::OfModel(name) => model.as_str() == *name,
+        }
+    }
+}
+
+/// The model that worker `name` names.
+fn hosted_by<'a>(root: &Section<'a>, name: &str) -> Option<&'a str> {
+    let ValueKind::Array(workers) = &root.value("worker")?.kind else { return None };
+    let text = |worker: &'a Value, key| match &worker.kind {
+        ValueKind::Table(table) => match &table.get(key)?.kind {
+            ValueKind::String(text) => Some(text.as_str()),
+            _ => None,
+        },
+        _ => None,
+    };
+    text(workers.iter().find(|worker| text(worker, "name") == Some(name))?, "model")
+}
+
+/// The `[[model]]` sections.
+pub(super) struct Models {
+    /// Those without a fault.
+    pub(super) whole: Vec<ModelConfig>,
+    /// The names of all: a worker that hosts a faulty model is not at fault itself.
+    pub(super) names: Vec<Name>,
+}
+
+/// Every `[[model]]`.
+pub(super) fn models(root: &Section<'_>, scope: &Scope, report: &mut Report) -> Models {
+    let sections = root.sections(
+        "model",
+        &["name", "path", "engine", "step_ms", "salt", "context", "eos_every", "faults"],
+        report,
+    );
+    if sections.is_empty() && *scope == Scope::Dev && root.value("model").is_none() {
+        let remedy = "give one with --model PATH (a GGUF file or a Hugging Face directory): `scripts/fetch-model` gets a \
+                      small one, `shoal pull org/name` any from the Hugging Face hub";
+        report.missing("model", "there is no model to serve", remedy);
+    }
+    let here = FilesHere::of(root, scope);
+    let mut names = Vec::new();
+    let read = |section: &Section<'_>| {
+        let name = required_name(section, "clients ask for a model by its name", &mut names, report);
+        let source = model_source(section, report);
+        let model = ModelConfig { name: name?, source: source? };
+        if here.covers(&model.name) {
+            path_exists(section, &model.source, report);
+        }
+        Some(model)
+    };
+    let whole = sections.iter().filter_map(read).collect();
+    Models { whole, names }
+}
+
+fn model_source(section: &Section<'_>, report: &mut Report) -> Option<ModelSource> {
+    let path = section.path("path", report);
+    let engine = section.choice("engine", &[("scripted", ())], report);
+    let script = Script {
+        step: section.millis("step_ms", 0..=60_000, report).unwrap_or(Duration::from_millis(10)),
+        salt: section.integer("salt", 0..=i64::MAX, report).unwrap_or(0),
+        context: section.integer("context", 16..=1 << 20, report).unwrap_or(4096),
+        eos_every: match section.integer::<u32>("eos_every", 0..=i64::from(u32::MAX), report) {
+            Some(every) => NonZeroU32::new(every),
+            None => Script::default().eos_every,
+        },
+        faults: section
+            .choice("faults", &[("on", Faults::On), ("off", Faults::Off)], report)
+            .unwrap_or_default(),
+    };
+    if engine.is_none() {
+        for key in
+            ["step_ms", "salt", "context", "eos_every", "faults"].into_iter().filter(|key| section.value(key).is_some())
+        {
+            let remedy = "remove it, or set engine = \"scripted\"";
+            section.fault(key, "is a setting of the scripted test engine", remedy, report);
+        }
+    }
+    match (section.value("path"), section.value("engine")) {
+        (None, None) => {
+            let remedy =
+                "set `path` to a GGUF file or a Hugging Face directory, or engine = \"scripted\" for the test engine";
+            section.fault("path", "a model needs weights", remedy, report);
+        }
+        (Some(_), Some(_)) => {
+            section.fault("engine", "the scripted test engine reads no weights", "remove `path` or `engine`", report);
+        }
+        _ => {}
+    }
+    path.map(ModelSource::Path).or_else(|| engine.map(|()| ModelSource::Scripted(script)))
+}
+
+fn path_exists(section: &Section<'_>, source: &ModelSource, report: &mut Report) {
+    if let ModelSource::Path(path) = source
+        && !path.exists()
+    {
+        let remedy = "correct the path; `scripts/fetch-model` gets a small model, `shoal pull org/name` any from the \
+                      Hugging Face hub";
+        section.fault("path", format!("there is no {}", path.display()), remedy, report);
+    }
+}
+
+/// A name that must be there and that nobody before had.
+pub(super) fn required_name(
+    section: &Section<'_>,
+    why: &str,
+    names: &mut Vec<Name>,
+    report: &mut Report,
+) -> Option<Name> {
+    if section.value("name").is_none() {
+        section.fault("name", format!("is missing: {why}"), "set name = \"...\"", report);
+    }
+    let name = section.name("name", report)?;
+    if names.contains(&name) {
+        section.fault("name", format!("\"{name}\" is taken by another one"), "give each its own name", report);
+    }
+    names.push(name.clone());
+    Some(name)
+}

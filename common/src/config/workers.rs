@@ -1,0 +1,149 @@
+//! `[[worker]]`: the rules of a worker. Called by `check` once the models are known.
+
+use config::{Value, ValueKind};
+
+use super::models::required_name;
+use super::report::Report;
+use super::section::{Section, describe, nearest};
+use super::{RouterConfig, Scope, WorkerConfig};
+use crate::ids::Name;
+
+const WORKER: [&str; 8] = ["name", "model", "routers", "slots", "groups", "kv_tokens", "step_tokens", "threads"];
+
+/// Every `[[worker]]`.
+pub(super) fn workers(
+    root: &Section<'_>,
+    models: &[Name],
+    router: &RouterConfig,
+    scope: &Scope,
+    report: &mut Report,
+) -> Vec<WorkerConfig> {
+    let sections = root.sections("worker", &WORKER, report);
+    let mut names = Vec::new();
+    let read = |section: &Section<'_>| {
+        let name = required_name(section, "its certificate carries its name", &mut names, report);
+        let model = hosted_model(section, models, report);
+        let routers = routers(section, router, scope, report);
+        let sizes = Sizes::read(section, report);
+        Some(WorkerConfig {
+            name: name?,
+            model: model?,
+            routers,
+            slots: sizes.slots,
+            groups: sizes.groups,
+            kv_tokens: sizes.kv_tokens,
+            step_tokens: sizes.step_tokens,
+            threads: sizes.threads,
+        })
+    };
+    let workers: Vec<_> = sections.iter().filter_map(read).collect();
+    if let Scope::Worker(wanted) = scope {
+        named_worker_exists(wanted, &sections, report);
+    }
+    workers
+}
+
+/// The sizes of a worker, with their defaults.
+struct Sizes {
+    slots: u32,
+    groups: u32,
+    kv_tokens: Option<u64>,
+    step_tokens: u32,
+    threads: Option<u32>,
+}
+
+impl Sizes {
+    fn read(section: &Section<'_>, report: &mut Report) -> Self {
+        Self {
+            slots: section.integer("slots", 1..=4096, report).unwrap_or(32),
+            groups: section.integer("groups", 1..=65_536, report).unwrap_or(128),
+            kv_tokens: section.integer("kv_tokens", 1..=1 << 40, report),
+            step_tokens: section.integer("step_tokens", 1..=65_536, report).unwrap_or(256),
+            threads: section.integer("threads", 1..=1024, report),
+        }
+    }
+}
+
+/// The model a worker hosts: the one it names, or the only one there is.
+fn hosted_model(section: &Section<'_>, models: &[Name], report: &mut Report) -> Option<Name> {
+    let names: Vec<&str> = models.iter().map(Name::as_str).collect();
+    if section.value("model").is_none() {
+        if let [only] = models {
+            return Some(only.clone());
+        }
+        let reason = format!("is missing, and there are {} models to choose from", models.len());
+        section.fault("model", reason, "set model to the name of one [[model]]", report);
+    }
+    let name = section.name("model", report)?;
+    if !names.contains(&name.as_str()) {
+        let remedy = match nearest(name.as_str(), &names) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None if names.is_empty() => "add a [[model]] of that name".to_owned(),
+            None => format!("add a [[model]] of that name, or name one of: {}", names.join(", ")),
+        };
+        section.fault("model", format!("there is no model \"{name}\""), remedy, report);
+    }
+    Some(name)
+}
+
+/// The routers a worker dials: those it names, else the router of this file.
+fn routers(section: &Section<'_>, router: &RouterConfig, scope: &Scope, report: &mut Report) -> Vec<String> {
+    let remedy = "write a list of host:port, such as routers = [\"router.example:8443\"]";
+    let Some(value) = section.value("routers") else {
+        // Dev mode fills in the address that was really bound.
+        let can_be_dialled = !router.quic.ip().is_unspecified() && router.quic.port() != 0;
+        if !can_be_dialled && *scope != Scope::Dev {
+            let reason = format!("is missing, and router.quic = {} is no address that can be dialled", router.quic);
+            section.fault("routers", reason, remedy, report);
+        }
+        return vec![router.quic.to_string()];
+    };
+    let ValueKind::Array(elements) = &value.kind else {
+        section.fault("routers", format!("is {}, not a list", describe(value)), remedy, report);
+        return Vec::new();
+    };
+    if elements.is_empty() {
+        section.fault("routers", "is empty: the worker would serve nobody", remedy, report);
+    }
+    let mut addresses = Vec::new();
+    for (i, element) in elements.iter().enumerate() {
+        match &element.kind {
+            ValueKind::String(text) if is_host_and_port(text) => addresses.push(text.clone()),
+            _ => report.fault(
+                element,
+                &format!("{}[{i}]", section.key("routers")),
+                format!("{} is not host:port", describe(element)),
+                remedy,
+            ),
+        }
+    }
+    addresses
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host_is_good = match bare {
+        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')),
+    };
+    host_is_good && port.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
+fn named_worker_exists(wanted: &str, sections: &[Section<'_>], report: &mut Report) {
+    let name_of = |section: &Section<'_>| match section.value("name") {
+        Some(Value { kind: ValueKind::String(name), .. }) => Some(name.clone()),
+        _ => None,
+    };
+    let names: Vec<String> = sections.iter().filter_map(name_of).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    if names.contains(&wanted) {
+        return;
+    }
+    let remedy = match nearest(wanted, &names) {
+        Some(near) => format!("did you mean `--name {near}`?"),
+        None if names.is_empty() => "add a [[worker]] of that name".to_owned(),
+        None => format!("add a [[worker]] of that name, or name one of: {}", names.join(", ")),
+    };
+    report.missing("worker", format!("there is no worker \"{wanted}\""), remedy);
+}

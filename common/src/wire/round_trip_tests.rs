@@ -1,0 +1,336 @@
+//! Whatever is sent arrives, for any values that the types allow.
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+use super::blob::{BlobHeader, BlobRequest, FimTokens, TokenizerBundle};
+use super::codec::{Frame, FrameReader, decode, encode, encode_frame};
+use super::hello::{Capacity, Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl, WorkerState};
+use super::message::{
+    BranchEnd, BranchStart, BranchToken, EndRules, GroupFailure, GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit,
+    TokenScore,
+};
+use crate::fingerprint::Fingerprint;
+use crate::ids::{BranchIndex, Digest, Incarnation, LayerRange, Name, TokenId};
+use crate::sampling::{Bias, MinP, Penalty, RepetitionPenalty, SamplingParams, Temperature, TopP};
+
+/// Any value, with the ends of the range and of each width of the variable-length encoding well represented.
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        Just(0),
+        Just(250),
+        Just(251),
+        Just(u64::from(u16::MAX)),
+        Just(u64::from(u16::MAX) + 1),
+        Just(u64::from(u32::MAX)),
+        Just(u64::from(u32::MAX) + 1),
+        Just(u64::MAX),
+        any::<u64>(),
+    ]
+}
+
+fn number32() -> impl Strategy<Value = u32> {
+    number().prop_map(|wide| u32::try_from(wide).unwrap_or(wide as u32))
+}
+
+fn token() -> impl Strategy<Value = TokenId> {
+    number32().prop_map(TokenId)
+}
+
+fn tokens() -> impl Strategy<Value = Vec<TokenId>> {
+    vec(token(), 0..50)
+}
+
+fn digest() -> impl Strategy<Value = Digest> {
+    any::<[u8; 32]>().prop_map(Digest)
+}
+
+fn fingerprint() -> impl Strategy<Value = Fingerprint> {
+    (digest(), option::of(digest()), digest(), any::<String>())
+        .prop_map(|(weights, adapter, tokenizer, class)| Fingerprint::new(weights, adapter, tokenizer, &class))
+}
+
+fn name() -> impl Strategy<Value = Name> {
+    vec(prop_oneof![Just('a'), Just('Z'), Just('7'), Just('.'), Just('/'), Just('_'), Just('-')], 0..=127)
+        .prop_map(|tail| Name::new(format!("n{}", tail.into_iter().collect::<String>())).unwrap())
+}
+
+/// Every bit pattern: NaN with any payload, both infinities, both zeros, subnormals.
+fn logprob() -> impl Strategy<Value = f32> {
+    any::<u32>().prop_map(f32::from_bits)
+}
+
+/// `low..=high` with both ends likely.
+fn within(low: f64, high: f64) -> impl Strategy<Value = f64> {
+    prop_oneof![Just(low), Just(high), low..=high]
+}
+
+fn sampling() -> impl Strategy<Value = SamplingParams> {
+    let bias = (token(), within(-100.0, 100.0).prop_map(|x| Bias::new(x).unwrap()));
+    let penalty = || within(-2.0, 2.0).prop_map(|x| Penalty::new(x).unwrap());
+    (
+        vec(bias, 0..20),
+        within(f64::MIN_POSITIVE, 10.0).prop_map(|x| RepetitionPenalty::new(x).unwrap()),
+        (penalty(), penalty()),
+        within(0.0, 2.0).prop_map(|x| Temperature::new(x).unwrap()),
+        within(0.0, 1.0).prop_map(|x| MinP::new(x).unwrap()),
+        number32().prop_map(std::num::NonZeroU32::new),
+        within(0.0, 1.0).prop_map(|x| TopP::new(x).unwrap()),
+        number(),
+    )
+        .prop_map(
+            |(logit_bias, repetition_penalty, (frequency, presence), temperature, min_p, top_k, top_p, seed)| {
+                SamplingParams {
+                    logit_bias,
+                    repetition_penalty,
+                    frequency_penalty: frequency,
+                    presence_penalty: presence,
+                    temperature,
+                    min_p,
+                    top_k,
+                    top_p,
+                    seed,
+                }
+            },
+        )
+}
+
+fn submit() -> impl Strategy<Value = Submit> {
+    let branch =
+        (number32(), tokens()).prop_map(|(choice, emitted)| BranchStart { choice, emitted: PromptIds(emitted) });
+    let end = (number32(), number32(), tokens()).prop_map(|(max_tokens, min_tokens, stop_ids)| EndRules {
+        max_tokens,
+        min_tokens,
+        stop_ids,
+    });
+    let asked = (any::<u8>(), option::of(any::<u8>()), number(), option::of(number32()));
+    (fingerprint(), tokens(), vec(branch, 0..17), sampling(), end, asked).prop_map(
+        |(fingerprint, prompt, branches, sampling, end, (alternatives, score_prompt, share_key, deadline_ms))| Submit {
+            fingerprint,
+            prompt: PromptIds(prompt),
+            branches,
+            sampling,
+            end,
+            alternatives,
+            score_prompt,
+            share_key,
+            deadline_ms,
+        },
+    )
+}
+
+fn stream_open() -> impl Strategy<Value = StreamOpen> {
+    prop_oneof![
+        submit().prop_map(|submit| StreamOpen::Group(Box::new(submit))),
+        digest().prop_map(|digest| StreamOpen::Blob(BlobRequest { digest })),
+    ]
+}
+
+fn score() -> impl Strategy<Value = TokenScore> {
+    (token(), logprob(), vec((token(), logprob()), 0..=20)).prop_map(|(token, logprob, alternatives)| TokenScore {
+        token,
+        logprob,
+        alternatives,
+    })
+}
+
+fn group_frame() -> impl Strategy<Value = GroupFrame> {
+    let end = option::of(prop_oneof![Just(BranchEnd::StopToken), Just(BranchEnd::Length)]);
+    let step = (any::<u16>(), number32(), score(), end).prop_map(|(branch, position, score, end)| BranchToken {
+        branch: BranchIndex(branch),
+        position,
+        score,
+        end,
+    });
+    let failure = prop_oneof![
+        Just(GroupFailure::WrongFingerprint),
+        Just(GroupFailure::Invalid),
+        Just(GroupFailure::Deadline),
+        Just(GroupFailure::ShuttingDown),
+        Just(GroupFailure::Engine),
+    ];
+    prop_oneof![
+        (number32(), vec(score(), 0..30)).prop_map(|(first, scores)| GroupFrame::PromptScores { first, scores }),
+        vec(step, 0..20).prop_map(GroupFrame::Step),
+        Just(GroupFrame::Accepted),
+        number32().prop_map(|retry_after_ms| GroupFrame::Busy { retry_after_ms }),
+        failure.prop_map(GroupFrame::Failed),
+    ]
+}
+
+fn model_card() -> impl Strategy<Value = ModelCard> {
+    let layers = (number32(), number32()).prop_map(|(begin, end)| LayerRange { begin, end });
+    let sizes = (number32(), number32(), number32());
+    (name(), digest(), digest(), fingerprint(), any::<String>(), layers, sizes).prop_map(
+        |(name, weights, tokenizer, fingerprint, numerics_class, layers, (layer_count, vocab_size, context))| {
+            ModelCard {
+                name,
+                weights,
+                tokenizer,
+                fingerprint,
+                numerics_class,
+                layers,
+                layer_count,
+                vocab_size,
+                context,
+            }
+        },
+    )
+}
+
+fn worker_control() -> impl Strategy<Value = WorkerControl> {
+    let capacity =
+        (number32(), number(), number32()).prop_map(|(slots, kv_tokens, groups)| Capacity { slots, kv_tokens, groups });
+    let hello = (name(), number(), any::<String>(), capacity, model_card()).prop_map(
+        |(worker, incarnation, build, capacity, model)| {
+            let incarnation = Incarnation(incarnation);
+            WorkerControl::Hello(Box::new(Hello { worker, incarnation, build, capacity, model }))
+        },
+    );
+    let state = prop_oneof![Just(WorkerState::Ready), Just(WorkerState::Draining)];
+    let load = (number(), number32(), number32(), number(), number(), number32());
+    let status = (state, load).prop_map(|(state, (progress, running, waiting, queued_tokens, kv_used, speed))| {
+        let tokens_per_second = speed;
+        WorkerControl::Status(Status { state, progress, running, waiting, queued_tokens, kv_used, tokens_per_second })
+    });
+    prop_oneof![hello, status]
+}
+
+fn router_control() -> impl Strategy<Value = RouterControl> {
+    let refusal = prop_oneof![
+        Just(Refusal::DuplicateName),
+        Just(Refusal::WrongCertificate),
+        (name(), digest(), digest()).prop_map(|(model, expected, got)| Refusal::ModelMismatch { model, expected, got }),
+        any::<String>().prop_map(Refusal::BadTokenizer),
+        Just(Refusal::IncompleteModel),
+    ];
+    prop_oneof![
+        number().prop_map(|router| RouterControl::Welcome { router: Incarnation(router) }),
+        refusal.prop_map(RouterControl::Refused),
+        Just(RouterControl::Drain),
+    ]
+}
+
+fn bundle() -> impl Strategy<Value = TokenizerBundle> {
+    let fim = (token(), token(), token()).prop_map(|(prefix, suffix, middle)| FimTokens { prefix, suffix, middle });
+    (
+        vec(any::<u8>(), 0..3000),
+        option::of(token()),
+        any::<bool>(),
+        tokens(),
+        option::of(token()),
+        option::of(fim),
+        option::of(any::<String>()),
+    )
+        .prop_map(|(tokenizer_json, bos, add_bos, eos, document_separator, fim, chat_template)| TokenizerBundle {
+            tokenizer_json,
+            bos,
+            add_bos,
+            eos,
+            document_separator,
+            fim,
+            chat_template,
+        })
+}
+
+fn same<F: Frame + PartialEq + std::fmt::Debug>(value: &F) -> Result<(), TestCaseError> {
+    let body = encode(value).unwrap();
+    prop_assert_eq!(&decode::<F>(&body).unwrap(), value);
+    Ok(())
+}
+
+/// Decoding never panics, and what it accepts is a value like any other.
+fn harmless<F: Frame>(body: &[u8]) -> Result<(), TestCaseError> {
+    if let Ok(value) = decode::<F>(body) {
+        let canonical = encode(&value).unwrap();
+        prop_assert_eq!(&encode(&decode::<F>(&canonical).unwrap()).unwrap(), &canonical);
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn a_stream_opening_arrives_as_it_was_sent(frame in stream_open()) {
+        same(&frame)?;
+    }
+
+    #[test]
+    fn a_group_order_arrives_as_it_was_sent(branch in any::<u16>()) {
+        same(&GroupOrder::StopBranch(BranchIndex(branch)))?;
+    }
+
+    #[test]
+    fn a_group_frame_arrives_bit_by_bit_even_where_a_logprob_is_no_number(frame in group_frame()) {
+        let body = encode(&frame).unwrap();
+        let arrived: GroupFrame = decode(&body).unwrap();
+        // NaN differs from itself: the debug text shows every field, the bytes every bit.
+        prop_assert_eq!(format!("{arrived:?}"), format!("{frame:?}"));
+        prop_assert_eq!(encode(&arrived).unwrap(), body);
+    }
+
+    #[test]
+    fn a_workers_control_frame_arrives_as_it_was_sent(frame in worker_control()) {
+        same(&frame)?;
+    }
+
+    #[test]
+    fn a_routers_control_frame_arrives_as_it_was_sent(frame in router_control()) {
+        same(&frame)?;
+    }
+
+    #[test]
+    fn a_blob_header_arrives_as_it_was_sent(len in option::of(number())) {
+        same(&len.map_or(BlobHeader::NotFound, |len| BlobHeader::Found { len }))?;
+    }
+
+    #[test]
+    fn a_tokenizer_bundle_arrives_as_it_was_sent(bundle in bundle()) {
+        same(&bundle)?;
+    }
+
+    #[test]
+    fn frames_arrive_in_order_however_the_stream_is_cut(
+        frames in vec(router_control(), 0..10),
+        pipe in 1_usize..100,
+    ) {
+        let mut bytes = Vec::new();
+        for frame in &frames {
+            encode_frame(frame, &mut bytes).unwrap();
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let arrived = runtime.block_on(async {
+            let (mut near, far) = tokio::io::duplex(pipe);
+            let write = async move { tokio::io::AsyncWriteExt::write_all(&mut near, &bytes).await.unwrap() };
+            let read = async {
+                let mut arrived = Vec::new();
+                let mut reader = FrameReader::new(far);
+                while let Ok(frame) = reader.next::<RouterControl>().await {
+                    arrived.push(frame);
+                }
+                arrived
+            };
+            tokio::join!(write, read).1
+        });
+        prop_assert_eq!(arrived, frames);
+    }
+
+    #[test]
+    fn no_bytes_can_do_harm(body in vec(any::<u8>(), 0..400)) {
+        harmless::<StreamOpen>(&body)?;
+        harmless::<GroupOrder>(&body)?;
+        harmless::<GroupFrame>(&body)?;
+        harmless::<WorkerControl>(&body)?;
+        harmless::<RouterControl>(&body)?;
+        harmless::<BlobHeader>(&body)?;
+        harmless::<TokenizerBundle>(&body)?;
+    }
+
+    #[test]
+    fn one_wrong_byte_can_do_no_harm(frame in stream_open(), at in any::<prop::sample::Index>(), to in any::<u8>()) {
+        let mut body = encode(&frame).unwrap();
+        let at = at.index(body.len());
+        body[at] = to;
+        harmless::<StreamOpen>(&body)?;
+    }
+}

@@ -1,0 +1,246 @@
+//! The bytes of every message: a change to one of these snapshots is a change to the protocol and needs a new ALPN version.
+//! [`examples`] serves the other tests too.
+
+use std::num::NonZeroU32;
+
+use super::blob::{BlobHeader, BlobRequest, FimTokens, TokenizerBundle};
+use super::codec::{CodecError, Frame, decode, encode};
+use super::hello::{Capacity, Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl, WorkerState};
+use super::message::{
+    BranchEnd, BranchStart, BranchToken, EndRules, GroupFailure, GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit,
+    TokenScore,
+};
+use crate::fingerprint::Fingerprint;
+use crate::ids::{BranchIndex, Digest, Incarnation, LayerRange, Name, TokenId};
+use crate::sampling::{Bias, MinP, Penalty, RepetitionPenalty, SamplingParams, Temperature, TopP};
+
+/// One encoded message and how its kind is decoded.
+pub(super) struct Example {
+    pub(super) name: &'static str,
+    pub(super) body: Vec<u8>,
+    /// Decodes a body and encodes what it got.
+    pub(super) again: fn(&[u8]) -> Result<Vec<u8>, CodecError>,
+}
+
+/// At least one example of every variant of every frame.
+pub(super) fn examples() -> Vec<Example> {
+    let mut all = Vec::new();
+    all.extend(worker_control().iter().map(|frame| example(worker_control_name(frame), frame)));
+    all.extend(router_control().iter().map(|frame| example(router_control_name(frame), frame)));
+    all.extend(stream_open().iter().map(|frame| example(stream_open_name(frame), frame)));
+    all.extend(group_frames().iter().map(|frame| example(group_frame_name(frame), frame)));
+    all.push(example("group_order_stop_branch", &GroupOrder::StopBranch(BranchIndex(3))));
+    all.push(example("blob_header_found", &BlobHeader::Found { len: 2_104_556 }));
+    all.push(example("blob_header_not_found", &BlobHeader::NotFound));
+    all.push(example("tokenizer_bundle", &bundle()));
+    all
+}
+
+fn example<F: Frame>(name: &'static str, value: &F) -> Example {
+    Example { name, body: encode(value).unwrap(), again: |body| encode(&decode::<F>(body)?) }
+}
+
+// The names are exhaustive matches: a new variant does not compile until it has one.
+
+fn worker_control_name(frame: &WorkerControl) -> &'static str {
+    match frame {
+        WorkerControl::Hello(_) => "worker_control_hello",
+        WorkerControl::Status(Status { state: WorkerState::Ready, .. }) => "worker_control_status_ready",
+        WorkerControl::Status(Status { state: WorkerState::Draining, .. }) => "worker_control_status_draining",
+    }
+}
+
+fn router_control_name(frame: &RouterControl) -> &'static str {
+    match frame {
+        RouterControl::Welcome { .. } => "router_control_welcome",
+        RouterControl::Drain => "router_control_drain",
+        RouterControl::Refused(refusal) => match refusal {
+            Refusal::DuplicateName => "router_control_refused_duplicate_name",
+            Refusal::WrongCertificate => "router_control_refused_wrong_certificate",
+            Refusal::ModelMismatch { .. } => "router_control_refused_model_mismatch",
+            Refusal::BadTokenizer(_) => "router_control_refused_bad_tokenizer",
+            Refusal::IncompleteModel => "router_control_refused_incomplete_model",
+        },
+    }
+}
+
+fn stream_open_name(frame: &StreamOpen) -> &'static str {
+    match frame {
+        StreamOpen::Group(submit) if submit.branches.is_empty() => "stream_open_group_scores_only",
+        StreamOpen::Group(_) => "stream_open_group",
+        StreamOpen::Blob(_) => "stream_open_blob",
+    }
+}
+
+fn group_frame_name(frame: &GroupFrame) -> &'static str {
+    match frame {
+        GroupFrame::Accepted => "group_frame_accepted",
+        GroupFrame::PromptScores { .. } => "group_frame_prompt_scores",
+        GroupFrame::Step(_) => "group_frame_step",
+        GroupFrame::Busy { .. } => "group_frame_busy",
+        GroupFrame::Failed(failure) => match failure {
+            GroupFailure::WrongFingerprint => "group_frame_failed_wrong_fingerprint",
+            GroupFailure::Invalid => "group_frame_failed_invalid",
+            GroupFailure::Deadline => "group_frame_failed_deadline",
+            GroupFailure::ShuttingDown => "group_frame_failed_shutting_down",
+            GroupFailure::Engine => "group_frame_failed_engine",
+        },
+    }
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn fingerprint() -> Fingerprint {
+    Fingerprint::new(Digest([0x11; 32]), None, Digest([0x22; 32]), "reference-f32")
+}
+
+fn worker_control() -> Vec<WorkerControl> {
+    let model = ModelCard {
+        name: name("org/smol"),
+        weights: Digest([0x11; 32]),
+        tokenizer: Digest([0x22; 32]),
+        fingerprint: fingerprint(),
+        numerics_class: "reference-f32".into(),
+        layers: LayerRange { begin: 0, end: 30 },
+        layer_count: 30,
+        vocab_size: 49_152,
+        context: 8192,
+    };
+    let capacity = Capacity { slots: 32, kv_tokens: 1 << 20, groups: 256 };
+    let hello =
+        Hello { worker: name("w-1"), incarnation: Incarnation(u64::MAX), build: "0.1.0".into(), capacity, model };
+    let ready = Status {
+        state: WorkerState::Ready,
+        progress: 5_000_000_000,
+        running: 31,
+        waiting: 251,
+        queued_tokens: 65_536,
+        kv_used: 0,
+        tokens_per_second: 250,
+    };
+    let draining = Status { state: WorkerState::Draining, ..ready };
+    vec![WorkerControl::Hello(Box::new(hello)), WorkerControl::Status(ready), WorkerControl::Status(draining)]
+}
+
+fn router_control() -> Vec<RouterControl> {
+    let mismatch =
+        Refusal::ModelMismatch { model: name("org/smol"), expected: Digest([0x11; 32]), got: Digest([0x33; 32]) };
+    vec![
+        RouterControl::Welcome { router: Incarnation(0x0123_4567_89ab_cdef) },
+        RouterControl::Drain,
+        RouterControl::Refused(Refusal::DuplicateName),
+        RouterControl::Refused(Refusal::WrongCertificate),
+        RouterControl::Refused(mismatch),
+        RouterControl::Refused(Refusal::BadTokenizer("no vocabulary".into())),
+        RouterControl::Refused(Refusal::IncompleteModel),
+    ]
+}
+
+/// Every number that has a range is one of a kind, so that a test can find it among the bytes.
+pub(super) fn sampling() -> SamplingParams {
+    SamplingParams {
+        logit_bias: vec![(TokenId(7), Bias::new(-99.5).unwrap()), (TokenId(300), Bias::new(100.0).unwrap())],
+        repetition_penalty: RepetitionPenalty::new(1.125).unwrap(),
+        frequency_penalty: Penalty::new(-0.375).unwrap(),
+        presence_penalty: Penalty::new(0.625).unwrap(),
+        temperature: Temperature::new(0.8125).unwrap(),
+        min_p: MinP::new(0.0625).unwrap(),
+        top_k: NonZeroU32::new(0x7fff_1234),
+        top_p: TopP::new(0.9375).unwrap(),
+        seed: 0xfeed_beef_0123_4567,
+    }
+}
+
+pub(super) fn submit() -> Submit {
+    let emitted = |ids: &[u32]| PromptIds(ids.iter().copied().map(TokenId).collect());
+    Submit {
+        fingerprint: fingerprint(),
+        prompt: emitted(&[1, 250, 251, 65_535, 65_536, u32::MAX]),
+        branches: vec![
+            BranchStart { choice: 0, emitted: emitted(&[]) },
+            BranchStart { choice: 1, emitted: emitted(&[9, 10]) },
+        ],
+        sampling: sampling(),
+        end: EndRules { max_tokens: 256, min_tokens: 1, stop_ids: vec![TokenId(0), TokenId(2)] },
+        alternatives: 20,
+        score_prompt: Some(5),
+        share_key: 0x5151_5151_5151_5151,
+        deadline_ms: Some(30_000),
+    }
+}
+
+fn stream_open() -> Vec<StreamOpen> {
+    let scores_only = Submit {
+        branches: Vec::new(),
+        sampling: SamplingParams::default(),
+        end: EndRules { max_tokens: 0, min_tokens: 0, stop_ids: Vec::new() },
+        alternatives: 0,
+        deadline_ms: None,
+        ..submit()
+    };
+    vec![
+        StreamOpen::Group(Box::new(submit())),
+        StreamOpen::Group(Box::new(scores_only)),
+        StreamOpen::Blob(BlobRequest { digest: Digest([0x22; 32]) }),
+    ]
+}
+
+fn group_frames() -> Vec<GroupFrame> {
+    let score = |token, logprob| TokenScore { token: TokenId(token), logprob, alternatives: Vec::new() };
+    let chosen = TokenScore { alternatives: vec![(TokenId(5), -0.25), (TokenId(900), -7.5)], ..score(5, -0.25) };
+    let token = |branch, score, end| BranchToken { branch: BranchIndex(branch), position: 17, score, end };
+    vec![
+        GroupFrame::PromptScores { first: 1, scores: vec![chosen.clone(), score(70_000, f32::NEG_INFINITY)] },
+        GroupFrame::Step(vec![
+            token(0, chosen, None),
+            token(1, score(2, -0.5), Some(BranchEnd::StopToken)),
+            token(15, score(3, -1.5), Some(BranchEnd::Length)),
+        ]),
+        GroupFrame::Accepted,
+        GroupFrame::Busy { retry_after_ms: 1500 },
+        GroupFrame::Failed(GroupFailure::WrongFingerprint),
+        GroupFrame::Failed(GroupFailure::Invalid),
+        GroupFrame::Failed(GroupFailure::Deadline),
+        GroupFrame::Failed(GroupFailure::ShuttingDown),
+        GroupFrame::Failed(GroupFailure::Engine),
+    ]
+}
+
+fn bundle() -> TokenizerBundle {
+    TokenizerBundle {
+        tokenizer_json: br#"{"version":"1.0"}"#.to_vec(),
+        bos: Some(TokenId(1)),
+        add_bos: true,
+        eos: vec![TokenId(2), TokenId(128_009)],
+        document_separator: None,
+        fim: Some(FimTokens { prefix: TokenId(3), suffix: TokenId(4), middle: TokenId(5) }),
+        chat_template: Some("{{ messages }}".into()),
+    }
+}
+
+/// 16 bytes a line, as hex and as ASCII.
+fn dump(body: &[u8]) -> String {
+    let line = |row: &[u8]| {
+        let hex: Vec<String> = row.iter().map(|byte| format!("{byte:02x}")).collect();
+        let text: String =
+            row.iter().map(|&byte| if byte.is_ascii_graphic() { char::from(byte) } else { '.' }).collect();
+        format!("{:<47}  {text}", hex.join(" "))
+    };
+    body.chunks(16).map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_bytes_of_every_message_are_fixed() {
+    for Example { name, body, .. } in examples() {
+        insta::assert_snapshot!(name, dump(&body));
+    }
+}
+
+#[test]
+fn a_frame_is_its_body_behind_its_length() {
+    let mut out = b"before".to_vec();
+    super::codec::encode_frame(&BlobHeader::Found { len: 3 }, &mut out).unwrap();
+    assert_eq!(out, b"before\x02\0\0\0\x00\x03");
+}

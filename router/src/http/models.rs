@@ -1,0 +1,78 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`: what is served, in OpenAI's list shape.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde::Serialize;
+use shoal_common::ids::Name;
+use utoipa::ToSchema;
+
+use super::error::{ApiError, ErrorDocument};
+use crate::app::{App, ServedModel};
+
+/// All served models.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ModelList {
+    /// Always `list`.
+    #[schema(example = "list")]
+    object: &'static str,
+    /// By name.
+    data: Vec<Model>,
+}
+
+/// A served model.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Model {
+    /// The name for `model`.
+    id: String,
+    /// Always `model`.
+    #[schema(example = "model")]
+    object: &'static str,
+    /// Unix seconds at which this router first saw it.
+    created: u64,
+    /// Always `shoal`.
+    #[schema(example = "shoal")]
+    owned_by: &'static str,
+    /// The base model's name.
+    root: String,
+    /// For an adapter, its base model; `null` for a model.
+    parent: Option<String>,
+    /// Longest sequence in tokens, prompt and answer together.
+    max_model_len: u32,
+    /// Identity of its answers.
+    system_fingerprint: String,
+}
+
+impl From<&ServedModel> for Model {
+    fn from(model: &ServedModel) -> Self {
+        Self {
+            id: model.card.name.to_string(),
+            object: "model",
+            created: model.created,
+            owned_by: "shoal",
+            root: model.card.name.to_string(),
+            parent: None,
+            max_model_len: model.card.context,
+            system_fingerprint: model.card.fingerprint.to_string(),
+        }
+    }
+}
+
+/// Lists the served models.
+#[utoipa::path(get, path = "/v1/models", tag = "models", responses((status = 200, body = ModelList)))]
+pub(super) async fn list(State(app): State<Arc<App>>) -> Json<ModelList> {
+    let data = app.catalogue.models().iter().map(|model| Model::from(&**model)).collect();
+    Json(ModelList { object: "list", data })
+}
+
+/// Describes one model. Names may hold slashes.
+#[utoipa::path(
+    get, path = "/v1/models/{id}", tag = "models", params(("id" = String, Path, description = "The model's name")),
+    responses((status = 200, body = Model), (status = 404, body = ErrorDocument))
+)]
+pub(super) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+    // What is no name cannot be echoed, and nothing is served under it.
+    let name = Name::new(id).map_err(|_| ApiError::NotFound)?;
+    Ok(Json(Model::from(&*app.served(&name)?)))
+}

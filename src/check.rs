@@ -1,0 +1,171 @@
+//! `shoal check`: shows who would host what, from the configuration and the outside of the model files. Called by `main`;
+//! starts nothing and reads no more of a file than its first bytes.
+
+use std::fmt::{self, Write};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use indicatif::HumanBytes;
+use shoal_common::config::{Config, ModelConfig, ModelSource, WorkerConfig};
+
+/// Why a file that a model names cannot hold one.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckError {
+    #[error("model {model}: cannot read {}", path.display())]
+    Unreadable { model: String, path: PathBuf, source: io::Error },
+    #[error("model {model}: {} is no GGUF file; give a GGUF file or a Hugging Face directory", .path.display())]
+    NotGguf { model: String, path: PathBuf },
+    #[error("model {model}: {} has no {missing}; a Hugging Face directory has config.json and *.safetensors", .path.display())]
+    NotDirectory { model: String, path: PathBuf, missing: &'static str },
+}
+
+/// What a model's source is, from outside.
+enum Weights {
+    Gguf { bytes: u64 },
+    Safetensors { files: usize, bytes: u64 },
+    Scripted,
+}
+
+impl fmt::Display for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gguf { bytes } => write!(f, "GGUF, {}", HumanBytes(*bytes)),
+            Self::Safetensors { files, bytes } => write!(f, "safetensors, {files} files, {}", HumanBytes(*bytes)),
+            Self::Scripted => f.write_str("scripted test engine"),
+        }
+    }
+}
+
+/// The plan as a table, and what is wrong with the model files.
+pub(crate) fn plan(config: &Config) -> (String, Vec<CheckError>) {
+    let mut faults = Vec::new();
+    let mut table = String::new();
+    let mut line = |what: &str, text: String| {
+        writeln!(table, "{what:<8} {text}").expect("a String takes all that is written to it");
+    };
+    let pki = config.cluster.pki.as_ref().map_or_else(
+        || "no certificates: `shoal dev` only".to_owned(),
+        |dir| format!("certificates in {}", dir.display()),
+    );
+    line("cluster", format!("{}: {pki}", config.cluster.name));
+    let router = &config.router;
+    line(
+        "router",
+        format!("http://{}, workers dial {}, data in {}", router.listen, router.quic, router.data_dir.display()),
+    );
+    for model in &config.models {
+        match weights(model) {
+            Ok(weights) => line("model", format!("{}: {weights}{}", model.name, hosts(config, model))),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    for worker in &config.workers {
+        line("worker", format!("{}: hosts {}, {}", worker.name, worker.model, sizes(worker)));
+    }
+    (table, faults)
+}
+
+fn hosts(config: &Config, model: &ModelConfig) -> String {
+    match config.workers.iter().filter(|worker| worker.model == model.name).count() {
+        0 => "; no worker hosts it".to_owned(),
+        1 => "; 1 worker".to_owned(),
+        count => format!("; {count} workers"),
+    }
+}
+
+fn sizes(worker: &WorkerConfig) -> String {
+    let kv = match worker.kv_tokens {
+        Some(tokens) => format!("KV for {tokens} tokens"),
+        None => "KV as memory allows".to_owned(),
+    };
+    let threads = worker.threads.map_or_else(|| "a thread per core".to_owned(), |threads| format!("{threads} threads"));
+    format!("{} slots, {} groups, {kv}, {threads}, dials {}", worker.slots, worker.groups, worker.routers.join(" "))
+}
+
+fn weights(model: &ModelConfig) -> Result<Weights, CheckError> {
+    let ModelSource::Path(path) = &model.source else { return Ok(Weights::Scripted) };
+    let unreadable = |source| CheckError::Unreadable { model: model.name.to_string(), path: path.clone(), source };
+    let metadata = path.metadata().map_err(unreadable)?;
+    if metadata.is_dir() {
+        return directory(model, path, unreadable);
+    }
+    let mut magic = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+    match read {
+        Ok(()) if &magic == b"GGUF" => Ok(Weights::Gguf { bytes: metadata.len() }),
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(unreadable(error)),
+        _ => Err(CheckError::NotGguf { model: model.name.to_string(), path: path.clone() }),
+    }
+}
+
+fn directory(
+    model: &ModelConfig,
+    path: &Path,
+    unreadable: impl Fn(io::Error) -> CheckError,
+) -> Result<Weights, CheckError> {
+    let lacks = |missing| CheckError::NotDirectory { model: model.name.to_string(), path: path.to_owned(), missing };
+    if !path.join("config.json").is_file() {
+        return Err(lacks("config.json"));
+    }
+    let (mut files, mut bytes) = (0, 0);
+    for entry in path.read_dir().map_err(&unreadable)? {
+        let entry = entry.map_err(&unreadable)?.path();
+        if entry.extension() == Some("safetensors".as_ref()) {
+            files += 1;
+            // In a cache the entries are links; what counts is what they lead to.
+            bytes += entry.metadata().map_err(&unreadable)?.len();
+        }
+    }
+    if files == 0 { Err(lacks("*.safetensors")) } else { Ok(Weights::Safetensors { files, bytes }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_common::config::{ModelFlag, ModelFlagSource, Overrides, Scope, load};
+
+    use super::*;
+
+    fn plan_of(path: &Path) -> (String, Vec<CheckError>) {
+        let model = ModelFlag { name: Some("m".to_owned()), source: ModelFlagSource::Path(path.to_owned()) };
+        let overrides = Overrides { scope: Scope::Dev, model: Some(model), workers: Some(2), ..Overrides::default() };
+        plan(&load(None, &overrides).expect("nothing is wrong"))
+    }
+
+    #[test]
+    fn the_plan_says_who_hosts_what() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let gguf = dir.path().join("m.gguf");
+        std::fs::write(&gguf, b"GGUF\x03\0\0\0").expect("the file");
+        let (plan, faults) = plan_of(&gguf);
+        assert!(faults.is_empty(), "{faults:?}");
+        assert!(plan.contains("model    m: GGUF, 8 B; 2 workers\n"), "{plan}");
+        assert!(plan.contains("worker   worker-2: hosts m, 32 slots"), "{plan}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_model_is_a_fault() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("m.gguf");
+        for bytes in [b"".as_slice(), b"GG", b"PK\x03\x04 a zip"] {
+            std::fs::write(&file, bytes).expect("the file");
+            assert!(matches!(plan_of(&file).1.as_slice(), [CheckError::NotGguf { .. }]), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_is_a_model_once_it_has_config_and_weights() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (name, missing) in [("config.json", "config.json"), ("model.safetensors", "*.safetensors")] {
+            let faults = plan_of(dir.path()).1;
+            assert!(
+                matches!(&faults[..], [CheckError::NotDirectory { missing: m, .. }] if *m == missing),
+                "{faults:?}"
+            );
+            std::fs::write(dir.path().join(name), b"x").expect("the file");
+        }
+        let (plan, faults) = plan_of(dir.path());
+        assert!(faults.is_empty(), "{faults:?}");
+        assert!(plan.contains("safetensors, 1 files, 1 B"), "{plan}");
+    }
+}

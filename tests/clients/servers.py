@@ -1,0 +1,154 @@
+"""Shoal processes for tests: how one is started, watched and ended. Called by the fixtures in `conftest`; knows no test."""
+
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import time
+
+import httpx
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests/fixtures/golden"
+START_SECONDS = 120
+STOP_SECONDS = 60
+
+SCRIPTED = """
+[[model]]
+name = "scripted"
+engine = "scripted"
+step_ms = {step_ms}
+"""
+
+WORKER = """
+[[worker]]
+name = "{name}"
+model = "scripted"
+slots = {slots}
+groups = 1024
+"""
+
+
+def binary():
+    found = os.environ.get("SHOAL_BIN")
+    assert found, "set SHOAL_BIN to the shoal binary; `scripts/test clients` does"
+    return found
+
+
+def real_model():
+    found = os.environ.get("SHOAL_TEST_MODEL")
+    assert found, "set SHOAL_TEST_MODEL to the file that scripts/fetch-model prints; `scripts/test clients` does"
+    return found
+
+
+def scripted_config(directory, step_ms=1, workers=("alpha",), slots=64, more=""):
+    """A cluster.toml for the scripted engine; returns its path."""
+    text = more + SCRIPTED.format(step_ms=step_ms) + "".join(WORKER.format(name=n, slots=slots) for n in workers)
+    path = directory / "cluster.toml"
+    path.write_text(text)
+    return path
+
+
+def free_port(kind=socket.SOCK_STREAM):
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Process:
+    """A running `shoal`. Its output goes to files, so that no pipe can block it."""
+
+    def __init__(self, directory, *arguments, env=None):
+        directory.mkdir(parents=True, exist_ok=True)
+        self.out, self.err = directory / "stdout", directory / "stderr"
+        # Settings of the machine that runs the tests must not reach the server.
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.child = subprocess.Popen(
+                [binary(), *map(str, arguments)], stdout=out, stderr=err, env={**clean, **(env or {})}
+            )
+
+    @property
+    def pid(self):
+        return self.child.pid
+
+    def log(self):
+        return self.err.read_text(errors="replace")
+
+    def alive(self):
+        return self.child.poll() is None
+
+    def memory(self):
+        """Resident bytes."""
+        status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
+
+    def wait_for(self, what, condition):
+        """Polls until `condition` is truthy and returns that; fails when the process ends first."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if found := condition():
+                return found
+            assert self.alive(), f"shoal ended with {self.child.returncode} before {what}:\n{self.log()}"
+            time.sleep(0.02)
+        raise AssertionError(f"no {what} within {START_SECONDS} s:\n{self.log()}")
+
+    def stop(self):
+        """Ends it as an init system would. A clean end is part of what every test proves."""
+        if self.alive():
+            self.child.send_signal(signal.SIGTERM)
+        try:
+            code = self.child.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            raise AssertionError(f"still running {STOP_SECONDS} s after SIGTERM:\n{self.log()}") from None
+        assert code == 0, f"ended with {code}:\n{self.log()}"
+        assert "panicked" not in self.log(), self.log()
+
+
+class Server:
+    """A router that answers at `url`, and the processes behind it (the router's first)."""
+
+    def __init__(self, url, *processes):
+        self.url, self.processes = url, processes
+        self.http = httpx.Client(base_url=url, timeout=120)
+        processes[0].wait_for("readiness", self.ready)
+        self.models = [model["id"] for model in self.http.get("/v1/models").json()["data"]]
+
+    @classmethod
+    def dev(cls, directory, *arguments, env=None):
+        """`shoal dev` on a free port, ready."""
+        process = Process(directory, "dev", "--listen", "127.0.0.1:0", "--data-dir", directory, *arguments, env=env)
+        try:
+            said = process.wait_for("address on stdout", lambda: re.search(r"http://[\d.:]+", process.out.read_text()))
+            return cls(said[0], process)
+        except BaseException:
+            process.child.kill()
+            raise
+
+    @property
+    def model(self):
+        return self.models[0]
+
+    def ready(self):
+        try:
+            return self.http.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def metric(self, name):
+        """The sum over all series of one metric; 0 while it was never set."""
+        text = self.http.get("/metrics").text
+        values = re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
+        return sum(map(float, values))
+
+    def wait_until(self, what, condition):
+        return self.processes[0].wait_for(what, condition)
+
+    def stop(self):
+        """The router first: it lets what runs finish, which needs the workers."""
+        self.http.close()
+        for process in self.processes:
+            process.stop()

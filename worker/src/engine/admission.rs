@@ -1,0 +1,87 @@
+//! What the engine takes: a submission is checked whole before anything is allocated for it. Pure.
+
+use shoal_common::fingerprint::Fingerprint;
+use shoal_common::ids::TokenId;
+use shoal_common::wire::hello::ModelCard;
+use shoal_common::wire::message::{GroupFailure, Submit};
+
+use super::link::MAX_BRANCHES;
+use crate::scheduler::{GroupShape, Scoring};
+
+/// Alternatives per token at most: the contract's bound of `logprobs`.
+pub(super) const MAX_ALTERNATIVES: u8 = 20;
+/// Stop ids at most: the request's own and the model's EOS; each is searched for at each token.
+pub(super) const MAX_STOP_IDS: usize = 1024;
+/// Entries of `logit_bias` at most: the largest bound a router can be configured to, in round numbers.
+pub(super) const MAX_LOGIT_BIAS: usize = 4096;
+
+/// What the engine serves.
+#[derive(Clone, Copy, Debug)]
+pub struct Served {
+    /// Identity of its answers.
+    pub fingerprint: Fingerprint,
+    /// Ids are below this.
+    pub vocab: u32,
+    /// Longest sequence in tokens.
+    pub context: u32,
+}
+
+impl From<&ModelCard> for Served {
+    fn from(card: &ModelCard) -> Self {
+        Self { fingerprint: card.fingerprint, vocab: card.vocab_size, context: card.context }
+    }
+}
+
+impl Served {
+    /// Whether `submit` can be run here.
+    pub fn check(&self, submit: &Submit) -> Result<(), GroupFailure> {
+        if submit.fingerprint != self.fingerprint {
+            return Err(GroupFailure::WrongFingerprint);
+        }
+        let is_valid = self.length_fits(submit) && self.branches_are_valid(submit) && params_are_valid(submit);
+        if is_valid { Ok(()) } else { Err(GroupFailure::Invalid) }
+    }
+
+    fn length_fits(&self, submit: &Submit) -> bool {
+        let prompt = &submit.prompt.0;
+        let longest = prompt.len() as u64 + u64::from(submit.end.max_tokens);
+        !prompt.is_empty() && longest <= u64::from(self.context) && self.are_ids(prompt)
+    }
+
+    fn branches_are_valid(&self, submit: &Submit) -> bool {
+        let max_tokens = submit.end.max_tokens as usize;
+        let begins_well = |emitted: &[TokenId]| {
+            (emitted.len() < max_tokens || max_tokens == 0 && emitted.is_empty()) && self.are_ids(emitted)
+        };
+        submit.branches.len() <= MAX_BRANCHES
+            && (max_tokens == 0 || !submit.branches.is_empty())
+            && submit.branches.iter().all(|branch| begins_well(&branch.emitted.0))
+    }
+
+    fn are_ids(&self, tokens: &[TokenId]) -> bool {
+        tokens.iter().all(|token| token.0 < self.vocab)
+    }
+}
+
+fn params_are_valid(submit: &Submit) -> bool {
+    let (stop_ids, bias) = (&submit.end.stop_ids, &submit.sampling.logit_bias);
+    stop_ids.len() <= MAX_STOP_IDS
+        && stop_ids.is_sorted()
+        && bias.len() <= MAX_LOGIT_BIAS
+        && bias.is_sorted_by(|a, b| a.0 < b.0)
+        && submit.alternatives <= MAX_ALTERNATIVES
+        && submit.score_prompt.is_none_or(|alternatives| alternatives <= MAX_ALTERNATIVES)
+}
+
+/// What the policy must know of a valid submission. With `max_tokens` 0 no branch runs.
+pub(super) fn shape(submit: &Submit) -> GroupShape {
+    let max_tokens = submit.end.max_tokens as usize;
+    let emitted = submit.branches.iter().map(|branch| branch.emitted.0.len());
+    GroupShape {
+        share_key: submit.share_key,
+        prompt: submit.prompt.0.len(),
+        max_tokens,
+        emitted: if max_tokens == 0 { Vec::new() } else { emitted.collect() },
+        scoring: if submit.score_prompt.is_some() { Scoring::Prompt } else { Scoring::Off },
+    }
+}

@@ -1,0 +1,187 @@
+//! An engine without a thread, with one connection whose writer is the test.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use shoal_common::fingerprint::Fingerprint;
+use shoal_common::ids::{BranchIndex, Digest, TokenId};
+use shoal_common::sampling::SamplingParams;
+use shoal_common::wire::message::{
+    BranchEnd, BranchStart, BranchToken, EndRules, GroupFrame, PromptIds, Submit, TokenScore,
+};
+use tokio::sync::mpsc;
+
+use super::backend::{HashBackend, Held, VOCAB};
+use crate::engine::link::GroupLink;
+use crate::engine::sink::{ConnectionKey, Outgoing, Outlet, StepReport, StreamKey, report_bound};
+use crate::engine::turn::{Engine, Turn};
+use crate::engine::{EngineHandle, GroupSink, Served, assemble};
+use crate::scheduler::Bounds;
+
+pub(crate) const CONTEXT: u32 = 512;
+pub(crate) const ROOMY: Bounds = Bounds { slots: 16, kv_tokens: 8192, groups: 64, step_tokens: 32 };
+
+pub(crate) fn fingerprint() -> Fingerprint {
+    Fingerprint::new(Digest::of(b"hash"), None, Digest::of(b"none"), "hash")
+}
+
+/// What a group has said.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    pub(crate) frames: Vec<GroupFrame>,
+    pub(crate) ends: usize,
+}
+
+impl Heard {
+    /// The branch's tokens, after a check that their positions are without gaps.
+    pub(crate) fn tokens(&self, branch: u16) -> Vec<TokenScore> {
+        let mut tokens = Vec::new();
+        let mut next = None;
+        for token in self.steps().filter(|token| token.branch == BranchIndex(branch)) {
+            assert_eq!(*next.get_or_insert(token.position), token.position);
+            next = next.map(|position| position + 1);
+            tokens.push(token.score.clone());
+        }
+        tokens
+    }
+
+    pub(crate) fn first_position(&self, branch: u16) -> Option<u32> {
+        self.steps().find(|token| token.branch == BranchIndex(branch)).map(|token| token.position)
+    }
+
+    pub(crate) fn end(&self, branch: u16) -> Option<BranchEnd> {
+        self.steps().filter(|token| token.branch == BranchIndex(branch)).find_map(|token| token.end)
+    }
+
+    pub(crate) fn steps(&self) -> impl Iterator<Item = &BranchToken> {
+        self.frames.iter().flat_map(|frame| match frame {
+            GroupFrame::Step(tokens) => &tokens[..],
+            _ => &[],
+        })
+    }
+}
+
+/// Whether the test's writer hands frames to its transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Draining {
+    Yes,
+    No,
+}
+
+pub(crate) struct Stream {
+    pub(crate) link: Arc<GroupLink>,
+    pub(crate) draining: Draining,
+    unsent: Vec<usize>,
+    pub(crate) heard: Heard,
+}
+
+pub(crate) struct Bench {
+    pub(in crate::engine) engine: Engine,
+    pub(crate) handle: EngineHandle,
+    pub(crate) held: Held,
+    outlet: Outlet,
+    reports: mpsc::Receiver<StepReport>,
+    pub(crate) streams: BTreeMap<StreamKey, Stream>,
+}
+
+impl Bench {
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        let held = Held::default();
+        let served = Served { fingerprint: fingerprint(), vocab: VOCAB, context: CONTEXT };
+        let (handle, engine) = assemble(served, bounds, Box::new(HashBackend(held.clone())));
+        let (sender, reports) = mpsc::channel(report_bound(64));
+        let outlet = Outlet::new(ConnectionKey(0), sender);
+        Self { engine, handle, held, outlet, reports, streams: BTreeMap::new() }
+    }
+
+    pub(crate) fn submit(&mut self, submit: Submit) -> StreamKey {
+        let (key, link) = (StreamKey(self.streams.len() as u64), self.handle.link());
+        let sink = GroupSink::new(self.outlet.clone(), key, link.clone());
+        let stream = Stream { link, draining: Draining::Yes, unsent: Vec::new(), heard: Heard::default() };
+        self.streams.insert(key, stream);
+        self.handle.submit(Box::new(submit), sink);
+        key
+    }
+
+    /// One turn of the engine, and one of the writer.
+    pub(in crate::engine) fn turn(&mut self) -> Turn {
+        self.engine.read_commands(Turn::Busy);
+        let turn = self.engine.turn();
+        self.listen();
+        turn
+    }
+
+    fn listen(&mut self) {
+        while let Ok(report) = self.reports.try_recv() {
+            for outgoing in report.0 {
+                match outgoing {
+                    Outgoing::Frame { stream, frame, cost } => {
+                        let stream = self.streams.get_mut(&stream).unwrap();
+                        assert_eq!(stream.heard.ends, 0, "nothing is said after the end");
+                        stream.heard.frames.push(frame);
+                        stream.unsent.push(cost);
+                    }
+                    Outgoing::End(stream) => self.streams.get_mut(&stream).unwrap().heard.ends += 1,
+                }
+            }
+        }
+        for stream in self.streams.values_mut().filter(|stream| stream.draining == Draining::Yes) {
+            stream.unsent.drain(..).for_each(|cost| stream.link.sent(cost));
+        }
+    }
+
+    /// Turns until nothing is left to do.
+    pub(crate) fn run(&mut self) {
+        while self.turn() == Turn::Busy {}
+    }
+
+    pub(crate) fn heard(&self, key: StreamKey) -> &Heard {
+        &self.streams[&key].heard
+    }
+
+    pub(crate) fn assert_idle(&self) {
+        assert!(self.held.lock().unwrap().is_empty(), "the backend holds sequences that nobody needs");
+        let status = *self.handle.status().borrow();
+        assert_eq!((status.running, status.waiting, status.kv_used, status.queued_tokens), (0, 0, 0, 0));
+    }
+}
+
+/// A bench that ran `submit` alone.
+pub(crate) fn alone(submit: Submit) -> Heard {
+    let mut bench = Bench::new(ROOMY);
+    let key = bench.submit(submit);
+    bench.run();
+    bench.assert_idle();
+    let heard = bench.streams.remove(&key).unwrap().heard;
+    assert_eq!(heard.ends, 1);
+    heard
+}
+
+pub(crate) fn ids(values: &[u32]) -> PromptIds {
+    PromptIds(values.iter().copied().map(TokenId).collect())
+}
+
+pub(crate) fn start(choice: u32, emitted: &[TokenScore]) -> BranchStart {
+    BranchStart { choice, emitted: PromptIds(emitted.iter().map(|score| score.token).collect()) }
+}
+
+/// Draws `max_tokens` at temperature 1 with penalties, so that every part of a branch's state shows in its tokens.
+pub(crate) fn submission(prompt: &[u32], max_tokens: u32, branches: u32) -> Submit {
+    let sampling = SamplingParams {
+        frequency_penalty: shoal_common::sampling::Penalty::new(0.7).unwrap(),
+        repetition_penalty: shoal_common::sampling::RepetitionPenalty::new(1.2).unwrap(),
+        seed: 11,
+        ..SamplingParams::default()
+    };
+    Submit {
+        fingerprint: fingerprint(),
+        prompt: ids(prompt),
+        branches: (0..branches).map(|choice| start(choice, &[])).collect(),
+        sampling,
+        end: EndRules { max_tokens, min_tokens: 0, stop_ids: Vec::new() },
+        alternatives: 3,
+        score_prompt: None,
+        share_key: 0,
+        deadline_ms: None,
+    }
+}

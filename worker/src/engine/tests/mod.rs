@@ -1,0 +1,5 @@
+//! The engine's promises, turn by turn on the test's own thread: nothing here waits for a clock.
+
+pub(crate) mod backend;
+pub(crate) mod bench;
+mod promises;

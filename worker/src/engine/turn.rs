@@ -1,0 +1,248 @@
+//! The engine's loop: what is read between two steps, and what is published after each. Everything that changes who is here
+//! (submissions, cancels, stopped branches, deadlines, clogged streams, orders) happens here and nowhere else.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use shoal_common::wire::hello::{Status, WorkerState};
+use shoal_common::wire::message::{GroupFailure, GroupFrame, Submit};
+use tokio::sync::watch;
+
+use super::group::{LiveGroup, Parking};
+use super::guarded::Guarded;
+use super::rate::Rate;
+use super::sink::{GroupSink, Outbox};
+use super::{COMMANDS, Command, IDLE_TICK, Mode, Orders, admission};
+use crate::backend::{Backend, LogitsBuffer};
+use crate::metrics;
+use crate::sampler::Sampler;
+use crate::scheduler::{Bounds, Freed, GroupId, Policy, Refused};
+
+/// The engine's ends of what it shares with its handles.
+pub(super) struct Links {
+    pub(super) inbox: Receiver<Command>,
+    pub(super) publish: watch::Sender<Status>,
+    pub(super) orders: Arc<Orders>,
+    pub(super) wake_queued: Arc<AtomicBool>,
+}
+
+/// Everything the engine's thread owns.
+pub(super) struct Engine {
+    links: Links,
+    pub(super) policy: Policy,
+    pub(super) backend: Guarded,
+    pub(super) sampler: Sampler,
+    pub(super) logits: LogitsBuffer,
+    pub(super) groups: BTreeMap<GroupId, LiveGroup>,
+    pub(super) outbox: Outbox,
+    pub(super) rate: Rate,
+    next_group: u64,
+    progress: u64,
+}
+
+/// What a turn found to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    Busy,
+    Idle,
+}
+
+/// Whether the loop goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Inbox {
+    Open,
+    Closed,
+}
+
+impl Engine {
+    pub(super) fn new(bounds: Bounds, backend: Box<dyn Backend>, links: Links) -> Self {
+        Self {
+            links,
+            policy: Policy::new(bounds),
+            backend: Guarded::new(backend),
+            sampler: Sampler::new(),
+            logits: LogitsBuffer::default(),
+            groups: BTreeMap::new(),
+            outbox: Outbox::default(),
+            rate: Rate::default(),
+            next_group: 0,
+            progress: 0,
+        }
+    }
+
+    /// Turns until it is told to stop, or until no handle is left.
+    pub(super) fn run(mut self) {
+        let mut turn = Turn::Idle;
+        while self.read_commands(turn) == Inbox::Open && self.links.orders.mode() != Mode::Stop {
+            turn = self.turn();
+        }
+        self.fail_all(GroupFailure::ShuttingDown);
+        self.publish();
+    }
+
+    /// One turn after the commands were read.
+    pub(super) fn turn(&mut self) -> Turn {
+        self.heed_links();
+        // Before the step: a router must not wait for a prefill to learn that its group was taken.
+        self.outbox.flush();
+        let turn = self.step();
+        self.outbox.flush();
+        self.publish();
+        turn
+    }
+
+    /// Sleeps when idle, then takes what has come, at most as much as the channel holds.
+    pub(super) fn read_commands(&mut self, turn: Turn) -> Inbox {
+        if turn == Turn::Idle {
+            match self.links.inbox.recv_timeout(IDLE_TICK) {
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Inbox::Closed,
+            }
+        }
+        for _ in 0..COMMANDS {
+            let Ok(command) = self.links.inbox.try_recv() else { break };
+            self.obey(command);
+        }
+        Inbox::Open
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit { submit, sink, deadline } => self.admit(*submit, sink, deadline),
+            Command::Wake => self.links.wake_queued.store(false, Ordering::Release),
+        }
+    }
+
+    fn admit(&mut self, submit: Submit, sink: GroupSink, deadline: Option<Instant>) {
+        let id = GroupId(self.next_group);
+        self.next_group += 1;
+        let shape = admission::shape(&submit);
+        if submit.end.max_tokens == 0 && submit.score_prompt.is_none() {
+            self.outbox.say(&sink, GroupFrame::Accepted);
+            return self.outbox.end(&sink);
+        }
+        let refusal = if self.links.orders.mode() != Mode::Serve {
+            Some(self.busy())
+        } else {
+            match self.policy.admit(id, &shape) {
+                Ok(()) => None,
+                Err(Refused::Full) => Some(self.busy()),
+                Err(Refused::TooLong) => Some(GroupFrame::Failed(GroupFailure::Invalid)),
+            }
+        };
+        match refusal {
+            None => {
+                self.outbox.say(&sink, GroupFrame::Accepted);
+                self.groups.insert(id, LiveGroup::new(submit, sink, deadline));
+            }
+            Some(frame) => {
+                self.outbox.say(&sink, frame);
+                self.outbox.end(&sink);
+            }
+        }
+    }
+
+    fn busy(&self) -> GroupFrame {
+        busy(self.rate.expected_wait(self.policy.load().queued_tokens))
+    }
+
+    /// Reads every group's link: who is gone, which branches ended, who is too late, who does not drain.
+    fn heed_links(&mut self) {
+        let now = Instant::now();
+        let ids: Vec<_> = self.groups.keys().copied().collect();
+        for id in ids {
+            let Some(group) = self.groups.get_mut(&id) else { continue };
+            if group.sink.link().is_cancelled() {
+                self.drop_group(id);
+            } else if group.deadline.is_some_and(|deadline| now >= deadline) {
+                self.fail(id, GroupFailure::Deadline);
+            } else {
+                self.heed_stream(id);
+            }
+        }
+    }
+
+    fn heed_stream(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let is_clogged = group.sink.link().is_clogged();
+        match (group.parking, is_clogged) {
+            (Parking::Scheduled, true) => {
+                group.parking = Parking::Parked;
+                self.policy.park(id);
+            }
+            (Parking::Parked, false) => {
+                group.parking = Parking::Scheduled;
+                self.policy.unpark(id);
+            }
+            _ => {}
+        }
+        for branch in group.sink.link().take_stopped() {
+            group.stop_branch(branch);
+            let freed = self.policy.stop_branch(id, branch);
+            if !freed.finished.is_empty() {
+                return self.free(freed);
+            }
+            freed.sequences.into_iter().for_each(|sequence| self.backend.release(sequence));
+        }
+    }
+
+    /// The group ends with a failure.
+    pub(super) fn fail(&mut self, id: GroupId, failure: GroupFailure) {
+        if let Some(group) = self.groups.get(&id) {
+            self.outbox.say(&group.sink, GroupFrame::Failed(failure));
+            metrics::group_failed(failure);
+        }
+        self.drop_group(id);
+    }
+
+    fn drop_group(&mut self, id: GroupId) {
+        let freed = self.policy.cancel(id);
+        self.free(freed);
+    }
+
+    /// Releases sequences and ends the streams of groups that are over.
+    pub(super) fn free(&mut self, freed: Freed) {
+        for sequence in freed.sequences {
+            self.backend.release(sequence);
+        }
+        for id in freed.finished {
+            if let Some(group) = self.groups.remove(&id) {
+                self.outbox.end(&group.sink);
+            }
+        }
+    }
+
+    fn fail_all(&mut self, failure: GroupFailure) {
+        while let Ok(command) = self.links.inbox.try_recv() {
+            self.obey(command);
+        }
+        let ids: Vec<_> = self.groups.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.fail(id, failure));
+        self.outbox.flush();
+    }
+
+    fn publish(&mut self) {
+        self.progress += 1;
+        let load = self.policy.load();
+        let status = Status {
+            state: if self.links.orders.mode() == Mode::Serve { WorkerState::Ready } else { WorkerState::Draining },
+            progress: self.progress,
+            running: u32::try_from(load.running).unwrap_or(u32::MAX),
+            waiting: u32::try_from(load.waiting).unwrap_or(u32::MAX),
+            queued_tokens: load.queued_tokens,
+            kv_used: load.kv_used,
+            tokens_per_second: self.rate.tokens_per_second(),
+        };
+        metrics::load(&status);
+        self.links.publish.send_replace(status);
+    }
+}
+
+/// No room for `wait`.
+pub(super) fn busy(wait: Duration) -> GroupFrame {
+    GroupFrame::Busy { retry_after_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX) }
+}

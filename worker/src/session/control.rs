@@ -1,0 +1,86 @@
+//! The control stream of one connection: the worker says who it is and how it is doing, the router welcomes or refuses it
+//! and may order a drain. Owned by the connection's session.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use quinn::{Connection, RecvStream, SendStream};
+use shoal_common::wire::codec;
+use shoal_common::wire::hello::{Hello, RouterControl, STATUS_EVERY_MS, Status, WorkerControl, WorkerState};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::SessionEnd;
+
+/// Between two looks at the engine's status: a change waits no longer, and a step's changes are told together.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+/// Between two statuses at most: half of what the protocol allows, so that a late timer breaks nothing.
+const TELL_EVERY: Duration = Duration::from_millis(STATUS_EVERY_MS / 2);
+
+/// Whether the router of this connection has ordered a drain. Other routers' connections are not touched by it.
+#[derive(Debug, Default)]
+pub(super) struct DrainOrder(AtomicBool);
+
+impl DrainOrder {
+    fn give(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_given(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Opens the control stream, says hello and waits for the welcome.
+pub(super) async fn introduce(connection: &Connection, hello: Hello) -> Result<(SendStream, RecvStream), SessionEnd> {
+    let (mut send, mut recv) = connection.open_bi().await.map_err(SessionEnd::Lost)?;
+    codec::write_frame(&mut send, &WorkerControl::Hello(Box::new(hello))).await?;
+    match codec::read_frame(&mut recv).await? {
+        RouterControl::Welcome { router } => {
+            tracing::info!(%router, address = %connection.remote_address(), "welcomed by a router");
+            Ok((send, recv))
+        }
+        RouterControl::Refused(refusal) => Err(SessionEnd::Refused(refusal)),
+        RouterControl::Drain => Err(SessionEnd::Protocol),
+    }
+}
+
+/// Tells the status until the stream breaks or the engine is gone.
+pub(super) async fn tell(mut send: SendStream, engine: watch::Receiver<Status>, drain: &DrainOrder) -> SessionEnd {
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told: Option<(Status, Instant)> = None;
+    loop {
+        looks.tick().await;
+        if engine.has_changed().is_err() {
+            return SessionEnd::EngineGone;
+        }
+        let mut status = *engine.borrow();
+        if drain.is_given() {
+            status.state = WorkerState::Draining;
+        }
+        let is_due = told.is_none_or(|(before, at)| at.elapsed() >= TELL_EVERY || matters(&before, &status));
+        if is_due {
+            if let Err(error) = codec::write_frame(&mut send, &WorkerControl::Status(status)).await {
+                return error.into();
+            }
+            told = Some((status, Instant::now()));
+        }
+    }
+}
+
+/// Whether a router would do something else.
+fn matters(before: &Status, now: &Status) -> bool {
+    (before.state, before.running, before.waiting) != (now.state, now.running, now.waiting)
+}
+
+/// Reads the router's orders until the stream ends or breaks.
+pub(super) async fn obey(mut recv: RecvStream, drain: &DrainOrder) -> SessionEnd {
+    loop {
+        match codec::read_frame(&mut recv).await {
+            Ok(RouterControl::Drain) => drain.give(),
+            Ok(RouterControl::Welcome { .. } | RouterControl::Refused(_)) => return SessionEnd::Protocol,
+            Err(error) => return error.into(),
+        }
+    }
+}

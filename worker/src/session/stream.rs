@@ -1,0 +1,111 @@
+//! One stream that the router has opened: a group or a blob. A group's frames are written by the connection's writer
+//! ([`crate::emit`]); here its orders are read and its end is noticed, whichever side it comes from.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{RecvStream, SendStream};
+use shoal_common::quic::CloseCode;
+use shoal_common::wire::blob::{BlobHeader, BlobRequest};
+use shoal_common::wire::codec::{self, CodecError};
+use shoal_common::wire::message::{GroupFrame, GroupOrder, StreamOpen, Submit};
+
+use super::connection::Shared;
+use crate::emit::Opening;
+use crate::engine::GroupSink;
+use crate::engine::link::GroupLink;
+
+/// For the first frame of a stream: it carries the whole prompt, on a link that is fast or of no use.
+const OPEN_WITHIN: Duration = Duration::from_secs(5);
+/// Told to a router that has ordered a drain and sends a group all the same.
+const RETRY_AFTER_DRAIN_MS: u32 = 1000;
+/// Blobs give way to tokens.
+const BLOB_PRIORITY: i32 = -1;
+
+/// What a stream's end means for its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StreamEnd {
+    /// Delivered, cancelled or broken: the stream's own matter.
+    Over,
+    /// The router broke a rule of the protocol.
+    Protocol,
+}
+
+impl From<CodecError> for StreamEnd {
+    fn from(error: CodecError) -> Self {
+        match error {
+            CodecError::TooLong { .. } | CodecError::Malformed(_) | CodecError::Trailing(_) => Self::Protocol,
+            CodecError::Ended | CodecError::Io(_) | CodecError::Encode(_) => Self::Over,
+        }
+    }
+}
+
+/// Serves one stream to its end.
+pub(super) async fn serve(shared: Arc<Shared>, mut send: SendStream, mut recv: RecvStream) -> StreamEnd {
+    match tokio::time::timeout(OPEN_WITHIN, codec::read_frame(&mut recv)).await {
+        Err(_late) => {
+            // Fails only on a stream that is closed.
+            let _ = send.reset(CloseCode::Protocol.into());
+            StreamEnd::Over
+        }
+        Ok(Err(error)) => error.into(),
+        Ok(Ok(StreamOpen::Blob(request))) => serve_blob(&shared, request, send).await,
+        Ok(Ok(StreamOpen::Group(submit))) => serve_group(&shared, submit, send, recv).await,
+    }
+}
+
+async fn serve_blob(shared: &Shared, request: BlobRequest, mut send: SendStream) -> StreamEnd {
+    // A closed stream is noticed by the first write.
+    let _ = send.set_priority(BLOB_PRIORITY);
+    let found = request.digest == shared.offer.hello.model.tokenizer;
+    let bytes: &[u8] = if found { &shared.offer.bundle } else { &[] };
+    let header = if found { BlobHeader::Found { len: bytes.len() as u64 } } else { BlobHeader::NotFound };
+    if codec::write_frame(&mut send, &header).await.is_ok() && send.write_all(bytes).await.is_ok() {
+        // Until the router has it all; `finish` fails only on a stream that is closed.
+        let _ = send.finish();
+        let _ = send.stopped().await;
+    }
+    StreamEnd::Over
+}
+
+/// Cancels the group when the stream's task ends, however it ends. After the group's own end that means nothing.
+struct CancelOnDrop(Arc<GroupLink>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+async fn serve_group(shared: &Shared, submit: Box<Submit>, mut send: SendStream, recv: RecvStream) -> StreamEnd {
+    if shared.drain.is_given() {
+        let busy = GroupFrame::Busy { retry_after_ms: RETRY_AFTER_DRAIN_MS };
+        if codec::write_frame(&mut send, &busy).await.is_ok() && send.finish().is_ok() {
+            let _ = send.stopped().await;
+        }
+        return StreamEnd::Over;
+    }
+    let guard = CancelOnDrop(shared.engine.link());
+    let link = guard.0.clone();
+    let delivered_or_stopped = send.stopped();
+    let stream = shared.next_stream();
+    if shared.openings.send(Opening { stream, transport: send, link: link.clone() }).await.is_err() {
+        return StreamEnd::Over;
+    }
+    shared.engine.submit(submit, GroupSink::new(shared.outlet.clone(), stream, link.clone()));
+    tokio::select! {
+        _ = delivered_or_stopped => StreamEnd::Over,
+        end = read_orders(recv, &link) => end,
+    }
+}
+
+/// Passes orders on until the stream breaks. A router that has nothing more to order may finish its side.
+async fn read_orders(mut recv: RecvStream, link: &GroupLink) -> StreamEnd {
+    loop {
+        match codec::read_frame(&mut recv).await {
+            Ok(GroupOrder::StopBranch(branch)) => link.stop_branch(branch),
+            Err(CodecError::Ended) => std::future::pending().await,
+            Err(error) => return error.into(),
+        }
+    }
+}

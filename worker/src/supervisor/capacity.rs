@@ -1,0 +1,25 @@
+//! How much this machine can hold: the configured bounds, and the memory where the configuration leaves it open. Called once, at the start.
+
+use shoal_common::config::WorkerConfig;
+use shoal_common::wire::hello::{Capacity, ModelCard};
+
+use crate::model::kv_tokens_default;
+use crate::scheduler::Bounds;
+
+/// The engine's bounds. More KV than every slot's longest sequence would never be used.
+pub(super) fn bounds(config: &WorkerConfig, card: &ModelCard, kv_bytes_per_token: u64) -> Bounds {
+    let useful = u64::from(config.slots) * u64::from(card.context);
+    let in_memory = || kv_tokens_default(kv_bytes_per_token);
+    Bounds {
+        slots: config.slots as usize,
+        kv_tokens: config.kv_tokens.unwrap_or_else(in_memory).min(useful),
+        groups: config.groups as usize,
+        step_tokens: config.step_tokens as usize,
+    }
+}
+
+/// What routers are told of them.
+pub(super) fn announced(bounds: &Bounds) -> Capacity {
+    let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+    Capacity { slots: count(bounds.slots), kv_tokens: bounds.kv_tokens, groups: count(bounds.groups) }
+}

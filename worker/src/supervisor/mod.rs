@@ -1,0 +1,210 @@
+//! The worker's root: starts the engine, keeps one session per router alive, and ends everything in order. A session that
+//! panics is started again, but not for ever. Called by the composition root through [`run`].
+
+mod capacity;
+mod restarts;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quinn::Endpoint;
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use shoal_common::config::{Timers, WorkerConfig};
+use shoal_common::ids::Incarnation;
+use shoal_common::pki::Identity;
+use shoal_common::quic::{self, QuicError};
+use shoal_common::shutdown::{self, Shutdown};
+use shoal_common::telemetry::Chain;
+use shoal_common::wire::hello::{Hello, ModelCard, Status, WorkerState};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
+
+use crate::engine::{self, EngineHandle, Served};
+use crate::model::LoadedModel;
+use crate::scheduler::Bounds;
+use crate::session::{Offer, SessionActor, SessionArgs};
+use restarts::{Restarts, Verdict};
+
+/// For sessions to close and for the close to reach the routers: what a session takes for its farewell, and a little.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Why a worker ended other than by its shutdown.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The engine's thread could not be started.
+    #[error("the engine's thread cannot be started")]
+    Thread(#[source] io::Error),
+    /// The endpoint could not be made.
+    #[error("no quic endpoint")]
+    Endpoint(#[from] QuicError),
+    /// The root actor could not be started.
+    #[error("the sessions cannot be started")]
+    Spawn(#[from] SpawnErr),
+    /// Sessions failed more often than they are restarted.
+    #[error("the sessions with the routers keep failing")]
+    SessionsFail,
+    /// The engine's thread ended by itself.
+    #[error("the engine has ended unexpectedly")]
+    EngineGone,
+    /// A task of the worker panicked.
+    #[error("a task of the worker panicked")]
+    Panicked(#[from] JoinError),
+}
+
+/// Serves `model` to the routers of `config` until `shutdown` fires; resolves when all that ran is finished or failed, the
+/// connections are closed and the engine's thread has ended.
+pub async fn run(
+    config: WorkerConfig,
+    timers: Timers,
+    identity: Identity,
+    model: LoadedModel,
+    shutdown: Shutdown,
+) -> Result<(), WorkerError> {
+    let endpoint = quic::worker_endpoint(&identity, &timers)?;
+    let bounds = capacity::bounds(&config, &model.card, model.backend.kv_bytes_per_token());
+    let LoadedModel { card, bundle, backend } = model;
+    let (engine, thread) = engine::spawn(Served::from(&card), bounds, backend).map_err(WorkerError::Thread)?;
+    let offer = Arc::new(Offer { hello: hello(&config, &bounds, card), bundle });
+    let (closer, closing) = shutdown::channel();
+    let session = |router: &String| SessionArgs {
+        router: router.clone(),
+        endpoint: endpoint.clone(),
+        timers,
+        engine: engine.clone(),
+        offer: offer.clone(),
+        closing: closing.clone(),
+    };
+    let sessions = config.routers.iter().map(session).collect();
+    let (_root, mut ended) = WorkerActor::spawn(None, WorkerActor, sessions).await?;
+    let served = tokio::select! {
+        ended = &mut ended => ended.map_err(WorkerError::from).and(Err(WorkerError::SessionsFail)),
+        end = serve(&engine, timers.drain, shutdown) => end,
+    };
+    engine.stop();
+    let joined = tokio::task::spawn_blocking(|| thread.join()).await?;
+    closer.fire();
+    close(&endpoint, ended).await;
+    served.and_then(|()| joined.map_err(|_panic| WorkerError::EngineGone))
+}
+
+fn hello(config: &WorkerConfig, bounds: &Bounds, model: ModelCard) -> Hello {
+    Hello {
+        worker: config.name.clone(),
+        incarnation: Incarnation::draw(),
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        capacity: capacity::announced(bounds),
+        model,
+    }
+}
+
+/// Waits until the sessions have closed their connections and the routers know.
+async fn close(endpoint: &Endpoint, sessions: JoinHandle<()>) {
+    if !sessions.is_finished() && tokio::time::timeout(CLOSE_WITHIN, sessions).await.is_err() {
+        tracing::warn!("a session did not close in time");
+    }
+    if tokio::time::timeout(CLOSE_WITHIN, endpoint.wait_idle()).await.is_err() {
+        tracing::debug!("a router did not acknowledge the close");
+    }
+}
+
+/// Until the shutdown, and then until the engine has nothing left or the drain time is over.
+async fn serve(engine: &EngineHandle, drain: Duration, mut shutdown: Shutdown) -> Result<(), WorkerError> {
+    let mut status = engine.status();
+    tokio::select! {
+        () = shutdown.fired() => {}
+        () = closed(&mut status) => return Err(WorkerError::EngineGone),
+    }
+    tracing::info!("draining");
+    engine.drain();
+    match tokio::time::timeout(drain, status.wait_for(is_drained)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(_closed)) => Err(WorkerError::EngineGone),
+        Err(_late) => {
+            tracing::warn!("groups that are left after the drain time fail");
+            Ok(())
+        }
+    }
+}
+
+async fn closed(status: &mut watch::Receiver<Status>) {
+    while status.changed().await.is_ok() {}
+}
+
+fn is_drained(status: &Status) -> bool {
+    status.state == WorkerState::Draining && status.running == 0 && status.waiting == 0
+}
+
+/// The root actor: supervises one [`SessionActor`] per router.
+#[derive(Debug)]
+struct WorkerActor;
+
+/// The root's books.
+struct RootState {
+    sessions: HashMap<ActorId, SessionArgs>,
+    restarts: Restarts,
+}
+
+/// The root is told nothing but what its sessions' lives tell.
+#[derive(Debug)]
+enum WorkerMessage {}
+
+impl Actor for WorkerActor {
+    type Msg = WorkerMessage;
+    type State = RootState;
+    type Arguments = Vec<SessionArgs>;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<WorkerMessage>,
+        sessions: Vec<SessionArgs>,
+    ) -> Result<RootState, ActorProcessingErr> {
+        let mut state = RootState { sessions: HashMap::new(), restarts: Restarts::default() };
+        for args in sessions {
+            state.start(&myself, args).await?;
+        }
+        Ok(state)
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<WorkerMessage>,
+        event: SupervisionEvent,
+        state: &mut RootState,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorFailed(who, error) => state.restart(&myself, who.get_id(), error).await?,
+            SupervisionEvent::ActorTerminated(who, ..) => {
+                state.sessions.remove(&who.get_id());
+            }
+            _ => {}
+        }
+        if state.sessions.is_empty() {
+            myself.stop(None);
+        }
+        Ok(())
+    }
+}
+
+impl RootState {
+    async fn start(&mut self, myself: &ActorRef<WorkerMessage>, args: SessionArgs) -> Result<(), ActorProcessingErr> {
+        let (session, _) = SessionActor::spawn_linked(None, SessionActor, args.clone(), myself.get_cell()).await?;
+        self.sessions.insert(session.get_id(), args);
+        Ok(())
+    }
+
+    async fn restart(
+        &mut self,
+        myself: &ActorRef<WorkerMessage>,
+        who: ActorId,
+        error: ActorProcessingErr,
+    ) -> Result<(), ActorProcessingErr> {
+        let Some(args) = self.sessions.remove(&who) else { return Ok(()) };
+        tracing::error!(router = %args.router, error = %Chain(error.as_ref()), "a session failed");
+        match self.restarts.record(Instant::now()) {
+            Verdict::Restart => self.start(myself, args).await,
+            Verdict::Escalate => Err(error),
+        }
+    }
+}
