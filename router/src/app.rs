@@ -91,7 +91,7 @@ impl App {
     }
 
     /// Runs tokenisation off the runtime, on as many threads as [`App::text_threads`] has permits. A caller waits
-    /// [`TEXT_WAIT`] at most and is then told that the router is busy.
+    /// a second at most and is then told that the router is busy.
     pub async fn on_text_thread<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,

@@ -7,6 +7,7 @@
 pub mod body;
 pub mod completions;
 pub mod error;
+pub mod fault;
 pub mod foreign;
 mod health;
 mod metrics;

@@ -16,14 +16,18 @@ use shoal_common::wire::blob::TokenizerBundle;
 use shoal_common::wire::hello::ModelCard;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tower::ServiceExt;
 
 use super::foreign::HostPolicy;
 use super::{router, server};
 use crate::app::{App, Catalogue, Readiness, ServedModel};
+use crate::dispatch::Dispatcher;
+use crate::fleet::FleetView;
+use crate::fleet::pick::LeastQueued;
 use crate::prompt_log::PromptLog;
 use crate::text::Tokenizer;
+use crate::validate::tests::{body_of, table};
 
 const MODEL: &str = "org/tiny";
 const VOCAB: u32 = 512;
@@ -81,6 +85,13 @@ fn app(limits: Limits) -> App {
         catalogue: Arc::new(OneModel { model: Arc::new(tiny()), readiness: Readiness::Ready }),
         metrics: PrometheusBuilder::new().build_recorder().handle(),
         prompt_log: PromptLog::off(),
+        dispatcher: Dispatcher {
+            view: FleetView::new(watch::channel(Arc::default()).1),
+            policy: Arc::new(LeastQueued),
+        },
+        requests: Arc::new(Semaphore::new(16)),
+        // Its trigger is gone, which would fire it for whoever waits; nothing here runs that long.
+        cut: shutdown::channel().1,
         text_threads: Arc::new(Semaphore::new(2)),
     }
 }
@@ -161,6 +172,26 @@ async fn readiness_says_why_not() {
     assert_eq!((status, &body["reason"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(reason)));
     assert_eq!(get(&draining, "/livez").await.0, 200);
     assert_eq!(get(&paths(Limits::default()), "/readyz").await.0, 200);
+}
+
+#[tokio::test]
+async fn every_bad_request_is_refused_by_the_path_too_and_names_its_field() {
+    let paths = paths(Limits::default());
+    let mut wrong = Vec::new();
+    for row in table("bad_requests.jsonl") {
+        let (status, _, error) = post(&paths, "/v1/completions", body_of(&row, MODEL)).await;
+        let named = match &row["param"] {
+            Value::Null => error["detail"][0]["loc"] == row["loc"],
+            param => error["param"] == *param,
+        };
+        if row["status"] != status.as_u16() || !named || error["error"]["message"] == Value::Null {
+            wrong.push(format!(
+                "{}: expected {} {} {}, got {status} {error}",
+                row["name"], row["status"], row["loc"], row["param"]
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[tokio::test]

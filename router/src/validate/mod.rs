@@ -204,4 +204,4 @@ fn options(value: Json) -> Result<Object, Broken> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -10,7 +10,7 @@ use crate::http::error::ApiError;
 use crate::request::{CompletionRequest, Delivery, PromptForm, PromptInput, StreamUsage};
 
 /// The lines of a table in `tests/fixtures`.
-fn table(name: &str) -> Vec<Value> {
+pub(crate) fn table(name: &str) -> Vec<Value> {
     let path = format!("{}/../tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(path).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -20,21 +20,28 @@ fn unhex(digits: &str) -> Vec<u8> {
     (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
 }
 
-fn body_of(row: &Value) -> Vec<u8> {
+/// The body of a row, for the model `model`.
+pub(crate) fn body_of(row: &Value, model: &str) -> Vec<u8> {
     if let Some(hex) = row["body_hex"].as_str() {
-        // `$MODEL` in hex.
-        return unhex(&hex.replace("244d4f44454c", "6d"));
+        return replace(&unhex(hex), b"$MODEL", model.as_bytes());
     }
     let Value::Object(repeat) = &row["repeat"] else {
-        return row["body"].as_str().unwrap().replace("$MODEL", "m").into_bytes();
+        return row["body"].as_str().unwrap().replace("$MODEL", model).into_bytes();
     };
-    let part = |key: &str| repeat[key].as_str().unwrap().replace("$MODEL", "m");
+    let part = |key: &str| repeat[key].as_str().unwrap().replace("$MODEL", model);
     let unit = part("unit");
     let mut body = part("prefix");
     for index in 0..repeat["count"].as_u64().unwrap() {
         body.push_str(&unit.replace("$I", &index.to_string()));
     }
     (body + &part("suffix")).into_bytes()
+}
+
+fn replace(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    match bytes.windows(from.len()).position(|window| window == from) {
+        Some(at) => [&bytes[..at], to, &bytes[at + from.len()..]].concat(),
+        None => bytes.to_vec(),
+    }
 }
 
 fn decode(body: &[u8]) -> Result<CompletionRequest, ApiError> {
@@ -59,7 +66,7 @@ fn every_bad_request_gets_its_status_and_names_its_field() {
     let mut wrong = Vec::new();
     for row in rows {
         let expected = (row["status"].as_u64().unwrap(), row["loc"].clone(), row["param"].as_str().map(str::to_owned));
-        let found = match decode(&body_of(&row)) {
+        let found = match decode(&body_of(&row, "m")) {
             Ok(_) => (200, Value::Null, None),
             Err(error @ ApiError::Invalid(_)) => (422, locs(&error)[0].clone(), None),
             Err(error) => (error.status().as_u16().into(), Value::Null, error.body().param),
@@ -76,7 +83,7 @@ fn every_bad_request_gets_its_status_and_names_its_field() {
 fn one_answer_lists_all_faults() {
     let rows = table("bad_requests.jsonl");
     let row = rows.iter().find(|row| row.get("also").is_some()).unwrap();
-    let found = locs(&decode(&body_of(row)).unwrap_err());
+    let found = locs(&decode(&body_of(row, "m")).unwrap_err());
     for loc in row["also"].as_array().unwrap() {
         assert!(found.contains(loc), "{loc} is not among {found:?}");
     }
@@ -85,7 +92,7 @@ fn one_answer_lists_all_faults() {
 #[test]
 fn every_odd_but_good_request_is_taken() {
     for row in table("odd_requests.jsonl") {
-        let result = decode(&body_of(&row));
+        let result = decode(&body_of(&row, "m"));
         assert!(result.is_ok(), "{}: {result:?}", row["name"]);
     }
 }
@@ -93,7 +100,7 @@ fn every_odd_but_good_request_is_taken() {
 #[test]
 fn null_is_the_same_as_absent() {
     let row = table("odd_requests.jsonl").into_iter().find(|row| row["name"] == "every field null").unwrap();
-    assert_eq!(decode(&body_of(&row)).unwrap(), decode(br#"{"model":"m"}"#).unwrap());
+    assert_eq!(decode(&body_of(&row, "m")).unwrap(), decode(br#"{"model":"m"}"#).unwrap());
 }
 
 #[test]

@@ -1,23 +1,25 @@
-//! A model that is ready to run.
+//! A model ready to serve: its backend, its tokenizer and the card that says what it is. Called by the binary before
+//! `run`; reads files, never a socket.
 
-use std::fmt;
+mod load;
 
 use shoal_common::wire::hello::ModelCard;
 
+pub use self::load::{LoadError, kv_tokens_default, load};
 use crate::backend::Backend;
 
-/// A model with everything a worker needs of it.
+/// A model ready to serve.
 pub struct LoadedModel {
-    /// What routers are told.
+    /// What it is.
     pub card: ModelCard,
-    /// The encoded tokenizer bundle; its BLAKE3 is `card.tokenizer`.
+    /// The encoded `TokenizerBundle`; its BLAKE3 is the card's `tokenizer`.
     pub bundle: Vec<u8>,
     /// Computes its logits.
     pub backend: Box<dyn Backend>,
 }
 
-impl fmt::Debug for LoadedModel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl std::fmt::Debug for LoadedModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LoadedModel").field("card", &self.card).finish_non_exhaustive()
     }
 }

@@ -80,9 +80,9 @@ pub enum RopeScaling {
 }
 
 impl RopeConfig {
-    /// Radians per position of each rotated pair, `[dims / 2]`.
+    /// Radians per position of each rotated pair, `[dims / 2]`. The power is `libm`'s: the same on every platform.
     pub fn frequencies(&self) -> Vec<f64> {
-        let plain = |pair: usize| self.theta.powf(-((2 * pair) as f64) / self.dims as f64);
+        let plain = |pair: usize| libm::pow(self.theta, -((2 * pair) as f64) / self.dims as f64);
         (0..self.dims / 2).map(|pair| self.scaling.apply(pair, plain(pair))).collect()
     }
 }

@@ -1,0 +1,151 @@
+//! From a model's configuration to a [`LoadedModel`], and how much KV the machine has room for.
+
+use std::num::NonZero;
+use std::path::Path;
+use std::thread;
+
+use shoal_common::config::{ModelConfig, ModelSource, Script};
+use shoal_common::fingerprint::Fingerprint;
+use shoal_common::ids::{Digest, LayerRange, Name};
+use shoal_common::wire::blob::TokenizerBundle;
+use shoal_common::wire::codec::{self, CodecError};
+use shoal_common::wire::hello::ModelCard;
+
+use super::LoadedModel;
+use crate::backend::Backend;
+use crate::reference::{self, Reference, ReferenceError};
+use crate::scripted::{self, Scripted};
+use crate::weights::{ModelFile, WeightsError};
+
+/// Arithmetic of the scripted engine, as the fingerprint names it.
+const SCRIPTED_CLASS: &str = "scripted";
+
+/// Fewest and most tokens of KV that are assumed without being told: room for one long sequence on the smallest machine,
+/// and no more than the largest batch of long sequences uses.
+const KV_TOKENS: std::ops::RangeInclusive<u64> = 8 << 10..=4 << 20;
+
+/// Memory that is assumed to be available where the system does not say, in bytes.
+const UNKNOWN_MEMORY: u64 = 4 << 30;
+
+/// Why a model cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Its files cannot be read or are refused.
+    #[error("the model's files cannot be used")]
+    Weights(#[from] WeightsError),
+    /// The backend cannot take it.
+    #[error("the reference backend cannot load the model")]
+    Backend(#[from] ReferenceError),
+    /// Its tokenizer cannot be sent to routers.
+    #[error("the model's tokenizer cannot be encoded")]
+    Tokenizer(#[from] CodecError),
+}
+
+/// Loads the model that `config` names and starts `threads` compute threads for it; one per core without.
+pub fn load(config: &ModelConfig, threads: Option<u32>) -> Result<LoadedModel, LoadError> {
+    match &config.source {
+        ModelSource::Path(path) => from_files(&config.name, path, threads),
+        ModelSource::Scripted(script) => from_script(&config.name, script),
+    }
+}
+
+fn from_files(name: &Name, path: &Path, threads: Option<u32>) -> Result<LoadedModel, LoadError> {
+    let file = ModelFile::open(path)?;
+    let backend = Reference::load(&file, compute_threads(threads))?;
+    let facts = Facts {
+        weights: file.digest,
+        numerics_class: reference::NUMERICS_CLASS,
+        layers: file.config.layers,
+        vocab: file.config.vocab,
+        context: file.config.context,
+    };
+    tracing::info!(
+        model = %name,
+        digest = %file.digest.short(),
+        parameters = file.parameters(),
+        quantisation = file.quantisation,
+        "model loaded"
+    );
+    assemble(name, &facts, &file.bundle, Box::new(backend))
+}
+
+fn from_script(name: &Name, script: &Script) -> Result<LoadedModel, LoadError> {
+    let facts = Facts {
+        weights: scripted::digest(script),
+        numerics_class: SCRIPTED_CLASS,
+        layers: 1,
+        vocab: scripted::VOCAB,
+        context: script.context as usize,
+    };
+    assemble(name, &facts, &scripted::bundle(), Box::new(Scripted::new(script)))
+}
+
+/// What a card says beside names and hashes.
+struct Facts {
+    weights: Digest,
+    numerics_class: &'static str,
+    layers: usize,
+    vocab: usize,
+    context: usize,
+}
+
+fn assemble(
+    name: &Name,
+    facts: &Facts,
+    bundle: &TokenizerBundle,
+    backend: Box<dyn Backend>,
+) -> Result<LoadedModel, LoadError> {
+    let bundle = codec::encode(bundle)?;
+    let tokenizer = Digest::of(&bundle);
+    let card = ModelCard {
+        name: name.clone(),
+        weights: facts.weights,
+        tokenizer,
+        fingerprint: Fingerprint::new(facts.weights, None, tokenizer, facts.numerics_class),
+        numerics_class: facts.numerics_class.to_owned(),
+        layers: LayerRange { begin: 0, end: facts.layers as u32 },
+        layer_count: facts.layers as u32,
+        vocab_size: facts.vocab as u32,
+        context: facts.context as u32,
+    };
+    Ok(LoadedModel { card, bundle, backend })
+}
+
+fn compute_threads(threads: Option<u32>) -> usize {
+    match threads {
+        Some(threads) => threads.max(1) as usize,
+        None => thread::available_parallelism().map_or(1, NonZero::get),
+    }
+}
+
+/// Tokens of KV that a quarter of the available memory holds, within bounds.
+pub fn kv_tokens_default(bytes_per_token: u64) -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = available_bytes(&meminfo).unwrap_or(UNKNOWN_MEMORY);
+    (available / 4 / bytes_per_token.max(1)).clamp(*KV_TOKENS.start(), *KV_TOKENS.end())
+}
+
+/// `MemAvailable` of the text of `/proc/meminfo`, in bytes.
+fn available_bytes(meminfo: &str) -> Option<u64> {
+    let value = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quarter_of_the_available_memory_is_kv() {
+        assert_eq!(available_bytes("MemTotal:  9 kB\nMemAvailable:   2048 kB\n"), Some(2 << 20));
+        assert_eq!(available_bytes("MemAvailable: lots"), None);
+        assert_eq!(available_bytes(""), None);
+    }
+
+    #[test]
+    fn the_default_is_bounded_on_any_machine() {
+        assert_eq!(kv_tokens_default(0), *KV_TOKENS.end());
+        assert_eq!(kv_tokens_default(u64::MAX), *KV_TOKENS.start());
+    }
+}

@@ -1,0 +1,206 @@
+//! The llama family on candle tensors: weights and the walk of a step through them. Called by the backend in `mod`; knows
+//! rows and their positions, not sequences' names.
+
+use candle_core::{Device, Result, Tensor};
+use candle_nn::ops::rms_norm;
+use rayon::prelude::*;
+use shoal_common::ids::TokenId;
+
+use super::ReferenceError;
+use super::attention::{Attention, Row};
+use super::kernel::Machine;
+use super::kv::{KvShape, Sequence};
+use super::linear::Linear;
+use super::rope::{Angles, Rope};
+use super::swiglu::SwiGlu;
+use crate::weights::{LayerPart, ModelFile, TensorName};
+
+/// A model of the llama family.
+#[derive(Debug)]
+pub(super) struct Llama {
+    machine: Machine,
+    pub(super) vocab: usize,
+    pub(super) context: usize,
+    heads: usize,
+    kv: KvShape,
+    eps: f32,
+    rope: Rope,
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    head: Linear,
+}
+
+/// Where a token's first vector comes from.
+#[derive(Debug)]
+enum Embedding {
+    /// From the head's weights.
+    Tied,
+    /// `[vocab, hidden]`.
+    Own(Vec<f32>),
+}
+
+#[derive(Debug)]
+struct Layer {
+    attn_norm: Tensor,
+    /// Queries, keys and values, stacked.
+    qkv: Linear,
+    out: Linear,
+    ffn_norm: Tensor,
+    /// Gate and up, stacked.
+    gate_up: Linear,
+    down: Linear,
+}
+
+/// A row of a step: one token at its position.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Index of the row's sequence in the step.
+    pub(super) sequence: usize,
+    /// Position within the sequence.
+    pub(super) position: usize,
+    /// The token there.
+    pub(super) token: TokenId,
+}
+
+impl Llama {
+    /// Expands and packs all weights, on the current thread pool.
+    pub(super) fn load(file: &ModelFile, machine: Machine) -> std::result::Result<Self, ReferenceError> {
+        let shape = &file.config;
+        let layers = || (0..shape.layers).into_par_iter().map(|layer| Layer::load(file, machine, layer)).collect();
+        let (layers, head) = rayon::join(layers, || file.tensor_f32(TensorName::Output));
+        let layers: std::result::Result<Vec<Layer>, ReferenceError> = layers;
+        Ok(Self {
+            machine,
+            vocab: shape.vocab,
+            context: shape.context,
+            heads: shape.heads,
+            kv: KvShape { kv_heads: shape.kv_heads, head_dim: shape.head_dim },
+            eps: shape.rms_eps,
+            rope: Rope::new(&shape.rope),
+            embedding: match shape.tied {
+                true => Embedding::Tied,
+                false => Embedding::Own(file.tensor_f32(TensorName::Embedding)?),
+            },
+            layers: layers?,
+            norm: vector(file, TensorName::FinalNorm)?,
+            head: Linear::pack(machine, shape.hidden, &[&head?], None),
+        })
+    }
+
+    /// Bytes of KV of one position.
+    pub(super) fn kv_bytes(&self) -> u64 {
+        (self.layers.len() * self.kv.bytes()) as u64
+    }
+
+    /// A sequence without positions.
+    pub(super) fn sequence(&self) -> Sequence {
+        Sequence::empty(self.layers.len())
+    }
+
+    /// Computes `places`, in which the rows of a sequence follow each other, and writes the logits of the rows `wanted` to
+    /// `logits`, `[wanted, vocab]`. Keys and values go to `sequences`; their lengths are the caller's to move.
+    pub(super) fn forward(
+        &self,
+        places: &[Place],
+        wanted: &[u32],
+        sequences: &mut [Sequence],
+        logits: &mut [f32],
+    ) -> Result<()> {
+        let angles = self.rope.angles(places.iter().map(|place| place.position))?;
+        let mut x = self.embed(places)?;
+        for index in 0..self.layers.len() {
+            x = self.layer(index, &x, &angles, places, sequences)?;
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let rows = Tensor::from_slice(wanted, wanted.len(), &Device::Cpu)?;
+        let x = rms_norm(&x.index_select(&rows, 0)?, &self.norm, self.eps)?;
+        self.head.forward(&x.flatten_all()?.to_vec1::<f32>()?, logits);
+        Ok(())
+    }
+
+    fn embed(&self, places: &[Place]) -> Result<Tensor> {
+        let hidden = self.norm.elem_count();
+        let mut x = Vec::with_capacity(places.len() * hidden);
+        for Place { token, .. } in places {
+            match &self.embedding {
+                Embedding::Tied => x.extend(self.head.weights_of(token.index())),
+                Embedding::Own(rows) => x.extend_from_slice(&rows[token.index() * hidden..][..hidden]),
+            }
+        }
+        Tensor::from_vec(x, (places.len(), hidden), &Device::Cpu)
+    }
+
+    fn layer(
+        &self,
+        index: usize,
+        x: &Tensor,
+        angles: &Angles,
+        places: &[Place],
+        sequences: &mut [Sequence],
+    ) -> Result<Tensor> {
+        let layer = &self.layers[index];
+        let qkv = rms_norm(x, &layer.attn_norm, self.eps)?.apply_op1_no_bwd(&layer.qkv)?;
+        let queries = self.store(index, &qkv, angles, places, sequences)?;
+        let row = |place: &Place| Row { kv: &sequences[place.sequence].layers[index], position: place.position };
+        let rows: Vec<Row<'_>> = places.iter().map(row).collect();
+        let attention = Attention { machine: self.machine, shape: self.kv, rows: &rows };
+        let x = (x + queries.apply_op1_no_bwd(&attention)?.apply_op1_no_bwd(&layer.out)?)?;
+        let gate_up = rms_norm(&x, &layer.ffn_norm, self.eps)?.apply_op1_no_bwd(&layer.gate_up)?;
+        &x + gate_up.apply_op1_no_bwd(&SwiGlu)?.apply_op1_no_bwd(&layer.down)?
+    }
+
+    /// Rotates queries and keys, keeps keys and values, returns the queries, `[rows, heads, head_dim]`.
+    fn store(
+        &self,
+        layer: usize,
+        qkv: &Tensor,
+        angles: &Angles,
+        places: &[Place],
+        sequences: &mut [Sequence],
+    ) -> Result<Tensor> {
+        let KvShape { kv_heads, head_dim } = self.kv;
+        let (q, kv) = (self.heads * head_dim, kv_heads * head_dim);
+        let part = |from, heads| qkv.narrow(1, from, heads * head_dim)?.contiguous()?.reshape(((), heads, head_dim));
+        let queries = angles.rotate(&part(0, self.heads)?)?;
+        let keys = angles.rotate(&part(q, kv_heads)?)?.flatten_all()?.to_vec1::<f32>()?;
+        let values = part(q + kv, kv_heads)?.flatten_all()?.to_vec1::<f32>()?;
+        for ((place, key), value) in places.iter().zip(keys.chunks_exact(kv)).zip(values.chunks_exact(kv)) {
+            sequences[place.sequence].layers[layer].write(self.kv, place.position, key, value);
+        }
+        Ok(queries)
+    }
+}
+
+impl Layer {
+    fn load(file: &ModelFile, machine: Machine, layer: usize) -> std::result::Result<Self, ReferenceError> {
+        let shape = &file.config;
+        let name = |part| TensorName::Layer { layer, part };
+        let linear = |inputs, parts: &[LayerPart], biases: &[LayerPart]| {
+            let read = |part: &LayerPart| file.tensor_f32(name(*part));
+            let weights: Vec<Vec<f32>> = parts.iter().map(read).collect::<std::result::Result<_, _>>()?;
+            let biases: Vec<Vec<f32>> = biases.iter().map(read).collect::<std::result::Result<_, _>>()?;
+            let bias = (!biases.is_empty()).then(|| biases.concat());
+            let weights: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
+            Ok::<_, ReferenceError>(Linear::pack(machine, inputs, &weights, bias))
+        };
+        use LayerPart::{AttnNorm, Down, FfnNorm, Gate, K, KBias, O, Q, QBias, Up, V, VBias};
+        let biases: &[LayerPart] = if shape.qkv_bias { &[QBias, KBias, VBias] } else { &[] };
+        Ok(Self {
+            attn_norm: vector(file, name(AttnNorm))?,
+            qkv: linear(shape.hidden, &[Q, K, V], biases)?,
+            out: linear(shape.heads * shape.head_dim, &[O], &[])?,
+            ffn_norm: vector(file, name(FfnNorm))?,
+            gate_up: linear(shape.hidden, &[Gate, Up], &[])?,
+            down: linear(shape.intermediate, &[Down], &[])?,
+        })
+    }
+}
+
+fn vector(file: &ModelFile, name: TensorName) -> std::result::Result<Tensor, ReferenceError> {
+    let values = file.tensor_f32(name)?;
+    let length = values.len();
+    Ok(Tensor::from_vec(values, length, &Device::Cpu)?)
+}

@@ -1,0 +1,157 @@
+//! Equal bits of every logit, whatever shares the step, wherever a prefill was cut, however many threads, on any
+//! instruction set.
+
+use std::iter;
+
+use shoal_common::ids::TokenId;
+
+use super::{Bench, TINY, assert_same_bits};
+use crate::backend::{Backend, LogitsOf, SequenceId, Slice};
+
+const VOCAB: u32 = 512;
+/// Longer than a few KV blocks, and no multiple of one.
+const LENGTH: usize = 151;
+
+/// Some text: ids that follow no pattern the model could hide a mistake behind.
+fn text(seed: u32, length: usize) -> Vec<TokenId> {
+    let step = |state: &u32| Some(state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+    iter::successors(step(&seed), step).map(|state| TokenId((state >> 16) % VOCAB)).take(length).collect()
+}
+
+#[test]
+fn a_prefill_may_be_cut_anywhere() {
+    for format in TINY {
+        let mut bench = Bench::tiny(format, 2);
+        let whole = bench.alone(&text(1, LENGTH), usize::MAX);
+        for chunk in [1, 7, 64] {
+            let cut = bench.alone(&text(1, LENGTH), chunk);
+            assert_same_bits(&format!("{format} in chunks of {chunk}"), &cut, &whole);
+        }
+    }
+}
+
+#[test]
+fn thirty_one_strangers_leave_no_trace() {
+    for format in TINY {
+        let mut bench = Bench::tiny(format, 2);
+        let ours = text(1, LENGTH);
+        let alone = bench.alone(&ours, 64);
+        // Strangers of all lengths, some in prefill and some in decode, before and behind; all move on at every step.
+        let strangers: Vec<(SequenceId, Vec<TokenId>)> =
+            (0..31).map(|i| (bench.name(), text(100 + i, 1 + (i as usize * 11) % 90))).collect();
+        let sequence = bench.name();
+        let mut among = Vec::new();
+        for (step, chunk) in ours.chunks(13).enumerate() {
+            let slice = |(name, tokens): &(SequenceId, Vec<TokenId>)| {
+                let size = tokens.len().div_ceil(12);
+                let tokens = tokens.clone().into_iter().skip(step * size).take(size).collect::<Vec<_>>();
+                (*name, step * size, tokens)
+            };
+            let parts: Vec<_> = strangers.iter().map(slice).filter(|(_, _, tokens)| !tokens.is_empty()).collect();
+            let mut slices: Vec<Slice<'_>> = parts
+                .iter()
+                .map(|(name, start, tokens)| Slice { sequence: *name, start: *start, tokens, logits: LogitsOf::Last })
+                .collect();
+            let before = (step * 5) % (slices.len() + 1);
+            let own = Slice { sequence, start: step * 13, tokens: chunk, logits: LogitsOf::All };
+            slices.insert(before, own);
+            bench.run(&slices).unwrap();
+            among.extend(bench.rows(before..before + chunk.len()));
+        }
+        assert_same_bits(format, &among, &alone);
+    }
+}
+
+#[test]
+fn any_batch_size_gives_a_decode_the_same_bits() {
+    let mut bench = Bench::tiny("tiny/gguf/tiny-q4_1.gguf", 2);
+    let prompt = text(1, 20);
+    let alone = bench.alone(&prompt, usize::MAX);
+    for batch in 1..=40 {
+        let names: Vec<SequenceId> = (0..batch).map(|_| bench.name()).collect();
+        for (index, &name) in names.iter().enumerate() {
+            let own = if index == batch / 2 { prompt.clone() } else { text(index as u32 + 7, 20) };
+            bench.extend(name, 0, &own[..19], usize::MAX);
+        }
+        let last: Vec<TokenId> =
+            (0..batch).map(|index| if index == batch / 2 { prompt[19] } else { TokenId(index as u32) }).collect();
+        let slice = |(&sequence, token)| Slice {
+            sequence,
+            start: 19,
+            tokens: std::slice::from_ref(token),
+            logits: LogitsOf::Last,
+        };
+        let slices: Vec<Slice<'_>> = names.iter().zip(&last).map(slice).collect();
+        bench.run(&slices).unwrap();
+        assert_same_bits(&format!("batch of {batch}"), &bench.rows(batch / 2..batch / 2 + 1), &alone[19..]);
+        names.into_iter().for_each(|name| bench.backend.release(name));
+    }
+}
+
+#[test]
+fn a_fork_goes_on_as_if_it_had_been_computed() {
+    for format in TINY {
+        let mut bench = Bench::tiny(format, 2);
+        let (root, trunk) = (bench.name(), text(1, 70));
+        bench.extend(root, 0, &trunk, 64);
+        // Within a block, at its end, at its beginning, nothing, everything.
+        for length in [37, 48, 49, 0, 70] {
+            let (left, right) = (bench.name(), bench.name());
+            bench.backend.fork(root, left, length).unwrap();
+            bench.backend.fork(left, right, length).unwrap();
+            for (seed, branch) in [(5, left), (6, right)] {
+                let tail = text(seed, 40);
+                let forked = bench.extend(branch, length, &tail, 7);
+                let recomputed = bench.alone(&[&trunk[..length], &tail].concat(), 64);
+                assert_same_bits(&format!("{format} fork at {length}"), &forked, &recomputed[length..]);
+            }
+            bench.backend.release(left);
+            bench.backend.release(right);
+        }
+        let after = bench.extend(root, 70, &text(9, 5), 1);
+        let untouched = bench.alone(&[trunk, text(9, 5)].concat(), usize::MAX);
+        assert_same_bits(&format!("{format} root"), &after, &untouched[70..]);
+    }
+}
+
+#[test]
+fn a_fork_outlives_its_root() {
+    let mut bench = Bench::tiny("tiny/base", 2);
+    let (root, branch) = (bench.name(), bench.name());
+    bench.extend(root, 0, &text(1, 40), 64);
+    bench.backend.fork(root, branch, 25).unwrap();
+    bench.backend.release(root);
+    let forked = bench.extend(branch, 25, &text(2, 20), 64);
+    let recomputed = bench.alone(&[&text(1, 40)[..25], &text(2, 20)].concat(), 64);
+    assert_same_bits("fork without root", &forked, &recomputed[25..]);
+}
+
+#[test]
+fn the_number_of_threads_does_not_show() {
+    for format in TINY {
+        let one = Bench::tiny(format, 1).alone(&text(1, LENGTH), 64);
+        for threads in [2, 5] {
+            let several = Bench::tiny(format, threads).alone(&text(1, LENGTH), 64);
+            assert_same_bits(&format!("{format} on {threads} threads"), &several, &one);
+        }
+    }
+}
+
+#[test]
+fn the_instruction_set_does_not_show() {
+    for format in TINY {
+        let here = Bench::tiny(format, 2).alone(&text(1, LENGTH), 64);
+        let portable = Bench::portable(format).alone(&text(1, LENGTH), 64);
+        assert_same_bits(format, &portable, &here);
+    }
+}
+
+#[test]
+fn last_and_all_give_the_same_row() {
+    let mut bench = Bench::tiny("tiny/base", 2);
+    let (tokens, sequence) = (text(1, 30), bench.name());
+    let all = bench.alone(&tokens, usize::MAX);
+    bench.run(&[Slice { sequence, start: 0, tokens: &tokens[..12], logits: LogitsOf::None }]).unwrap();
+    bench.run(&[Slice { sequence, start: 12, tokens: &tokens[12..], logits: LogitsOf::Last }]).unwrap();
+    assert_same_bits("last", &bench.rows(0..1), &all[29..]);
+}
