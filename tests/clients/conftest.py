@@ -1,10 +1,8 @@
 """Servers for the tests, each started once and stopped with SIGTERM, which must end it with exit code 0."""
 
-import subprocess
-
 import pytest
 
-from servers import GOLDEN, Process, Server, binary, free_port, real_model, scripted_config
+from servers import GOLDEN, Server, real_model, scripted_config
 
 
 def serving(server):
@@ -39,28 +37,7 @@ def narrow(tmp_path):
     yield from serving(Server.dev(tmp_path, "--config", config))
 
 
-def certify(directory, *roles):
-    def cert(*arguments):
-        subprocess.run([binary(), "cert", *arguments], check=True, capture_output=True)
-
-    cert("init", "--dir", directory, "--cluster", "shoal")
-    for role, name in roles:
-        cert("issue", "--dir", directory, "--role", role, "--name", name)
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A router and a worker as processes of their own, with certificates of their own."""
-    directory = tmp_path_factory.mktemp("cluster")
-    certify(directory / "pki", ("router", "router"), ("worker", "alpha"))
-    http, quic = free_port(), free_port()
-    more = f'[cluster]\npki = "pki"\n\n[router]\nlisten = "127.0.0.1:{http}"\nquic = "127.0.0.1:{quic}"\n'
-    config = scripted_config(directory, step_ms=5, more=more)
-    router = Process(directory / "router", "router", "--config", config, "--data-dir", directory)
-    worker = Process(directory / "worker", "worker", "--config", config, "--name", "alpha")
-    try:
-        server = Server(f"http://127.0.0.1:{http}", router, worker)
-    except BaseException:
-        router.child.kill(), worker.child.kill()
-        raise
-    yield from serving(server)
+    yield from serving(Server.cluster(tmp_path_factory.mktemp("cluster"), "alpha"))

@@ -128,6 +128,30 @@ class Server:
             process.child.kill()
             raise
 
+    @classmethod
+    def cluster(cls, directory, *workers):
+        """`shoal router` and a `shoal worker` for each of `workers`, over certificates of their own."""
+
+        def cert(*arguments):
+            subprocess.run([binary(), "cert", *map(str, arguments)], check=True, capture_output=True)
+
+        pki = directory / "pki"
+        cert("init", "--dir", pki, "--cluster", "shoal")
+        for role, name in [("router", "router"), *(("worker", name) for name in workers)]:
+            cert("issue", "--dir", pki, "--role", role, "--name", name)
+        url, quic = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
+        more = f'[cluster]\npki = "pki"\n\n[router]\nlisten = "{url}"\nquic = "{quic}"\n'
+        config = scripted_config(directory, step_ms=5, workers=workers, more=more)
+        processes = [Process(directory / "router", "router", "--config", config, "--data-dir", directory)]
+        for name in workers:
+            processes.append(Process(directory / name, "worker", "--config", config, "--name", name))
+        try:
+            return cls(f"http://{url}", *processes)
+        except BaseException:
+            for process in processes:
+                process.child.kill()
+            raise
+
     @property
     def model(self):
         return self.models[0]

@@ -1,5 +1,6 @@
 """The JavaScript libraries, unmodified: runs `js/*.test.mjs` under Node's own test runner against the scripted engine."""
 
+import os
 import pathlib
 import subprocess
 
@@ -13,7 +14,7 @@ def test_every_promise_holds_for_the_javascript_library(scripted, narrow, librar
     result = subprocess.run(
         ["node", "--test", "--test-reporter=spec", f"js/{library}.test.mjs"],
         cwd=HERE,
-        env={**__import__("os").environ, "SHOAL_URL": scripted.url, "SHOAL_NARROW_URL": narrow.url, "SHOAL_MODEL": scripted.model},
+        env={**os.environ, "SHOAL_URL": scripted.url, "SHOAL_NARROW_URL": narrow.url, "SHOAL_MODEL": scripted.model},
         capture_output=True,
         text=True,
         timeout=120,

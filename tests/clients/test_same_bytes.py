@@ -2,10 +2,11 @@
 
 import concurrent.futures
 import json
+import pathlib
 
 import pytest
 
-from contract import collect, parse, same, streamed, whole
+from contract import parse, same, streamed, whole
 from servers import Server, real_model, scripted_config
 
 # Between them: every way to sample, every form of answer.
@@ -73,6 +74,24 @@ def test_neither_a_restart_nor_another_number_of_workers_changes_anything(script
     again.stop()
 
 
+def test_a_worker_s_death_in_the_middle_changes_nothing(scripted, tmp_path):
+    cluster = Server.cluster(tmp_path, "alpha", "beta")
+    router, alpha, _ = cluster.processes
+    cluster.wait_until("both workers", lambda: cluster.metric("shoal_replicas") == 2)
+    bodies = [{"prompt": f"survivor {k}", "n": 2, "max_tokens": 300, "ignore_eos": True, "seed": k} for k in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(len(bodies)) as pool:
+        answers = [pool.submit(streamed, cluster, **body) for body in bodies]
+        cluster.wait_until("tokens", lambda: cluster.metric("shoal_route_total") >= len(bodies))
+        alpha.child.kill()
+        found = [answer.result() for answer in answers]
+    assert cluster.metric("shoal_replays_total") > 0, "nothing ran on the worker that died"
+    assert all(same(answer, whole(scripted, **body)) for answer, body in zip(found, bodies, strict=True))
+    alpha.child.wait()
+    cluster.processes = tuple(process for process in cluster.processes if process is not alpha)
+    assert router.alive()
+    cluster.stop()
+
+
 def test_another_model_has_another_fingerprint(scripted, alone, tmp_path):
     config = scripted_config(tmp_path)
     config.write_text(config.read_text().replace('engine = "scripted"', 'engine = "scripted"\nsalt = 1'))
@@ -97,7 +116,7 @@ def test_real_weights_keep_the_promise_too(real, tmp_path):
 
 def test_the_recorded_answers_still_hold(scripted):
     """A change of these bytes is a change of the promise: it needs another fingerprint."""
-    recorded = json.loads((__import__("pathlib").Path(__file__).parent / "recorded.json").read_text())
+    recorded = json.loads((pathlib.Path(__file__).parent / "recorded.json").read_text())
     for entry in recorded:
         answer = whole(scripted, **entry["request"])
         assert (answer.texts(), answer.fingerprint) == (entry["texts"], entry["fingerprint"])
