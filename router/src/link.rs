@@ -212,11 +212,7 @@ impl Actor for LinkActor {
         Ok(())
     }
 
-    async fn post_stop(
-        &self,
-        _myself: ActorRef<LinkMessage>,
-        state: &mut LinkState,
-    ) -> Result<(), ActorProcessingErr> {
+    async fn post_stop(&self, _myself: ActorRef<LinkMessage>, state: &mut LinkState) -> Result<(), ActorProcessingErr> {
         tracing::info!(worker = %state.worker, incarnation = %state.incarnation, "worker left");
         CloseCode::Shutdown.close(&state.connection);
         let (worker, incarnation) = (state.worker.clone(), state.incarnation);

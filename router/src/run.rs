@@ -128,8 +128,7 @@ impl Bound {
         let drain = self.settings.timers.drain;
         let drain_and_cut = drain + CUT_GRACE;
         let paths = http::router(app);
-        let server =
-            http::server::serve(self.listener, paths, &self.settings.limits, drain_and_cut, shutdown.clone());
+        let server = http::server::serve(self.listener, paths, &self.settings.limits, drain_and_cut, shutdown.clone());
         let cutter = async {
             shutdown.fired().await;
             tracing::info!(drain_seconds = drain.as_secs(), "draining");

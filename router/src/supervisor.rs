@@ -6,6 +6,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_common::config::Timers;
 use shoal_common::ids::Incarnation;
 use shoal_common::quic::Acceptor;
+use shoal_common::telemetry::Chain;
 use tokio::sync::watch;
 
 use crate::fleet::{FleetActor, FleetMessage, FleetView, Snapshot};
@@ -103,7 +104,7 @@ async fn welcome(connection: quinn::Connection, context: LinkContext, root: Acto
         Ok(greeted) => greeted,
         Err(error) => {
             metrics::counter!("shoal_workers_refused_total").increment(1);
-            tracing::warn!(%remote, %error, "a worker's connection was not taken");
+            tracing::warn!(%remote, error = %Chain(&error), "a worker's connection was not taken");
             return;
         }
     };

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use shoal_common::fingerprint::Fingerprint;
+use shoal_common::ids::BranchIndex;
 use shoal_common::ids::{Digest, LayerRange, Name, TokenId};
 use shoal_common::sampling::SamplingParams;
 use shoal_common::wire::blob::TokenizerBundle;
 use shoal_common::wire::hello::ModelCard;
 use shoal_common::wire::message::{BranchEnd, BranchToken, PromptIds, TokenScore};
-use shoal_common::ids::BranchIndex;
 
 use crate::app::ServedModel;
 use crate::request::{
-    ClientText, CompletionRequest, Delivery, Echo, EosRule, Loglikelihood, LogPrompt, PromptForm, PromptInput,
+    ClientText, CompletionRequest, Delivery, Echo, EosRule, LogPrompt, Loglikelihood, PromptForm, PromptInput,
 };
 use crate::text::{SpecialTokens, Tokenizer};
 

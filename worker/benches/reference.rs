@@ -13,6 +13,7 @@ use shoal_worker::weights::ModelFile;
 const PREFILL: usize = 512;
 const STEPS: usize = 16;
 
+#[expect(clippy::disallowed_methods, reason = "the path of a benchmark's model is no setting of the server")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // `cargo test --benches` runs this without a model: it then only has to build.
     let Some(path) = std::env::var_os("SHOAL_TEST_MODEL").map(PathBuf::from) else {

@@ -95,9 +95,7 @@ fn model_source(section: &Section<'_>, report: &mut Report) -> Option<ModelSourc
             Some(every) => NonZeroU32::new(every),
             None => Script::default().eos_every,
         },
-        faults: section
-            .choice("faults", &[("on", Faults::On), ("off", Faults::Off)], report)
-            .unwrap_or_default(),
+        faults: section.choice("faults", &[("on", Faults::On), ("off", Faults::Off)], report).unwrap_or_default(),
     };
     if engine.is_none() {
         for key in

@@ -22,12 +22,7 @@ fn run(candidate: &mut Candidate, tokens: Vec<BranchToken>) -> Delta {
 }
 
 fn eos_at(position: u32) -> BranchToken {
-    BranchToken {
-        branch: BranchIndex(0),
-        position,
-        score: score(EOS, -1.0),
-        end: Some(BranchEnd::StopToken),
-    }
+    BranchToken { branch: BranchIndex(0), position, score: score(EOS, -1.0), end: Some(BranchEnd::StopToken) }
 }
 
 #[test]

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use shoal_common::ids::{BranchIndex, Incarnation, Name};
 use shoal_common::quic::CloseCode;
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
-use shoal_common::wire::message::{
-    BranchToken, GroupFailure, GroupFrame, GroupOrder, StreamOpen, Submit, TokenScore,
-};
+use shoal_common::wire::message::{BranchToken, GroupFailure, GroupFrame, GroupOrder, StreamOpen, Submit, TokenScore};
 use tokio::sync::mpsc;
 
 use crate::fleet::FleetView;
@@ -215,8 +213,7 @@ impl GroupRun {
         let found = tokio::time::timeout(wait, async {
             loop {
                 let snapshot = view.now();
-                let need =
-                    Need { model: &self.model, fingerprint: self.submit.fingerprint, excluded: &self.excluded };
+                let need = Need { model: &self.model, fingerprint: self.submit.fingerprint, excluded: &self.excluded };
                 if let Some(choice) = self.dispatcher.policy.pick(&snapshot, &need) {
                     return Some(choice);
                 }

@@ -3,11 +3,11 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use shoal_common::config::Timers;
+use shoal_common::ids::TokenId;
 use shoal_common::pki::{Authority, Identity, Role};
 use shoal_common::quic::{self, Acceptor};
 use shoal_common::wire::hello::{Capacity, Hello};
 use shoal_common::wire::message::{BranchEnd, BranchStart, EndRules, PromptIds};
-use shoal_common::ids::TokenId;
 use tokio::sync::watch;
 
 use super::*;
@@ -59,8 +59,7 @@ impl Stage {
         let identity: Identity = self.authority.issue(Role::Worker, &name).unwrap();
         let endpoint = quic::worker_endpoint(&identity, &Timers::default()).unwrap();
         let (address, timers) = (self.endpoint.local_addr().unwrap(), Timers::default());
-        let (dialled, accepted) =
-            tokio::join!(quic::dial(&endpoint, address, &timers), self.acceptor.next());
+        let (dialled, accepted) = tokio::join!(quic::dial(&endpoint, address, &timers), self.acceptor.next());
         let hello = Hello {
             worker: name,
             incarnation: Incarnation::draw(),

@@ -62,9 +62,12 @@ impl Pick for LeastQueued {
         let mut fitting = snapshot.replicas.iter().filter(|replica| fits(replica, need)).peekable();
         let first = fitting.next()?;
         let why = if fitting.peek().is_none() { Why::OnlyOne } else { Why::LeastQueued };
-        let least = fitting.fold(first, |best, replica| {
-            if replica.queued_tokens() < best.queued_tokens() { replica } else { best }
-        });
+        let least = fitting.fold(
+            first,
+            |best, replica| {
+                if replica.queued_tokens() < best.queued_tokens() { replica } else { best }
+            },
+        );
         Some(Choice { replica: Arc::clone(least), why })
     }
 }

@@ -172,10 +172,7 @@ impl Roster {
 
     /// The members as requests see them.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            replicas: self.replicas.values().cloned().map(Arc::new).collect(),
-            models: self.models.clone(),
-        }
+        Snapshot { replicas: self.replicas.values().cloned().map(Arc::new).collect(), models: self.models.clone() }
     }
 }
 

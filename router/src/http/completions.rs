@@ -255,12 +255,8 @@ impl Drop for Run {
         metrics::counter!("shoal_prompt_tokens_total").increment(usage.prompt_tokens);
         metrics::counter!("shoal_completion_tokens_total").increment(usage.completion_tokens);
         metrics::histogram!("shoal_request_seconds").record(self.arrived.elapsed().as_secs_f64());
-        let outcome = Outcome {
-            request_id: self.request_id.as_str(),
-            finish: &self.finishes,
-            usage,
-            at: SystemTime::now(),
-        };
+        let outcome =
+            Outcome { request_id: self.request_id.as_str(), finish: &self.finishes, usage, at: SystemTime::now() };
         self.app.prompt_log.record(&self.request, &outcome);
     }
 }

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use shoal_common::fingerprint::Fingerprint;
 use shoal_common::ids::{Name, TokenId};
 
-use super::schema::{
-    Choice, Completion, CompletionObject, Logprob, Logprobs, LogprobsContent, TopLogprob, Usage,
-};
+use super::schema::{Choice, Completion, CompletionObject, Logprob, Logprobs, LogprobsContent, TopLogprob, Usage};
 use crate::choice::{Delta, PlacedToken};
 use crate::text::Tokenizer;
 

@@ -107,9 +107,8 @@ fn prompt_scores_come_whole_before_generated_tokens() {
         let plan = plan::plan(&request, &model(), vec![prompt], (7, 0), &Limits::default()).unwrap();
         let mut merge = Merge::new(&plan);
         assert!(merge.begin().is_empty());
-        let scores = |range: std::ops::Range<u32>| {
-            GroupEvent::PromptScores(range.map(|id| score(TokenId(id), -1.0)).collect())
-        };
+        let scores =
+            |range: std::ops::Range<u32>| GroupEvent::PromptScores(range.map(|id| score(TokenId(id), -1.0)).collect());
         assert!(merge.accept(0, scores(21..23)).deltas.is_empty());
         let opened = merge.accept(0, scores(23..24)).deltas;
         assert_eq!(opened[0].delta.tokens.len(), reported);

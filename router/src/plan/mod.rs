@@ -169,11 +169,7 @@ pub fn plan(
 }
 
 /// `max_tokens` of each prompt, cut to what the context leaves.
-fn room_for_output(
-    request: &CompletionRequest,
-    model: &ServedModel,
-    lengths: &[usize],
-) -> Result<Vec<u32>, ApiError> {
+fn room_for_output(request: &CompletionRequest, model: &ServedModel, lengths: &[usize]) -> Result<Vec<u32>, ApiError> {
     let context = model.card.context as usize;
     let mut faults = Vec::new();
     let mut room = Vec::with_capacity(lengths.len());
@@ -192,12 +188,7 @@ fn room_for_output(
 }
 
 /// The work budget: tokens over all prompts and candidates.
-fn check_work(
-    request: &CompletionRequest,
-    lengths: &[usize],
-    room: &[u32],
-    limits: &Limits,
-) -> Result<(), ApiError> {
+fn check_work(request: &CompletionRequest, lengths: &[usize], room: &[u32], limits: &Limits) -> Result<(), ApiError> {
     let per_candidate: u64 = lengths.iter().zip(room).map(|(length, room)| *length as u64 + u64::from(*room)).sum();
     let work = per_candidate.saturating_mul(u64::from(request.best_of));
     if work <= limits.work {

@@ -126,26 +126,8 @@ pub fn kv_tokens_default(bytes_per_token: u64) -> u64 {
 }
 
 /// `MemAvailable` of the text of `/proc/meminfo`, in bytes.
-fn available_bytes(meminfo: &str) -> Option<u64> {
+pub(super) fn available_bytes(meminfo: &str) -> Option<u64> {
     let value = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_quarter_of_the_available_memory_is_kv() {
-        assert_eq!(available_bytes("MemTotal:  9 kB\nMemAvailable:   2048 kB\n"), Some(2 << 20));
-        assert_eq!(available_bytes("MemAvailable: lots"), None);
-        assert_eq!(available_bytes(""), None);
-    }
-
-    #[test]
-    fn the_default_is_bounded_on_any_machine() {
-        assert_eq!(kv_tokens_default(0), *KV_TOKENS.end());
-        assert_eq!(kv_tokens_default(u64::MAX), *KV_TOKENS.start());
-    }
 }

@@ -3,6 +3,9 @@
 
 mod load;
 
+#[cfg(test)]
+mod tests;
+
 use shoal_common::wire::hello::ModelCard;
 
 pub use self::load::{LoadError, kv_tokens_default, load};

@@ -7,7 +7,7 @@ const SMALLEST_ARGUMENT: f32 = -87.3;
 /// Above this the result stays what it is here, 1.65e38: a gate that far out is 0 in any case.
 const LARGEST_ARGUMENT: f32 = 88.0;
 /// ln 2 in two parts (Cephes `expf`): the first has so few bits that its product with an exponent is exact.
-const LN2_HIGH: f32 = 0.693_359_375;
+const LN2_HIGH: f32 = f32::from_bits(0x3f31_8000);
 const LN2_LOW: f32 = -2.121_944_4e-4;
 /// 1.5 x 2^23: adding it rounds to an integer, which then stands in the low bits of the sum.
 const ROUNDER: f32 = 12_582_912.0;

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{Connection, SendStream};
 use shoal_common::quic::MAX_GROUP_STREAMS;
 use shoal_common::shutdown::Shutdown;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::control::{self, DrainOrder};
+use super::control::{self, Control, DrainOrder};
 use super::stream::{self, StreamEnd};
 use super::{Offer, SessionArgs, SessionEnd};
 use crate::emit::{OPENINGS, Opening, Writer};
@@ -21,6 +21,9 @@ use crate::engine::sink::{ConnectionKey, Outlet, StreamKey, report_bound};
 
 /// For the last frames to reach the router after the engine has ended: several round trips on any link worth having.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// For a router to say whether this worker may serve: it fetches the tokenizer first, up to 64 MiB over any link.
+const WELCOME_WITHIN: Duration = Duration::from_secs(30);
 
 /// Keys of connections are drawn from one counter, so that no two of a worker's life are equal.
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(0);
@@ -43,19 +46,8 @@ impl Shared {
 
 /// Serves `connection` until it is lost, refused or no longer wanted; closes it with the code that fits.
 pub(super) async fn run(connection: Connection, args: SessionArgs, welcomed: impl FnOnce() + Send) -> SessionEnd {
-    let SessionArgs { engine, offer, timers, mut closing, .. } = args;
-    let hello = tokio::time::timeout(timers.connect, control::introduce(&connection, offer.hello.clone()));
-    let introduced = tokio::select! {
-        introduced = hello => introduced.unwrap_or(Err(SessionEnd::Protocol)),
-        () = closing.fired() => Err(SessionEnd::Closing),
-    };
-    let end = match introduced {
-        Ok(control) => {
-            welcomed();
-            serve(&connection, open(engine, offer), control, &mut closing).await
-        }
-        Err(end) => end,
-    };
+    let SessionArgs { engine, offer, mut closing, .. } = args;
+    let end = serve(&connection, open(engine, offer), welcomed, &mut closing).await;
     end.code().close(&connection);
     end
 }
@@ -80,14 +72,22 @@ fn open(engine: EngineHandle, offer: Arc<Offer>) -> (Arc<Shared>, AbortOnDropHan
 async fn serve(
     connection: &Connection,
     (shared, _writer): (Arc<Shared>, AbortOnDropHandle<()>),
-    (send, recv): (SendStream, RecvStream),
+    welcomed: impl FnOnce() + Send,
     closing: &mut Shutdown,
 ) -> SessionEnd {
     let mut streams = JoinSet::new();
+    // Beside the streams from the first moment: a router fetches the tokenizer before it welcomes.
     let control = async {
+        let hello = shared.offer.hello.clone();
+        let introduced = tokio::time::timeout(WELCOME_WITHIN, control::introduce(connection, hello));
+        let Control { send, orders } = match introduced.await.unwrap_or(Err(SessionEnd::Protocol)) {
+            Ok(welcome) => welcome,
+            Err(end) => return end,
+        };
+        welcomed();
         tokio::select! {
             end = control::tell(send, shared.engine.status(), &shared.drain) => end,
-            end = control::obey(recv, &shared.drain) => end,
+            end = control::obey(orders, &shared.drain) => end,
         }
     };
     tokio::pin!(control);

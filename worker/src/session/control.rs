@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
-use shoal_common::wire::codec;
+use shoal_common::wire::codec::{self, FrameReader};
 use shoal_common::wire::hello::{Hello, RouterControl, STATUS_EVERY_MS, Status, WorkerControl, WorkerState};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -31,14 +31,23 @@ impl DrainOrder {
     }
 }
 
+/// The control stream after the welcome.
+pub(super) struct Control {
+    /// For statuses.
+    pub(super) send: SendStream,
+    /// The router's orders.
+    pub(super) orders: FrameReader<RecvStream>,
+}
+
 /// Opens the control stream, says hello and waits for the welcome.
-pub(super) async fn introduce(connection: &Connection, hello: Hello) -> Result<(SendStream, RecvStream), SessionEnd> {
-    let (mut send, mut recv) = connection.open_bi().await.map_err(SessionEnd::Lost)?;
+pub(super) async fn introduce(connection: &Connection, hello: Hello) -> Result<Control, SessionEnd> {
+    let (mut send, recv) = connection.open_bi().await.map_err(SessionEnd::Lost)?;
+    let mut orders = FrameReader::new(recv);
     codec::write_frame(&mut send, &WorkerControl::Hello(Box::new(hello))).await?;
-    match codec::read_frame(&mut recv).await? {
+    match orders.next().await? {
         RouterControl::Welcome { router } => {
             tracing::info!(%router, address = %connection.remote_address(), "welcomed by a router");
-            Ok((send, recv))
+            Ok(Control { send, orders })
         }
         RouterControl::Refused(refusal) => Err(SessionEnd::Refused(refusal)),
         RouterControl::Drain => Err(SessionEnd::Protocol),
@@ -75,9 +84,9 @@ fn matters(before: &Status, now: &Status) -> bool {
 }
 
 /// Reads the router's orders until the stream ends or breaks.
-pub(super) async fn obey(mut recv: RecvStream, drain: &DrainOrder) -> SessionEnd {
+pub(super) async fn obey(mut orders: FrameReader<RecvStream>, drain: &DrainOrder) -> SessionEnd {
     loop {
-        match codec::read_frame(&mut recv).await {
+        match orders.next().await {
             Ok(RouterControl::Drain) => drain.give(),
             Ok(RouterControl::Welcome { .. } | RouterControl::Refused(_)) => return SessionEnd::Protocol,
             Err(error) => return error.into(),

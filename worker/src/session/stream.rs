@@ -7,7 +7,7 @@ use std::time::Duration;
 use quinn::{RecvStream, SendStream};
 use shoal_common::quic::CloseCode;
 use shoal_common::wire::blob::{BlobHeader, BlobRequest};
-use shoal_common::wire::codec::{self, CodecError};
+use shoal_common::wire::codec::{self, CodecError, FrameReader};
 use shoal_common::wire::message::{GroupFrame, GroupOrder, StreamOpen, Submit};
 
 use super::connection::Shared;
@@ -41,8 +41,9 @@ impl From<CodecError> for StreamEnd {
 }
 
 /// Serves one stream to its end.
-pub(super) async fn serve(shared: Arc<Shared>, mut send: SendStream, mut recv: RecvStream) -> StreamEnd {
-    match tokio::time::timeout(OPEN_WITHIN, codec::read_frame(&mut recv)).await {
+pub(super) async fn serve(shared: Arc<Shared>, mut send: SendStream, recv: RecvStream) -> StreamEnd {
+    let mut frames = FrameReader::new(recv);
+    match tokio::time::timeout(OPEN_WITHIN, frames.next()).await {
         Err(_late) => {
             // Fails only on a stream that is closed.
             let _ = send.reset(CloseCode::Protocol.into());
@@ -50,7 +51,7 @@ pub(super) async fn serve(shared: Arc<Shared>, mut send: SendStream, mut recv: R
         }
         Ok(Err(error)) => error.into(),
         Ok(Ok(StreamOpen::Blob(request))) => serve_blob(&shared, request, send).await,
-        Ok(Ok(StreamOpen::Group(submit))) => serve_group(&shared, submit, send, recv).await,
+        Ok(Ok(StreamOpen::Group(submit))) => serve_group(&shared, submit, send, frames).await,
     }
 }
 
@@ -77,7 +78,12 @@ impl Drop for CancelOnDrop {
     }
 }
 
-async fn serve_group(shared: &Shared, submit: Box<Submit>, mut send: SendStream, recv: RecvStream) -> StreamEnd {
+async fn serve_group(
+    shared: &Shared,
+    submit: Box<Submit>,
+    mut send: SendStream,
+    orders: FrameReader<RecvStream>,
+) -> StreamEnd {
     if shared.drain.is_given() {
         let busy = GroupFrame::Busy { retry_after_ms: RETRY_AFTER_DRAIN_MS };
         if codec::write_frame(&mut send, &busy).await.is_ok() && send.finish().is_ok() {
@@ -95,14 +101,14 @@ async fn serve_group(shared: &Shared, submit: Box<Submit>, mut send: SendStream,
     shared.engine.submit(submit, GroupSink::new(shared.outlet.clone(), stream, link.clone()));
     tokio::select! {
         _ = delivered_or_stopped => StreamEnd::Over,
-        end = read_orders(recv, &link) => end,
+        end = read_orders(orders, &link) => end,
     }
 }
 
 /// Passes orders on until the stream breaks. A router that has nothing more to order may finish its side.
-async fn read_orders(mut recv: RecvStream, link: &GroupLink) -> StreamEnd {
+async fn read_orders(mut orders: FrameReader<RecvStream>, link: &GroupLink) -> StreamEnd {
     loop {
-        match codec::read_frame(&mut recv).await {
+        match orders.next().await {
             Ok(GroupOrder::StopBranch(branch)) => link.stop_branch(branch),
             Err(CodecError::Ended) => std::future::pending().await,
             Err(error) => return error.into(),

@@ -124,7 +124,7 @@ async fn hear(recv: &mut quinn::RecvStream) -> Heard {
     let mut heard = Heard::default();
     loop {
         match read_frame::<GroupFrame, _>(recv).await {
-            Ok(frame) => heard.frames.push(frame),
+            Ok(frame) => heard.note(frame),
             Err(CodecError::Ended) => return heard,
             Err(error) => panic!("{error}"),
         }

@@ -25,14 +25,27 @@ pub(crate) fn fingerprint() -> Fingerprint {
     Fingerprint::new(Digest::of(b"hash"), None, Digest::of(b"none"), "hash")
 }
 
-/// What a group has said.
+/// What a group has said, its acceptance apart.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
+    pub(crate) accepted: usize,
     pub(crate) frames: Vec<GroupFrame>,
     pub(crate) ends: usize,
 }
 
 impl Heard {
+    /// Takes note of a frame, after a check that the acceptance is the first or never comes.
+    pub(crate) fn note(&mut self, frame: GroupFrame) {
+        let is_refusal = matches!(frame, GroupFrame::Busy { .. } | GroupFrame::Failed(_));
+        if frame == GroupFrame::Accepted {
+            assert!(self.frames.is_empty(), "an acceptance comes first");
+            self.accepted += 1;
+        } else {
+            assert!(self.accepted == 1 || is_refusal, "only a refusal comes without an acceptance");
+            self.frames.push(frame);
+        }
+    }
+
     /// The branch's tokens, after a check that their positions are without gaps.
     pub(crate) fn tokens(&self, branch: u16) -> Vec<TokenScore> {
         let mut tokens = Vec::new();
@@ -118,7 +131,7 @@ impl Bench {
                     Outgoing::Frame { stream, frame, cost } => {
                         let stream = self.streams.get_mut(&stream).unwrap();
                         assert_eq!(stream.heard.ends, 0, "nothing is said after the end");
-                        stream.heard.frames.push(frame);
+                        stream.heard.note(frame);
                         stream.unsent.push(cost);
                     }
                     Outgoing::End(stream) => self.streams.get_mut(&stream).unwrap().heard.ends += 1,

@@ -195,6 +195,7 @@ fn one_group_too_many_is_told_busy() {
     let keys: Vec<_> = (0..3).map(|at| bench.submit(submission(&prompt(at, 4), 5, 1))).collect();
     bench.run();
     assert!(matches!(bench.heard(keys[2]).frames[..], [GroupFrame::Busy { retry_after_ms: 1.. }]));
+    assert!(keys.iter().map(|key| bench.heard(*key).accepted).eq([1, 1, 0]));
     assert!(keys.iter().all(|key| bench.heard(*key).ends == 1));
     assert_eq!(bench.heard(keys[1]).tokens(0).len(), 5);
 }

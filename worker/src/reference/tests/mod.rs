@@ -3,6 +3,7 @@
 
 mod bits;
 mod goldens;
+mod operators;
 mod real_model;
 mod refusals;
 

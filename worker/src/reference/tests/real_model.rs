@@ -4,14 +4,15 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Bench, assert_same_bits, lines, tokens};
-use crate::backend::{LogitsOf, Slice};
+use super::{Bench, argmax, assert_same_bits, lines, tokens};
+use crate::backend::{LogitsOf, SequenceId, Slice};
 
 /// Margin below which two tokens are as good as each other.
 const MARGIN: f32 = 1e-3;
 /// Largest difference of a log-probability.
 const LOGPROB: f64 = 1e-3;
 
+#[expect(clippy::disallowed_methods, reason = "the path of a test's model is no setting of the server")]
 fn bench() -> Bench {
     let path = std::env::var_os("SHOAL_TEST_MODEL").map(PathBuf::from);
     let path =
@@ -41,41 +42,48 @@ fn logprob(row: &[f32], token: u32) -> f64 {
     f64::from(row[token as usize] - largest) - sum.ln()
 }
 
+/// A golden prompt on its way through the steps.
+struct Running<'a> {
+    sequence: SequenceId,
+    line: &'a Greedy,
+    /// Logits of its next token.
+    row: Vec<f32>,
+}
+
+impl Bench {
+    /// Feeds every prompt its golden token of `step`, all in one batch.
+    fn step_together(&mut self, running: &mut [Running<'_>], step: usize) {
+        let next: Vec<_> = running.iter().map(|it| tokens(&it.line.greedy_ids[step..=step])).collect();
+        let slice = |(it, tokens): (&Running<'_>, _)| {
+            let start = it.line.prompt_ids.len() + step;
+            Slice { sequence: it.sequence, start, tokens, logits: LogitsOf::Last }
+        };
+        let slices: Vec<Slice<'_>> = running.iter().zip(next.iter().map(Vec::as_slice)).map(slice).collect();
+        self.run(&slices).unwrap();
+        let rows = self.rows(0..slices.len());
+        running.iter_mut().zip(rows).for_each(|(it, row)| it.row = row);
+    }
+}
+
 #[test]
-fn real_model_answers_like_the_goldens() {
+fn real_model_answers_a_batch_like_the_goldens() {
     let mut bench = bench();
     let all = lines::<Greedy>("public/greedy.jsonl");
-    // All short prompts, decoded together in one batch, as far as each one's margins carry.
-    let mut running: Vec<_> =
-        all.iter().filter(|line| line.prompt_ids.len() < 100).map(|line| (bench.name(), line)).collect();
-    assert!(running.len() >= 20);
-    let mut rows = Vec::new();
-    for (sequence, line) in &running {
-        rows.push(bench.extend(*sequence, 0, &tokens(&line.prompt_ids), usize::MAX).pop().unwrap());
+    let mut running = Vec::new();
+    for line in all.iter().filter(|line| line.prompt_ids.len() < 100) {
+        let sequence = bench.name();
+        let row = bench.extend(sequence, 0, &tokens(&line.prompt_ids), usize::MAX).pop().unwrap();
+        running.push(Running { sequence, line, row });
     }
+    assert_eq!(running.len(), 25);
     for step in 0..48 {
-        let sure: Vec<bool> = running.iter().map(|(_, line)| line.margins[step] >= MARGIN).collect();
-        let mut keep = sure.iter();
-        rows.retain(|_| *keep.next().unwrap());
-        let mut keep = sure.iter();
-        running.retain(|_| *keep.next().unwrap());
-        for ((_, line), row) in running.iter().zip(&rows) {
-            let expected = line.greedy_ids[step] as usize;
-            assert_eq!(super::argmax(row), expected, "{}: step {step}, margin {}", line.id, line.margins[step]);
+        // From a tie on, either continuation is right and only one is golden.
+        running.retain(|it| it.line.margins[step] >= MARGIN);
+        for Running { line, row, .. } in &running {
+            let margin = line.margins[step];
+            assert_eq!(argmax(row), line.greedy_ids[step] as usize, "{}: step {step}, margin {margin}", line.id);
         }
-        let next: Vec<_> = running.iter().map(|(_, line)| tokens(&line.greedy_ids[step..=step])).collect();
-        let slices: Vec<Slice<'_>> = running
-            .iter()
-            .zip(&next)
-            .map(|((sequence, line), tokens)| Slice {
-                sequence: *sequence,
-                start: line.prompt_ids.len() + step,
-                tokens,
-                logits: LogitsOf::Last,
-            })
-            .collect();
-        bench.run(&slices).unwrap();
-        rows = bench.rows(0..slices.len());
+        bench.step_together(&mut running, step);
     }
     assert!(running.len() >= 15, "only {} prompts are sure of every step", running.len());
 }

@@ -1,0 +1,79 @@
+//! The promises of loading: a card says what the model is, and changes when an answer could.
+
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+
+use shoal_common::config::{Faults, ModelConfig, ModelSource, Script};
+use shoal_common::ids::{Digest, Name, TokenId};
+
+use super::load::available_bytes;
+use super::*;
+use crate::backend::{LogitsBuffer, LogitsOf, SequenceId, Slice};
+
+fn config(source: ModelSource) -> ModelConfig {
+    ModelConfig { name: Name::new("tiny").unwrap(), source }
+}
+
+fn tiny(format: &str) -> LoadedModel {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/golden/tiny")).join(format);
+    load(&config(ModelSource::Path(path)), Some(1)).unwrap()
+}
+
+fn script(salt: u64) -> Script {
+    let (step, eos_every) = (std::time::Duration::ZERO, NonZero::new(64));
+    Script { step, salt, context: 4096, eos_every, faults: Faults::Off }
+}
+
+#[test]
+fn a_card_says_what_was_loaded() {
+    let model = tiny("base");
+    let card = &model.card;
+    assert_eq!((card.vocab_size, card.layer_count, card.layers.begin, card.layers.end), (512, 4, 0, 4));
+    assert_eq!(card.tokenizer, Digest::of(&model.bundle));
+    assert_eq!(card.numerics_class, "reference-f32");
+    assert!(card.context > 0);
+}
+
+#[test]
+fn the_same_files_have_the_same_fingerprint_and_others_another() {
+    assert_eq!(tiny("base").card, tiny("base").card);
+    let formats = ["base", "gguf/tiny-q4_1.gguf", "gguf/tiny-q8_0.gguf"].map(|format| tiny(format).card.fingerprint);
+    assert!(formats[0] != formats[1] && formats[0] != formats[2] && formats[1] != formats[2]);
+}
+
+#[test]
+fn a_loaded_backend_computes_rows_as_wide_as_the_card_says() {
+    let scripted = load(&config(ModelSource::Scripted(script(1))), None).unwrap();
+    for mut model in [tiny("base"), scripted] {
+        let mut logits = LogitsBuffer::default();
+        let slice = Slice { sequence: SequenceId(1), start: 0, tokens: &[TokenId(1)], logits: LogitsOf::Last };
+        model.backend.forward(&[slice], &mut logits).unwrap();
+        assert_eq!(logits.row(0).len(), model.card.vocab_size as usize);
+    }
+}
+
+#[test]
+fn scripts_of_another_salt_are_other_models() {
+    let card = |salt| load(&config(ModelSource::Scripted(script(salt))), None).unwrap().card;
+    assert_eq!(card(1), card(1));
+    assert_ne!(card(1).fingerprint, card(2).fingerprint);
+}
+
+#[test]
+fn a_missing_model_is_an_error_of_its_files() {
+    let missing = load(&config(ModelSource::Path(PathBuf::from("/nonexistent/model.gguf"))), None);
+    assert!(matches!(missing, Err(LoadError::Weights(_))));
+}
+
+#[test]
+fn a_quarter_of_the_available_memory_is_kv() {
+    assert_eq!(available_bytes("MemTotal:  9 kB\nMemAvailable:   2048 kB\n"), Some(2 << 20));
+    assert_eq!(available_bytes("MemAvailable: lots"), None);
+    assert_eq!(available_bytes(""), None);
+}
+
+#[test]
+fn kv_is_bounded_on_any_machine() {
+    assert!(kv_tokens_default(0) > kv_tokens_default(u64::MAX));
+    assert_eq!(kv_tokens_default(u64::MAX), 8 << 10);
+}
