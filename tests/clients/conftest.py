@@ -40,4 +40,4 @@ def narrow(tmp_path):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A router and a worker as processes of their own, with certificates of their own."""
-    yield from serving(Server.cluster(tmp_path_factory.mktemp("cluster"), "alpha"))
+    yield from serving(Server.cluster(tmp_path_factory.mktemp("cluster"), "alpha", step_ms=15))

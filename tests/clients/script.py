@@ -22,11 +22,23 @@ def ids(text):
     return list(text.encode())
 
 
-def logits(history, salt=0):
-    """The row that follows `history`."""
+def after(state, token):
+    return mix((((state << 17) | (state >> 47)) & MASK) ^ token)
+
+
+def state_of(history, salt=0):
     state = mix(salt ^ 0x53484F414C000001)
     for token in history:
-        state = mix((((state << 17) | (state >> 47)) & MASK) ^ token)
+        state = after(state, token)
+    return state
+
+
+def logits(history):
+    """The row that follows `history`."""
+    return row_of(state_of(history))
+
+
+def row_of(state):
     hashed = mix(state)
     row = np.full(VOCAB, -60.0, dtype=np.float32)
     for rank in range(16):
@@ -45,9 +57,10 @@ def logprobs(history):
 
 def greedy(prompt, count, adjust=lambda row, prompt, out: row, past_eos=False):
     """The tokens of greedy decoding, EOS included where it ends them; `adjust` plays logit_bias and the penalties."""
-    out = []
+    state, out = state_of(prompt), []
     while len(out) < count:
-        token = int(np.argmax(adjust(logits(prompt + out), prompt, out)))
+        token = int(np.argmax(adjust(row_of(state), prompt, out)))
+        state = after(state, token)
         out.append(token)
         if token == EOS and not past_eos:
             break

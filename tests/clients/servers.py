@@ -12,7 +12,7 @@ import httpx
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/fixtures/golden"
-START_SECONDS = 120
+START_SECONDS = 60
 STOP_SECONDS = 60
 
 SCRIPTED = """
@@ -129,7 +129,7 @@ class Server:
             raise
 
     @classmethod
-    def cluster(cls, directory, *workers):
+    def cluster(cls, directory, *workers, step_ms=5):
         """`shoal router` and a `shoal worker` for each of `workers`, over certificates of their own."""
 
         def cert(*arguments):
@@ -141,7 +141,7 @@ class Server:
             cert("issue", "--dir", pki, "--role", role, "--name", name)
         url, quic = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
         more = f'[cluster]\npki = "pki"\n\n[router]\nlisten = "{url}"\nquic = "{quic}"\n'
-        config = scripted_config(directory, step_ms=5, workers=workers, more=more)
+        config = scripted_config(directory, step_ms=step_ms, workers=workers, more=more)
         processes = [Process(directory / "router", "router", "--config", config, "--data-dir", directory)]
         for name in workers:
             processes.append(Process(directory / name, "worker", "--config", config, "--name", name))

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from contract import collect, events, parse, same, streamed, whole
+from script import EOS
+from servers import Server, scripted_config
 
 BODIES = {
     "plain": {"prompt": "plain", "max_tokens": 20},
@@ -44,7 +46,8 @@ def test_every_event_is_one_line_of_json_and_the_last_is_done(scripted, usage):
 
 def test_a_token_is_sent_when_it_is_there(narrow):
     """Were answers gathered before they are sent, the first event would carry more than the first token."""
-    body = {"model": narrow.model, "stream": True, "max_tokens": 50, "temperature": 0, "prompt": "x", "ignore_eos": True}
+    body = {"model": narrow.model, "stream": True, "max_tokens": 50, "temperature": 0, "prompt": "x"}
+    body["logit_bias"] = {str(EOS): -100}
     with narrow.http.stream("POST", "/v1/completions", json=body) as response:
         texts = [json.loads(event)["choices"][0]["text"] for event in events(response.iter_lines()) if event != "[DONE]"]
     assert len(texts) == 50 and all(len(text) == 1 for text in texts)
@@ -69,8 +72,6 @@ def test_winners_of_best_of_are_streamed_one_after_the_other_in_order(scripted):
 
 
 def test_usage_may_come_on_a_chunk_of_its_own(tmp_path):
-    from servers import Server, scripted_config
-
     config = scripted_config(tmp_path, more='[api]\nusage_chunk = "openai"\n')
     server = Server.dev(tmp_path, "--config", config)
     answer = streamed(server, prompt="x", max_tokens=4, ignore_eos=True, stream_options={"include_usage": True})
