@@ -17,7 +17,7 @@ use super::body::JsonBody;
 use super::error::{ApiError, BusyReason, FaultKind, FieldFault};
 use super::report::{Envelope, Reporter};
 use super::schema::FinishReason;
-use super::sse::{self, EventSink, SinkError};
+use super::sse::{self, EventSink, Patience, SinkError};
 use super::trace::RequestId;
 use crate::answer::{Answer, Progress};
 use crate::app::{App, ServedModel};
@@ -194,8 +194,9 @@ impl Run {
 
     /// The answer as server-sent events.
     fn stream(self, usage: StreamUsage, headers: HeaderMap) -> Response {
-        let slow_reader = self.app.limits.slow_reader;
-        let body = sse::body(slow_reader, move |sink| self.produce(sink, usage));
+        let limits = &self.app.limits;
+        let patience = Patience { slow_reader: limits.slow_reader, keep_alive: limits.sse_keep_alive };
+        let body = sse::body(patience, move |sink| self.produce(sink, usage));
         let fixed = [
             (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
             (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
@@ -204,14 +205,10 @@ impl Run {
         (fixed, headers, body).into_response()
     }
 
-    async fn produce(mut self, sink: EventSink, usage: StreamUsage) -> Result<(), SinkError> {
-        let keep_alive = self.app.limits.sse_keep_alive;
+    async fn produce(mut self, mut sink: EventSink, usage: StreamUsage) -> Result<(), SinkError> {
         loop {
-            let Ok((deltas, ending)) = tokio::time::timeout(keep_alive, self.next()).await else {
-                sink.keep_alive().await?;
-                continue;
-            };
-            self.send(&sink, deltas, usage, ending.is_some()).await?;
+            let (deltas, ending) = sink.wait(self.next()).await?;
+            self.send(&mut sink, deltas, usage, ending.is_some()).await?;
             match ending {
                 None => {}
                 Some(Ending::Complete) => return sink.event("[DONE]").await,
@@ -226,7 +223,7 @@ impl Run {
     /// One event per delta; usage goes where the contract's setting says.
     async fn send(
         &mut self,
-        sink: &EventSink,
+        sink: &mut EventSink,
         deltas: Vec<ChoiceDelta>,
         usage: StreamUsage,
         last: bool,
