@@ -369,4 +369,4 @@ fn judge(failure: GroupFailure) -> Trouble {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

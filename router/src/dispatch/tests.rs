@@ -16,23 +16,23 @@ use crate::fleet::{Offer, Roster, Snapshot};
 use crate::testing::{model, score};
 
 /// A cluster of workers that the test plays.
-struct Stage {
+pub(crate) struct Stage {
     endpoint: quinn::Endpoint,
     authority: Authority,
     acceptor: Acceptor,
     roster: Roster,
     published: watch::Sender<Arc<Snapshot>>,
-    dispatcher: Dispatcher,
+    pub(crate) dispatcher: Dispatcher,
 }
 
 /// One played worker. Its endpoint lives as long as it does.
-struct Played {
+pub(crate) struct Played {
     connection: quinn::Connection,
     _endpoint: quinn::Endpoint,
 }
 
 /// A group as the played worker sees it.
-struct PlayedGroup {
+pub(crate) struct PlayedGroup {
     submit: Submit,
     reader: FrameReader<quinn::RecvStream>,
     writer: quinn::SendStream,
@@ -43,7 +43,7 @@ fn loopback() -> SocketAddr {
 }
 
 impl Stage {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let authority = Authority::create(&Name::new("test").unwrap()).unwrap();
         let identity = authority.issue(Role::Router, &Name::new("router").unwrap()).unwrap();
         let endpoint = quic::router_endpoint(loopback(), &identity, &Timers::default()).unwrap();
@@ -54,7 +54,7 @@ impl Stage {
     }
 
     /// Adds a worker. With equal load the one whose name sorts first is picked.
-    async fn worker(&mut self, name: &str) -> Played {
+    pub(crate) async fn worker(&mut self, name: &str) -> Played {
         let name = Name::new(name).unwrap();
         let identity: Identity = self.authority.issue(Role::Worker, &name).unwrap();
         let endpoint = quic::worker_endpoint(&identity, &Timers::default()).unwrap();
@@ -92,7 +92,7 @@ impl Stage {
 }
 
 impl Played {
-    async fn group(&self) -> PlayedGroup {
+    pub(crate) async fn group(&self) -> PlayedGroup {
         let (writer, reader) = self.connection.accept_bi().await.unwrap();
         let mut reader = FrameReader::new(reader);
         let StreamOpen::Group(submit) = reader.next().await.unwrap() else { panic!("not a group") };
@@ -105,17 +105,32 @@ impl Played {
 }
 
 impl PlayedGroup {
-    async fn send(&mut self, frame: GroupFrame) {
+    pub(crate) async fn send(&mut self, frame: GroupFrame) {
         codec::write_frame(&mut self.writer, &frame).await.unwrap();
     }
 
     /// Tokens 100, 101, … for positions `from..to`, the sixth with its end.
-    async fn tokens(&mut self, branch: u16, positions: std::ops::Range<u32>) {
+    pub(crate) async fn tokens(&mut self, branch: u16, positions: std::ops::Range<u32>) {
         for position in positions {
             let end = (position == 5).then_some(BranchEnd::Length);
             let score = score(TokenId(100 + position), -1.0);
             self.send(GroupFrame::Step(vec![BranchToken { branch: BranchIndex(branch), position, score, end }])).await;
         }
+    }
+}
+
+impl PlayedGroup {
+    /// Branches 0 and 1 end with their first tokens, in one step.
+    pub(crate) async fn both_end(&mut self) {
+        let end = Some(BranchEnd::Length);
+        let score = |branch| score(TokenId(100 + branch), -1.0);
+        let token = |branch: u16| BranchToken {
+            branch: BranchIndex(branch),
+            position: 0,
+            score: score(u32::from(branch)),
+            end,
+        };
+        self.send(GroupFrame::Step(vec![token(0), token(1)])).await;
     }
 }
 

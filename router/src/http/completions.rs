@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use shoal_common::config::UsageChunk;
 use shoal_common::ids::Digest;
+use shoal_common::wire::message::GroupFailure;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::body::JsonBody;
@@ -58,7 +59,7 @@ pub async fn create(
     let seed = request.seed.unwrap_or_else(|| rand::random::<u64>() >> (u64::BITS - DRAWN_SEED_BITS));
     let plan = plan::plan(&request, &model, prompts, (seed, share_key(&request)), &app.limits)?;
     let deadline = app.limits.deadline.map(|limit| arrived + limit);
-    let answer = Answer::start(&plan, &model, &app.dispatcher, deadline).await?;
+    let answer = start(&app, &model, &plan, deadline).await?;
     let headers = headers(&request, &plan, seed);
     let run = Run {
         envelope: Envelope::new(&request.model, model.card.fingerprint, unix_seconds()),
@@ -103,6 +104,17 @@ async fn tokenise(
             ApiError::Internal
         }
     })
+}
+
+/// Waits for a place for every group, no longer than the request and the router have.
+async fn start(app: &App, model: &ServedModel, plan: &Plan, deadline: Option<Instant>) -> Result<Answer, ApiError> {
+    let mut cut = app.cut.clone();
+    tokio::select! {
+        biased;
+        answer = Answer::start(plan, model, &app.dispatcher, deadline) => Ok(answer?),
+        () = passed(deadline) => Err(ApiError::DeadlinePassed),
+        () = cut.fired() => Err(ApiError::ShuttingDown),
+    }
 }
 
 /// The fair-share key of a request's user: a hash, so that workers do not learn names.
@@ -168,6 +180,10 @@ impl Run {
                 (deltas, ending)
             }
             Progress::Done => (Vec::new(), Some(Ending::Complete)),
+            // The worker's clock was a little faster than ours.
+            Progress::Failed(DispatchError::Failed(GroupFailure::Deadline)) => {
+                (self.answer.cancel(), Some(Ending::Complete))
+            }
             Progress::Failed(error) => (self.answer.cancel(), Some(Ending::Failed(error))),
         }
     }
@@ -268,7 +284,6 @@ async fn passed(deadline: Option<Instant>) {
 
 impl From<DispatchError> for ApiError {
     fn from(error: DispatchError) -> Self {
-        use shoal_common::wire::message::GroupFailure;
         match error {
             DispatchError::Busy { retry_after } => Self::Busy { retry_after, reason: BusyReason::Workers },
             DispatchError::Unavailable { retry_after } => Self::Unavailable { retry_after },
@@ -277,3 +292,6 @@ impl From<DispatchError> for ApiError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
