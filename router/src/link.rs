@@ -14,7 +14,7 @@ use shoal_common::wire::message::StreamOpen;
 use tokio::io::AsyncReadExt;
 
 use crate::app::ServedModel;
-use crate::fleet::{FleetMessage, FleetView, Offer};
+use crate::fleet::{FleetMessage, FleetView, Membership, Offer};
 use crate::text::Tokenizer;
 
 /// For a worker's hello and for its tokenizer: a bundle of 33 MB over a 100 Mbit/s link takes 3 s.
@@ -65,6 +65,7 @@ pub struct Greeted {
     writer: quinn::SendStream,
     worker: Name,
     incarnation: Incarnation,
+    membership: Membership,
 }
 
 /// Hears a worker's hello, fetches its tokenizer if it is new, and takes it into the fleet, or tells it why not.
@@ -76,9 +77,9 @@ pub async fn greet(connection: quinn::Connection, context: &LinkContext) -> Resu
         let WorkerControl::Hello(hello) = reader.next().await? else { return Err(LinkError::Unexpected) };
         let (worker, incarnation) = (hello.worker.clone(), hello.incarnation);
         match admit(&connection, *hello, &name, context).await {
-            Ok(()) => {
+            Ok(membership) => {
                 codec::write_frame(&mut writer, &RouterControl::Welcome { router: context.router }).await?;
-                Ok(Greeted { connection: connection.clone(), reader, writer, worker, incarnation })
+                Ok(Greeted { connection: connection.clone(), reader, writer, worker, incarnation, membership })
             }
             Err(LinkError::Refused(refusal)) => {
                 codec::write_frame(&mut writer, &RouterControl::Refused(refusal.clone())).await?;
@@ -103,7 +104,7 @@ async fn admit(
     hello: Hello,
     certified: &Name,
     context: &LinkContext,
-) -> Result<(), LinkError> {
+) -> Result<Membership, LinkError> {
     if hello.worker != *certified {
         return Err(LinkError::Refused(Refusal::WrongCertificate));
     }
@@ -112,7 +113,7 @@ async fn admit(
     let model = Arc::new(ServedModel { card: hello.model.clone(), tokenizer, created });
     let offer = Box::new(Offer { hello, model, line: Arc::new(connection.clone()) });
     match call!(context.fleet, FleetMessage::Join, offer) {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(membership)) => Ok(membership),
         Ok(Err(refusal)) => Err(LinkError::Refused(refusal)),
         Err(_) => Err(LinkError::FleetGone),
     }
@@ -175,7 +176,7 @@ pub struct LinkActor;
 /// A link that serves.
 #[derive(Debug)]
 pub struct LinkState {
-    context: LinkContext,
+    membership: Membership,
     connection: quinn::Connection,
     worker: Name,
     incarnation: Incarnation,
@@ -186,17 +187,17 @@ pub struct LinkState {
 impl Actor for LinkActor {
     type Msg = LinkMessage;
     type State = LinkState;
-    type Arguments = (Greeted, LinkContext);
+    type Arguments = Greeted;
 
     async fn pre_start(
         &self,
         myself: ActorRef<LinkMessage>,
-        (greeted, context): Self::Arguments,
+        greeted: Greeted,
     ) -> Result<LinkState, ActorProcessingErr> {
-        let Greeted { connection, reader, writer, worker, incarnation } = greeted;
+        let Greeted { connection, reader, writer, worker, incarnation, membership } = greeted;
         tracing::info!(%worker, %incarnation, "worker joined");
         tokio::spawn(pump(reader, myself));
-        Ok(LinkState { context, connection, worker, incarnation, _control: writer })
+        Ok(LinkState { membership, connection, worker, incarnation, _control: writer })
     }
 
     async fn handle(
@@ -206,8 +207,7 @@ impl Actor for LinkActor {
         state: &mut LinkState,
     ) -> Result<(), ActorProcessingErr> {
         let LinkMessage::Report(status, reply) = message;
-        let (worker, incarnation) = (state.worker.clone(), state.incarnation);
-        state.context.fleet.cast(FleetMessage::Report { worker, incarnation, status })?;
+        state.membership.report(status)?;
         let _ = reply.send(());
         Ok(())
     }
@@ -215,8 +215,7 @@ impl Actor for LinkActor {
     async fn post_stop(&self, _myself: ActorRef<LinkMessage>, state: &mut LinkState) -> Result<(), ActorProcessingErr> {
         tracing::info!(worker = %state.worker, incarnation = %state.incarnation, "worker left");
         CloseCode::Shutdown.close(&state.connection);
-        let (worker, incarnation) = (state.worker.clone(), state.incarnation);
-        Ok(state.context.fleet.cast(FleetMessage::Leave { worker, incarnation })?)
+        Ok(())
     }
 }
 

@@ -108,7 +108,7 @@ async fn welcome(connection: quinn::Connection, context: LinkContext, root: Acto
             return;
         }
     };
-    if let Err(error) = Actor::spawn_linked(None, LinkActor, (greeted, context), root.get_cell()).await {
+    if let Err(error) = Actor::spawn_linked(None, LinkActor, greeted, root.get_cell()).await {
         tracing::error!(%remote, %error, "a link could not start");
     }
 }

@@ -5,15 +5,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shoal_common::ids::{BranchIndex, Incarnation, Name};
+use shoal_common::ids::{BranchIndex, Name};
 use shoal_common::quic::CloseCode;
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
 use shoal_common::wire::message::{BranchToken, GroupFailure, GroupFrame, GroupOrder, StreamOpen, Submit, TokenScore};
 use tokio::sync::mpsc;
 
-use crate::fleet::FleetView;
 use crate::fleet::pick::{Choice, Need, Pick};
 use crate::fleet::roster::OutstandingGuard;
+use crate::fleet::{FleetView, Seat};
 
 /// Submissions of one group after the first: a group that took down this many workers and one more is not given a next.
 const MAX_REPLAYS: u32 = 2;
@@ -70,7 +70,7 @@ pub struct Dispatcher {
 struct Attempt {
     reader: FrameReader<quinn::RecvStream>,
     writer: ResetOnDrop,
-    incarnation: Incarnation,
+    seat: Seat,
     /// Which of the group's branches were submitted: the open ones. The replica knows them by their index here.
     branches: Vec<BranchIndex>,
     /// Prompt scores that came in this attempt; the caller may have more from an earlier one.
@@ -100,7 +100,7 @@ pub struct GroupRun {
     scores_delivered: u32,
     stop_orders: mpsc::Receiver<BranchIndex>,
     deadline: Option<Instant>,
-    excluded: Vec<Incarnation>,
+    excluded: Vec<Seat>,
     replays: u32,
     attempt: Option<Attempt>,
 }
@@ -173,9 +173,9 @@ impl GroupRun {
                 }
                 Err(Trouble::Full { retry_after }) => {
                     busy = Some(busy.map_or(retry_after, |known| known.min(retry_after)));
-                    self.excluded.push(choice.replica.incarnation);
+                    self.excluded.push(choice.replica.seat);
                 }
-                Err(Trouble::Replica) => self.excluded.push(choice.replica.incarnation),
+                Err(Trouble::Replica) => self.excluded.push(choice.replica.seat),
                 Err(Trouble::Group(failure)) => return Err(DispatchError::Failed(failure)),
             }
         }
@@ -243,8 +243,8 @@ impl GroupRun {
             GroupFrame::Failed(failure) => return Err(judge(failure)),
             GroupFrame::PromptScores { .. } | GroupFrame::Step(_) => return Err(Trouble::Replica),
         }
-        let incarnation = choice.replica.incarnation;
-        Ok(Attempt { reader, writer, incarnation, branches, scores_seen: 0, _outstanding: outstanding })
+        let seat = choice.replica.seat;
+        Ok(Attempt { reader, writer, seat, branches, scores_seen: 0, _outstanding: outstanding })
     }
 
     fn open_branches(&self) -> Vec<BranchIndex> {
@@ -277,7 +277,7 @@ impl GroupRun {
 
     async fn replay(&mut self) -> Result<(), DispatchError> {
         if let Some(lost) = self.attempt.take() {
-            self.excluded.push(lost.incarnation);
+            self.excluded.push(lost.seat);
         }
         if self.replays == MAX_REPLAYS {
             return Err(DispatchError::Lost);

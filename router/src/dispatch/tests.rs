@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use shoal_common::config::Timers;
-use shoal_common::ids::TokenId;
+use shoal_common::ids::{Incarnation, TokenId};
 use shoal_common::pki::{Authority, Identity, Role};
 use shoal_common::quic::{self, Acceptor};
 use shoal_common::wire::hello::{Capacity, Hello};

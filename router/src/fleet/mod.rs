@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
-use shoal_common::ids::{Incarnation, Name};
+use ractor::{Actor, ActorProcessingErr, ActorRef, MessagingErr, RpcReplyPort};
+use shoal_common::ids::Name;
 use shoal_common::wire::hello::{Refusal, Status};
 use tokio::sync::watch;
 
 use crate::app::{Catalogue, Readiness, ServedModel};
-pub use roster::{Offer, Replica, Roster};
+pub use roster::{Offer, Replica, Roster, Seat};
 
 /// Longest `Retry-After`: an estimate further out says nothing.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -32,13 +32,13 @@ pub struct Snapshot {
 #[derive(Debug)]
 pub enum FleetMessage {
     /// A worker asks to serve.
-    Join(Box<Offer>, RpcReplyPort<Result<(), Refusal>>),
+    Join(Box<Offer>, RpcReplyPort<Result<Membership, Refusal>>),
     /// A worker told its load.
     Report {
         /// Whose.
         worker: Name,
-        /// Which life of it.
-        incarnation: Incarnation,
+        /// Its place.
+        seat: Seat,
         /// The load.
         status: Status,
     },
@@ -46,9 +46,31 @@ pub enum FleetMessage {
     Leave {
         /// Whose.
         worker: Name,
-        /// Which life of it.
-        incarnation: Incarnation,
+        /// Its place.
+        seat: Seat,
     },
+}
+
+/// A worker's place in the fleet. Dropping it leaves, so that no way in which a link ends keeps a worker that is gone.
+#[derive(Debug)]
+pub struct Membership {
+    fleet: ActorRef<FleetMessage>,
+    worker: Name,
+    seat: Seat,
+}
+
+impl Membership {
+    /// Tells the worker's load. Fails only when the fleet is gone.
+    pub fn report(&self, status: Status) -> Result<(), MessagingErr<FleetMessage>> {
+        self.fleet.cast(FleetMessage::Report { worker: self.worker.clone(), seat: self.seat, status })
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        // Fails only when the fleet is gone, and then there is nothing to leave.
+        let _ = self.fleet.cast(FleetMessage::Leave { worker: self.worker.clone(), seat: self.seat });
+    }
 }
 
 /// Owns the roster; the only writer of the snapshot.
@@ -85,23 +107,25 @@ impl Actor for FleetActor {
 
     async fn handle(
         &self,
-        _myself: ActorRef<FleetMessage>,
+        myself: ActorRef<FleetMessage>,
         message: FleetMessage,
         state: &mut FleetState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
             FleetMessage::Join(offer, reply) => {
-                let verdict = state.roster.join(*offer, Instant::now());
+                let worker = offer.hello.worker.clone();
+                let seat = state.roster.join(*offer, Instant::now());
                 state.publish();
-                // A link that died meanwhile sends its `Leave` too.
-                let _ = reply.send(verdict);
+                let membership = seat.map(|seat| Membership { fleet: myself, worker, seat });
+                // A link that died meanwhile drops the membership, and so leaves.
+                let _ = reply.send(membership);
             }
-            FleetMessage::Report { worker, incarnation, status } => {
-                state.roster.report(&worker, incarnation, status, Instant::now());
+            FleetMessage::Report { worker, seat, status } => {
+                state.roster.report(&worker, seat, status, Instant::now());
                 state.publish();
             }
-            FleetMessage::Leave { worker, incarnation } => {
-                state.roster.leave(&worker, incarnation);
+            FleetMessage::Leave { worker, seat } => {
+                state.roster.leave(&worker, seat);
                 state.publish();
             }
         }

@@ -5,9 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use shoal_common::fingerprint::Fingerprint;
-use shoal_common::ids::{Incarnation, Name};
+use shoal_common::ids::Name;
 
-use super::{Replica, Snapshot};
+use super::{Replica, Seat, Snapshot};
 
 /// What a group needs of a replica.
 #[derive(Clone, Debug)]
@@ -16,8 +16,8 @@ pub struct Need<'a> {
     pub model: &'a Name,
     /// Answers must come under this fingerprint.
     pub fingerprint: Fingerprint,
-    /// Lives that failed or refused this group already.
-    pub excluded: &'a [Incarnation],
+    /// Places that failed or refused this group already. A worker that was only out of reach comes back in another.
+    pub excluded: &'a [Seat],
 }
 
 /// Why a replica was chosen: logged and counted.
@@ -76,5 +76,5 @@ fn fits(replica: &Replica, need: &Need<'_>) -> bool {
     replica.model.card.name == *need.model
         && replica.model.card.fingerprint == need.fingerprint
         && replica.takes_groups()
-        && !need.excluded.contains(&replica.incarnation)
+        && !need.excluded.contains(&replica.seat)
 }

@@ -35,6 +35,11 @@ impl Line for quinn::Connection {
     }
 }
 
+/// A place among the members, never given twice. A worker whose connection broke comes back in the same life, and may do
+/// so before the end of its old connection is noticed: only the place tells the two apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat(pub u64);
+
 /// A worker that asks to serve.
 #[derive(Debug)]
 pub struct Offer {
@@ -77,6 +82,8 @@ pub struct Replica {
     pub worker: Name,
     /// Which life of it.
     pub incarnation: Incarnation,
+    /// Its place, for as long as its connection lives.
+    pub seat: Seat,
     /// What it serves.
     pub model: Arc<ServedModel>,
     /// Its connection.
@@ -111,22 +118,28 @@ impl Replica {
 pub struct Roster {
     replicas: BTreeMap<Name, Replica>,
     models: BTreeMap<Name, Arc<ServedModel>>,
+    next_seat: u64,
 }
 
 impl Roster {
-    /// Takes a worker in, or says why not. A new life of a known worker replaces the old one unless that one is alive.
-    pub fn join(&mut self, offer: Offer, now: Instant) -> Result<(), Refusal> {
+    /// Takes a worker in, or says why not. A new life of a known worker replaces the old one unless that one is alive; a
+    /// new connection of the same life replaces the old one in any case, for the worker itself has given that up.
+    pub fn join(&mut self, offer: Offer, now: Instant) -> Result<Seat, Refusal> {
         let Offer { hello, model, line } = offer;
         if hello.model.layers.begin != 0 || hello.model.layers.end != hello.model.layer_count {
             return Err(Refusal::IncompleteModel);
         }
-        if self.replicas.get(&hello.worker).is_some_and(|old| is_alive(old, now)) {
+        let is_other = |old: &Replica| old.incarnation != hello.incarnation && is_alive(old, now);
+        if self.replicas.get(&hello.worker).is_some_and(is_other) {
             return Err(Refusal::DuplicateName);
         }
         let model = self.admit_model(model)?;
+        let seat = Seat(self.next_seat);
+        self.next_seat += 1;
         let replica = Replica {
             worker: hello.worker.clone(),
             incarnation: hello.incarnation,
+            seat,
             model,
             line,
             status: None,
@@ -134,7 +147,7 @@ impl Roster {
             heard: now,
         };
         self.replicas.insert(hello.worker, replica);
-        Ok(())
+        Ok(seat)
     }
 
     /// The entry of `model`'s name: the one known, if it is the same content; a new one if nobody serves the old.
@@ -155,17 +168,17 @@ impl Roster {
         Ok(model)
     }
 
-    /// Notes a worker's load. A report of another life is dropped.
-    pub fn report(&mut self, worker: &Name, incarnation: Incarnation, status: Status, now: Instant) {
-        if let Some(replica) = self.replicas.get_mut(worker).filter(|replica| replica.incarnation == incarnation) {
+    /// Notes a worker's load. A report from a place that was given up is dropped.
+    pub fn report(&mut self, worker: &Name, seat: Seat, status: Status, now: Instant) {
+        if let Some(replica) = self.replicas.get_mut(worker).filter(|replica| replica.seat == seat) {
             replica.status = Some(status);
             replica.heard = now;
         }
     }
 
-    /// Forgets a worker. A leave of another life is dropped.
-    pub fn leave(&mut self, worker: &Name, incarnation: Incarnation) {
-        if self.replicas.get(worker).is_some_and(|replica| replica.incarnation == incarnation) {
+    /// Forgets a worker. A leave from a place that was given up is dropped.
+    pub fn leave(&mut self, worker: &Name, seat: Seat) {
+        if self.replicas.get(worker).is_some_and(|replica| replica.seat == seat) {
             self.replicas.remove(worker);
         }
     }

@@ -6,7 +6,9 @@ use shoal_common::ids::Digest;
 use shoal_common::wire::hello::{Capacity, Hello, WorkerState};
 
 use super::pick::{LeastQueued, Need, Pick, Why};
-use super::roster::Line;
+use super::roster::{Line, Seat};
+use shoal_common::ids::Incarnation;
+
 use super::*;
 use crate::testing::model;
 
@@ -43,7 +45,7 @@ fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
-fn picked(roster: &Roster, excluded: &[Incarnation]) -> Option<(String, Why)> {
+fn picked(roster: &Roster, excluded: &[Seat]) -> Option<(String, Why)> {
     let model = model();
     let need = Need { model: &model.card.name, fingerprint: model.card.fingerprint, excluded };
     LeastQueued.pick(&roster.snapshot(), &need).map(|choice| (choice.replica.worker.to_string(), choice.why))
@@ -73,11 +75,38 @@ fn a_second_worker_of_a_live_name_is_refused_and_a_restarted_one_is_taken() {
 }
 
 #[test]
+fn the_end_of_an_old_connection_does_not_take_the_worker_off_its_new_one() {
+    let now = Instant::now();
+    let mut roster = Roster::default();
+    let old = roster.join(offer("w", 1, &model()).0, now).unwrap();
+    let new = roster.join(offer("w", 1, &model()).0, now).expect("the same life is no second worker");
+    roster.leave(&name("w"), old);
+    roster.report(&name("w"), old, status(5, WorkerState::Draining), now);
+    assert_eq!(picked(&roster, &[old]), Some(("w".to_owned(), Why::OnlyOne)));
+    roster.leave(&name("w"), new);
+    assert_eq!(picked(&roster, &[]), None);
+}
+
+#[tokio::test]
+async fn a_worker_whose_greeting_breaks_after_it_joined_leaves_the_fleet() {
+    let (published, snapshots) = watch::channel(Arc::default());
+    let mut view = FleetView::new(snapshots);
+    let (fleet, _) = Actor::spawn(None, FleetActor, published).await.unwrap();
+    let offer = Box::new(offer("w", 1, &model()).0);
+    let membership = ractor::call!(fleet, FleetMessage::Join, offer).unwrap().unwrap();
+    assert!(view.changed().await);
+    assert_eq!(view.now().replicas.len(), 1);
+    drop(membership);
+    assert!(view.changed().await);
+    assert_eq!(view.now().replicas.len(), 0);
+}
+
+#[test]
 fn words_of_a_dead_life_change_nothing() {
     let now = Instant::now();
     let mut roster = roster_of(&["w"], now);
-    roster.report(&name("w"), Incarnation(99), status(5, WorkerState::Draining), now);
-    roster.leave(&name("w"), Incarnation(99));
+    roster.report(&name("w"), Seat(99), status(5, WorkerState::Draining), now);
+    roster.leave(&name("w"), Seat(99));
     let snapshot = roster.snapshot();
     assert_eq!(snapshot.replicas.len(), 1);
     assert!(snapshot.replicas[0].status.is_none());
@@ -92,7 +121,7 @@ fn replicas_that_disagree_about_a_model_are_refused() {
     other.card.fingerprint = Fingerprint::new(other.card.weights, None, other.card.tokenizer, "test");
     let other = Arc::new(other);
     assert!(matches!(roster.join(offer("b", 9, &other).0, now), Err(Refusal::ModelMismatch { .. })));
-    roster.leave(&name("a"), Incarnation(0));
+    roster.leave(&name("a"), Seat(0));
     roster.join(offer("b", 9, &other).0, now).expect("nobody serves the old weights any more");
 }
 
@@ -108,8 +137,8 @@ fn part_of_a_model_is_not_taken_for_a_whole() {
 fn a_group_goes_where_the_fewest_tokens_wait() {
     let now = Instant::now();
     let mut roster = roster_of(&["a", "b", "c"], now);
-    for (worker, life, queued) in [("a", 0, 50), ("b", 1, 10), ("c", 2, 30)] {
-        roster.report(&name(worker), Incarnation(life), status(queued, WorkerState::Ready), now);
+    for (worker, seat, queued) in [("a", 0, 50), ("b", 1, 10), ("c", 2, 30)] {
+        roster.report(&name(worker), Seat(seat), status(queued, WorkerState::Ready), now);
     }
     assert_eq!(picked(&roster, &[]), Some(("b".to_owned(), Why::LeastQueued)));
     let snapshot = roster.snapshot();
@@ -117,7 +146,7 @@ fn a_group_goes_where_the_fewest_tokens_wait() {
     assert_eq!(picked(&roster, &[]).unwrap().0, "c", "tokens sent since the last report were not counted");
     drop(guard);
     assert_eq!(picked(&roster, &[]).unwrap().0, "b");
-    assert_eq!(picked(&roster, &[Incarnation(1), Incarnation(2)]), Some(("a".to_owned(), Why::OnlyOne)));
+    assert_eq!(picked(&roster, &[Seat(1), Seat(2)]), Some(("a".to_owned(), Why::OnlyOne)));
 }
 
 #[test]
@@ -126,8 +155,8 @@ fn draining_gone_and_excluded_replicas_get_nothing() {
     let mut roster = Roster::default();
     let (gone, line) = offer("gone", 1, &model());
     roster.join(gone, now).unwrap();
-    roster.join(offer("draining", 2, &model()).0, now).unwrap();
-    roster.report(&name("draining"), Incarnation(2), status(0, WorkerState::Draining), now);
+    let draining = roster.join(offer("draining", 2, &model()).0, now).unwrap();
+    roster.report(&name("draining"), draining, status(0, WorkerState::Draining), now);
     line.0.store(true, Ordering::Relaxed);
     assert_eq!(picked(&roster, &[]), None);
 }
