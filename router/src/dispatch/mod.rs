@@ -336,23 +336,34 @@ impl GroupRun {
         Ok((!scores.is_empty()).then_some(GroupEvent::PromptScores(scores)))
     }
 
+    /// Takes all tokens of a step or, where one of them is wrong, none: what is not handed on must be computed again.
     fn take_tokens(&mut self, mut tokens: Vec<BranchToken>) -> Result<Option<GroupEvent>, Trouble> {
+        if self.scores_delivered < self.scores_due() {
+            return Err(Trouble::Replica);
+        }
         let submitted = &self.attempt.as_ref().ok_or(Trouble::Replica)?.branches;
         for token in &mut tokens {
             token.branch = *submitted.get(token.branch.index()).ok_or(Trouble::Replica)?;
         }
         // Tokens of a branch that was stopped meanwhile were on their way already.
         tokens.retain(|token| !self.ended[token.branch.index()]);
+        let each_once =
+            tokens.iter().enumerate().all(|(at, token)| tokens[..at].iter().all(|one| one.branch != token.branch));
+        if !each_once || !tokens.iter().all(|token| self.comes_next(token)) {
+            return Err(Trouble::Replica);
+        }
         for token in &tokens {
-            let known = self.is_known(&token.score);
-            let emitted = &mut self.submit.branches[token.branch.index()].emitted.0;
-            if !known || self.ended[token.branch.index()] || emitted.len() != token.position as usize {
-                return Err(Trouble::Replica);
-            }
-            emitted.push(token.score.token);
+            self.submit.branches[token.branch.index()].emitted.0.push(token.score.token);
             self.ended[token.branch.index()] = token.end.is_some();
         }
         Ok((!tokens.is_empty()).then_some(GroupEvent::Tokens(tokens)))
+    }
+
+    /// Whether the token goes on where its branch stands.
+    fn comes_next(&self, token: &BranchToken) -> bool {
+        let emitted = self.submit.branches[token.branch.index()].emitted.0.len();
+        let in_place = emitted == token.position as usize && token.position < self.submit.end.max_tokens;
+        in_place && self.is_known(&token.score)
     }
 
     fn is_known(&self, score: &TokenScore) -> bool {

@@ -236,6 +236,65 @@ async fn a_gap_a_repetition_or_an_unknown_token_is_never_handed_on() {
 }
 
 #[tokio::test]
+async fn of_a_step_with_a_wrong_token_nothing_is_lost() {
+    let mut stage = Stage::new();
+    let (first, second) = (stage.worker("a").await, stage.worker("b").await);
+    let (mut run, _stop) = stage.group(2, None);
+    let token = |branch, position| BranchToken {
+        branch: BranchIndex(branch),
+        position,
+        score: score(TokenId(100 + position), -1.0),
+        end: None,
+    };
+    let plays = async {
+        let mut group = first.group().await;
+        group.send(GroupFrame::Accepted).await;
+        group.send(GroupFrame::Step(vec![token(0, 0), token(1, 3)])).await;
+        let mut resumed = second.group().await;
+        resumed.send(GroupFrame::Accepted).await;
+        resumed.tokens(0, 0..6).await;
+        resumed.tokens(1, 0..6).await;
+        resumed.writer.finish().unwrap();
+        (group, resumed)
+    };
+    let client = async {
+        run.start().await.unwrap();
+        rest(&mut run).await.unwrap()
+    };
+    let (_kept, seen) = tokio::join!(plays, client);
+    assert_eq!(seen, [tokens_of(0), tokens_of(1)].concat());
+}
+
+#[tokio::test]
+async fn a_worker_that_does_not_end_is_not_listened_to() {
+    let mut stage = Stage::new();
+    let worker = stage.worker("a").await;
+    let (mut run, _stop) = stage.group(1, None);
+    let plays = async {
+        let mut group = worker.group().await;
+        group.send(GroupFrame::Accepted).await;
+        for position in 0..7 {
+            let score = score(TokenId(100 + position), -1.0);
+            let token = BranchToken { branch: BranchIndex(0), position, score, end: None };
+            group.send(GroupFrame::Step(vec![token])).await;
+        }
+        // The submission allows six; the seventh resets the stream.
+        let order = group.reader.next::<GroupOrder>().await;
+        assert!(matches!(order, Err(CodecError::Io(_))), "{order:?}");
+        worker.die();
+    };
+    let client = async {
+        run.start().await.unwrap();
+        for _ in 0..6 {
+            run.next().await.unwrap();
+        }
+        tokio::time::timeout(Duration::from_secs(1), run.next()).await
+    };
+    let ((), seventh) = tokio::join!(plays, client);
+    assert!(!matches!(seventh, Ok(Ok(Some(_)))), "a token beyond max_tokens was handed on");
+}
+
+#[tokio::test]
 async fn prompt_scores_are_told_once_across_a_replay() {
     let mut stage = Stage::new();
     let (first, second) = (stage.worker("a").await, stage.worker("b").await);
