@@ -10,7 +10,7 @@ use shoal_common::wire::message::{BranchStart, EndRules, PromptIds, Submit};
 use crate::app::ServedModel;
 use crate::choice::{CandidateRules, scalars};
 use crate::http::error::{ApiError, FaultKind, FieldFault, Loc};
-use crate::request::{CompletionRequest, Echo, EosRule, Loglikelihood, PromptForm, PromptInput};
+use crate::request::{ClientText, CompletionRequest, Echo, EosRule, Loglikelihood, PromptForm, PromptInput};
 use crate::text::{Detokenizer, SpecialText};
 
 /// How candidates become choices.
@@ -93,7 +93,8 @@ impl Plan {
     }
 }
 
-/// Checks everything in a request that depends on the model but not on its tokenizer's work. All faults together.
+/// Checks everything in a request that depends on the model but not on its tokenizer's work. All faults together. A text
+/// that cannot fit the context, however it is split, is refused here: to tokenise it would take seconds.
 pub fn check(request: &CompletionRequest, model: &ServedModel, has_fim: bool) -> Result<(), ApiError> {
     let vocab = model.card.vocab_size;
     let beyond = |token: &TokenId| token.0 >= vocab;
@@ -123,7 +124,22 @@ pub fn check(request: &CompletionRequest, model: &ServedModel, has_fim: bool) ->
             faults.push(FieldFault::field("suffix", FaultKind::Value, "needs the prompt as text, not as token ids"));
         }
     }
+    faults.extend(hopeless_prompts(request, model));
     if faults.is_empty() { Ok(()) } else { Err(ApiError::Invalid(faults)) }
+}
+
+/// Faults of the prompts whose fewest tokens are too many.
+fn hopeless_prompts(request: &CompletionRequest, model: &ServedModel) -> Vec<FieldFault> {
+    let fewest = |text: &ClientText| model.tokenizer.fewest_tokens(&text.0);
+    let suffix = request.suffix.as_ref().map_or(0, fewest);
+    let least = |prompt: &PromptInput| match prompt {
+        PromptInput::DocumentStart => suffix,
+        PromptInput::Text(text) => suffix + fewest(text),
+        PromptInput::Tokens(PromptIds(ids)) => ids.len(),
+    };
+    let lengths = request.prompts.iter().map(least).enumerate();
+    let hopeless = lengths.filter(|(_, least)| !fits(*least, request, model));
+    hopeless.map(|(index, least)| too_long(index, &format!("at least {least}"), request, model)).collect()
 }
 
 /// A prompt after tokenisation.
@@ -175,16 +191,26 @@ fn room_for_output(request: &CompletionRequest, model: &ServedModel, lengths: &[
     let mut room = Vec::with_capacity(lengths.len());
     for (index, length) in lengths.iter().enumerate() {
         let left = context.saturating_sub(*length);
-        if *length > context || (left == 0 && request.max_tokens > 0) {
-            let listed = matches!(request.prompt_form, PromptForm::Texts | PromptForm::IdLists);
-            let mut path = vec![Loc::Field("prompt".into())];
-            path.extend(listed.then_some(Loc::Index(index)));
-            let message = format!("has {length} tokens; the model's context holds {context} with the answer");
-            faults.push(FieldFault::new(path, FaultKind::TooLong, message));
+        if !fits(*length, request, model) {
+            faults.push(too_long(index, &length.to_string(), request, model));
         }
         room.push(request.max_tokens.min(u32::try_from(left).unwrap_or(u32::MAX)));
     }
     if faults.is_empty() { Ok(room) } else { Err(ApiError::Invalid(faults)) }
+}
+
+/// Whether the context holds a prompt of `length` tokens and, if any is asked for, a token of the answer.
+fn fits(length: usize, request: &CompletionRequest, model: &ServedModel) -> bool {
+    length + usize::from(request.max_tokens > 0) <= model.card.context as usize
+}
+
+fn too_long(index: usize, length: &str, request: &CompletionRequest, model: &ServedModel) -> FieldFault {
+    let listed = matches!(request.prompt_form, PromptForm::Texts | PromptForm::IdLists);
+    let mut path = vec![Loc::Field("prompt".into())];
+    path.extend(listed.then_some(Loc::Index(index)));
+    let context = model.card.context;
+    let message = format!("has {length} tokens; the model's context holds {context} with the answer");
+    FieldFault::new(path, FaultKind::TooLong, message)
 }
 
 /// The work budget: tokens over all prompts and candidates.

@@ -29,7 +29,7 @@ fn ids_outside_the_vocabulary_are_named_to_the_element() {
 #[test]
 fn a_suffix_needs_a_model_that_can_fill_in() {
     let mut request = request("x");
-    request.suffix = Some(crate::request::ClientText("y".to_owned()));
+    request.suffix = Some(ClientText("y".to_owned()));
     assert_eq!(locs(check(&request, &model(), false).unwrap_err()), ["suffix"]);
     assert!(check(&request, &model(), true).is_ok());
 }
@@ -48,6 +48,21 @@ fn a_prompt_that_leaves_no_room_is_refused_by_name() {
     let mut request = request("x");
     (request.prompts, request.prompt_form) = (vec![id_prompt(3), id_prompt(64)], PromptForm::IdLists);
     assert_eq!(locs(planned(&request, &Limits::default()).unwrap_err()), ["prompt[1]"]);
+}
+
+#[test]
+fn a_text_that_cannot_fit_is_refused_before_it_is_tokenised() {
+    let mut long = request(&"a".repeat(1 << 20));
+    let Err(ApiError::Invalid(faults)) = check(&long, &model(), false) else { panic!("it was let through") };
+    let refused: Vec<_> = faults.iter().map(|fault| (fault.param().unwrap(), fault.kind)).collect();
+    assert_eq!(refused, [("prompt".to_owned(), FaultKind::TooLong)]);
+    long.prompts.insert(0, PromptInput::DocumentStart);
+    long.prompt_form = PromptForm::Texts;
+    assert_eq!(locs(check(&long, &model(), false).unwrap_err()), ["prompt[1]"]);
+    let mut split = request("a");
+    split.suffix = Some(ClientText("a".repeat(1 << 20)));
+    assert_eq!(locs(check(&split, &model(), true).unwrap_err()), ["prompt"]);
+    assert!(check(&request("a"), &model(), false).is_ok());
 }
 
 #[test]
