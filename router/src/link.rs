@@ -9,12 +9,12 @@ use shoal_common::ids::{Digest, Incarnation, Name};
 use shoal_common::quic::{self, CloseCode};
 use shoal_common::wire::blob::{BlobHeader, BlobRequest, MAX_TOKENIZER_BUNDLE, TokenizerBundle};
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
-use shoal_common::wire::hello::{Hello, Refusal, RouterControl, Status, WorkerControl};
+use shoal_common::wire::hello::{Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl};
 use shoal_common::wire::message::StreamOpen;
 use tokio::io::AsyncReadExt;
 
 use crate::app::ServedModel;
-use crate::fleet::{FleetMessage, FleetView, Membership, Offer};
+use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Snapshot};
 use crate::text::Tokenizer;
 
 /// For a worker's hello and for its tokenizer: a bundle of 33 MB over a 100 Mbit/s link takes 3 s.
@@ -126,8 +126,8 @@ async fn tokenizer_for(
     view: &FleetView,
 ) -> Result<Arc<Tokenizer>, LinkError> {
     let digest = hello.model.tokenizer;
-    if let Some(known) = view.now().models.values().find(|model| model.card.tokenizer == digest) {
-        return Ok(Arc::clone(&known.tokenizer));
+    if let Some(known) = known_tokenizer(&view.now(), &hello.model) {
+        return Ok(known);
     }
     let bytes = fetch_blob(connection, digest).await?;
     let vocab_size = hello.model.vocab_size;
@@ -140,6 +140,13 @@ async fn tokenizer_for(
         Ok(Err(reason)) => Err(LinkError::Refused(Refusal::BadTokenizer(reason))),
         Err(_) => Err(LinkError::Refused(Refusal::BadTokenizer("it could not be read".to_owned()))),
     }
+}
+
+/// The tokenizer of a known model, if it is the same for as many rows: models share tokenizers and pad differently.
+fn known_tokenizer(snapshot: &Snapshot, card: &ModelCard) -> Option<Arc<Tokenizer>> {
+    let same =
+        |known: &&Arc<ServedModel>| known.card.tokenizer == card.tokenizer && known.card.vocab_size == card.vocab_size;
+    snapshot.models.values().find(same).map(|known| Arc::clone(&known.tokenizer))
 }
 
 /// Fetches the content with `digest` and checks it.
@@ -233,4 +240,21 @@ async fn pump(mut reader: FrameReader<quinn::RecvStream>, link: ActorRef<LinkMes
         }
     };
     link.stop(Some(reason.to_string()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::model;
+
+    #[test]
+    fn a_tokenizer_is_shared_only_between_models_of_as_many_rows() {
+        let known = model();
+        let mut snapshot = Snapshot::default();
+        snapshot.models.insert(known.card.name.clone(), Arc::clone(&known));
+        let mut card = known.card.clone();
+        assert!(known_tokenizer(&snapshot, &card).is_some_and(|shared| Arc::ptr_eq(&shared, &known.tokenizer)));
+        card.vocab_size += 64;
+        assert!(known_tokenizer(&snapshot, &card).is_none());
+    }
 }
