@@ -35,7 +35,8 @@ fn tokenise_one(
     };
     let infill = suffix.map(|suffix| tokenizer.encode_infill(text, suffix)).transpose()?.flatten();
     let (ids, added) = match infill {
-        Some(ids) => (ids, 1),
+        // A BOS, if there is one, and the token that announces the prefix.
+        Some(ids) => (ids, 1 + usize::from(tokenizer.add_bos() && tokenizer.bos().is_some())),
         None if text.is_empty() => (Vec::new(), 0),
         None => (tokenizer.encode_prompt(text)?, usize::from(adds_bos(tokenizer, text))),
     };

@@ -2,6 +2,7 @@
 
 mod bound;
 mod detokenize;
+mod prompts;
 mod samples;
 mod stop;
 mod tokenizer;
