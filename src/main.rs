@@ -66,6 +66,7 @@ fn serve<F: Future<Output = anyhow::Result<()>>>(
         LogFormat::Json => telemetry::LogFormat::Json,
     };
     telemetry::init(format, Some(&global.log_filter))?;
+    telemetry::log_panics_without_words();
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     let (trigger, shutdown) = shutdown::channel();
     runtime.spawn(async move {

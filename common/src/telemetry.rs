@@ -57,6 +57,16 @@ pub fn init(format: LogFormat, filter: Option<&str>) -> Result<(), TelemetryErro
     subscriber(format, parse(filter)?, colour, std::io::stderr).try_init().map_err(TelemetryError::AlreadySet)
 }
 
+/// From now on a panic is logged with its place and without its words: a library's may quote the text that it was given,
+/// and that can be a client's prompt.
+pub fn log_panics_without_words() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+        tracing::error!(place, thread = thread.name().unwrap_or("unnamed"), "a thread panicked");
+    }));
+}
+
 /// An error with everything that caused it, on one line: `cannot bind udp 127.0.0.1:1: permission denied`.
 #[derive(Clone, Copy, Debug)]
 pub struct Chain<'a>(pub &'a (dyn Error + 'static));
@@ -203,6 +213,18 @@ mod tests {
         }
         assert!(logged(LogFormat::Text, Some("debug"), Colour::Plain, event).contains("hidden"));
         assert!(matches!(parse(Some("info,=x=")), Err(TelemetryError::BadFilter { .. })));
+    }
+
+    #[test]
+    fn a_panic_tells_its_place_and_none_of_its_words() {
+        let default = std::panic::take_hook();
+        log_panics_without_words();
+        let prompt = "the secret prompt";
+        let lines = logged(LogFormat::Text, None, Colour::Plain, || {
+            let _ = std::panic::catch_unwind(|| panic!("byte index 3 is not a boundary in `{prompt}`"));
+        });
+        std::panic::set_hook(default);
+        assert!(lines.contains("telemetry.rs:") && !lines.contains("secret"), "{lines}");
     }
 
     #[test]
