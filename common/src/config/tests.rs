@@ -44,6 +44,17 @@ fn nothing_but_a_model_path_runs() {
 }
 
 #[test]
+fn a_router_does_not_promise_what_every_worker_refuses() {
+    for (limit, most) in [("candidates", 64), ("logprobs", 20), ("logit_bias", 4096)] {
+        let load =
+            |value| load_text(&format!("{SCRIPTED}[limits]\n{limit} = {value}\n"), &Overrides::default(), &home());
+        load(most).expect("it is within what workers take");
+        let faults = load(most + 1).expect_err("workers would refuse such groups");
+        assert!(faults.contains(limit), "{faults}");
+    }
+}
+
+#[test]
 fn the_example_file_has_no_fault() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cluster.toml");
     for scope in [Scope::Whole, Scope::Dev] {

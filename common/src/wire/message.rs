@@ -10,6 +10,15 @@ use crate::fingerprint::Fingerprint;
 use crate::ids::{BranchIndex, TokenId};
 use crate::sampling::SamplingParams;
 
+/// Branches of a group at most.
+pub const MAX_BRANCHES: usize = 64;
+
+/// Alternatives per token at most: the contract's bound of `logprobs`.
+pub const MAX_ALTERNATIVES: u8 = 20;
+
+/// Entries of `logit_bias` at most: the contract's default bound, four times over.
+pub const MAX_LOGIT_BIAS: usize = 4096;
+
 /// First frame of every stream that a router opens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum StreamOpen {
@@ -44,7 +53,7 @@ pub struct Submit {
     pub fingerprint: Fingerprint,
     /// At least one token.
     pub prompt: PromptIds,
-    /// At least one unless `max_tokens` is 0; index = [`BranchIndex`].
+    /// At most [`MAX_BRANCHES`]; at least one unless `max_tokens` is 0; index = [`BranchIndex`].
     pub branches: Vec<BranchStart>,
     /// How tokens are drawn.
     pub sampling: SamplingParams,

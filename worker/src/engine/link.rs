@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
 
 use shoal_common::ids::BranchIndex;
+use shoal_common::wire::message::MAX_BRANCHES;
 
 use super::Command;
 
@@ -14,8 +15,7 @@ use super::Command;
 pub const UNSENT_FRAMES: usize = 64;
 /// Unsent bytes of a group with which it is no longer scheduled.
 pub const UNSENT_BYTES: usize = 64 << 10;
-/// Branches of a group at most: one bit each.
-pub const MAX_BRANCHES: usize = 64;
+const _: () = assert!(MAX_BRANCHES <= u64::BITS as usize, "a stopped branch is one bit");
 
 /// Ends the engine's sleep. At most one wake-up is queued.
 #[derive(Debug)]
@@ -48,6 +48,7 @@ impl Waker {
 #[derive(Debug)]
 pub struct GroupLink {
     cancelled: AtomicBool,
+    /// One bit for each of [`MAX_BRANCHES`].
     stopped: AtomicU64,
     unsent_frames: AtomicUsize,
     unsent_bytes: AtomicUsize,
