@@ -21,6 +21,10 @@ const MAX_REPLAYS: u32 = 2;
 /// How long a replay waits for a fitting replica to appear: a link's idle timeout and a worker's restart fit in.
 const REPLAY_WAIT: Duration = Duration::from_secs(5);
 
+/// How long a group waits for one of the connection's streams. Without an end, requests that have some of their groups'
+/// streams would wait for each other's forever.
+const STREAM_WAIT: Duration = Duration::from_secs(1);
+
 /// Wait that is suggested where no worker said a better one.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -229,7 +233,9 @@ impl GroupRun {
     async fn attempt(&mut self, choice: &Choice) -> Result<Attempt, Trouble> {
         let connection = choice.replica.line.connection().ok_or(Trouble::Replica)?;
         let outstanding = choice.replica.reserve(self.work());
-        let (writer, reader) = connection.open_bi().await.map_err(|_| Trouble::Replica)?;
+        let full = |_| Trouble::Full { retry_after: DEFAULT_RETRY_AFTER };
+        let opened = tokio::time::timeout(STREAM_WAIT, connection.open_bi()).await.map_err(full)?;
+        let (writer, reader) = opened.map_err(|_| Trouble::Replica)?;
         let mut writer = ResetOnDrop(writer);
         let branches = self.open_branches();
         let submit = self.remainder(&branches);

@@ -348,6 +348,21 @@ async fn a_full_worker_is_passed_over_and_a_full_cluster_says_when_to_come_back(
 }
 
 #[tokio::test]
+async fn a_worker_whose_streams_are_all_taken_is_full() {
+    let mut stage = Stage::new();
+    let _worker = stage.worker("a").await;
+    let snapshot = stage.dispatcher.view.now();
+    let connection = snapshot.replicas[0].line.connection().unwrap();
+    let mut taken = Vec::new();
+    while let Ok(opened) = tokio::time::timeout(Duration::from_millis(50), connection.open_bi()).await {
+        taken.push(opened.unwrap());
+    }
+    let (mut run, _stop) = stage.group(1, None);
+    let started = run.start().await;
+    assert!(matches!(started, Err(DispatchError::Busy { .. })), "{started:?} with {} taken", taken.len());
+}
+
+#[tokio::test]
 async fn a_group_that_no_worker_survives_is_given_up() {
     let mut stage = Stage::new();
     let workers = [stage.worker("a").await, stage.worker("b").await, stage.worker("c").await, stage.worker("d").await];
