@@ -13,6 +13,7 @@ use shoal_common::quic::{self, CloseCode, QuicError};
 use shoal_common::shutdown::{self, Shutdown};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
 
 use crate::app::App;
 use crate::dispatch::Dispatcher;
@@ -63,6 +64,9 @@ pub enum RouterError {
     /// The root actor did not start.
     #[error("the router's supervisor did not start")]
     Supervisor(#[from] ractor::SpawnErr),
+    /// The root actor ended by itself: nobody takes workers any more.
+    #[error("the router's supervisor failed")]
+    SupervisorEnded,
     /// The metrics recorder could not be installed.
     #[error("metrics cannot be recorded")]
     Metrics,
@@ -77,6 +81,7 @@ pub struct Bound {
     quic_addr: SocketAddr,
     endpoint: quinn::Endpoint,
     root: ActorRef<RouterMessage>,
+    root_ended: JoinHandle<()>,
     view: FleetView,
     prompt_log: PromptLog,
     metrics: PrometheusHandle,
@@ -93,9 +98,9 @@ pub async fn bind(settings: RouterSettings, identity: Identity) -> Result<Bound,
     let metrics = recorder()?;
     let (published, snapshots) = watch::channel(Arc::new(Snapshot::default()));
     let arguments = RouterArguments { endpoint: endpoint.clone(), timers: settings.timers, published };
-    let (root, _) = Actor::spawn(None, RouterActor, arguments).await?;
+    let (root, root_ended) = Actor::spawn(None, RouterActor, arguments).await?;
     let view = FleetView::new(snapshots);
-    Ok(Bound { settings, listener, http_addr, quic_addr, endpoint, root, view, prompt_log, metrics })
+    Ok(Bound { settings, listener, http_addr, quic_addr, endpoint, root, root_ended, view, prompt_log, metrics })
 }
 
 /// The process's metrics recorder: one, however many routers a process runs.
@@ -121,8 +126,9 @@ impl Bound {
         self.view.clone()
     }
 
-    /// Serves until `shutdown` fires; then lets running requests finish for the drain time, cuts the rest, and closes.
-    pub async fn serve(self, mut shutdown: Shutdown) -> Result<(), RouterError> {
+    /// Serves until `shutdown` fires; then lets running requests finish for the drain time, cuts the rest, and closes. Ends
+    /// at once when the root actor does.
+    pub async fn serve(mut self, mut shutdown: Shutdown) -> Result<(), RouterError> {
         let (cut_trigger, cut) = shutdown::channel();
         let app = Arc::new(self.app(cut));
         let drain = self.settings.timers.drain;
@@ -136,15 +142,16 @@ impl Bound {
             cut_trigger.fire();
             std::future::pending::<()>().await
         };
-        tokio::select! {
-            () = server => {}
-            () = cutter => {}
-        }
+        let served = tokio::select! {
+            () = server => Ok(()),
+            () = cutter => Ok(()),
+            _ = &mut self.root_ended => Err(RouterError::SupervisorEnded),
+        };
         self.root.stop(Some("shutdown".to_owned()));
         self.endpoint.close(CloseCode::Shutdown.into(), CloseCode::Shutdown.reason().as_bytes());
         self.prompt_log.flush().await;
         self.endpoint.wait_idle().await;
-        Ok(())
+        served
     }
 
     fn app(&self, cut: Shutdown) -> App {
@@ -161,5 +168,34 @@ impl Bound {
             requests: Arc::new(Semaphore::new(self.settings.limits.requests)),
             cut,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_common::config::{Exposure, PromptLogPolicy};
+    use shoal_common::ids::Name;
+    use shoal_common::pki::{Authority, Role};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_router_whose_root_actor_failed_does_not_serve_on() {
+        let authority = Authority::create(&Name::new("test").unwrap()).unwrap();
+        let identity = authority.issue(Role::Router, &Name::new("router").unwrap()).unwrap();
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let router = RouterConfig {
+            listen: loopback,
+            quic: loopback,
+            exposure: Exposure::LoopbackOnly,
+            data_dir: std::env::temp_dir(),
+            prompt_log: PromptLogPolicy::Off,
+        };
+        let limits = Limits::default();
+        let settings = RouterSettings { router, limits, api: ApiConfig::default(), timers: Timers::default() };
+        let bound = bind(settings, identity).await.unwrap();
+        bound.root.stop(None);
+        let (_trigger, shutdown) = shutdown::channel();
+        assert!(matches!(bound.serve(shutdown).await, Err(RouterError::SupervisorEnded)));
     }
 }
