@@ -18,8 +18,42 @@ pub(super) fn bounds(config: &WorkerConfig, card: &ModelCard, kv_bytes_per_token
     }
 }
 
+/// The model as this machine can hold it: no sequence is longer than all of the KV, whatever the model's own context.
+pub(super) fn card(card: ModelCard, bounds: &Bounds) -> ModelCard {
+    let context = u32::try_from(bounds.kv_tokens).map_or(card.context, |held| held.min(card.context));
+    ModelCard { context, ..card }
+}
+
 /// What routers are told of them.
 pub(super) fn announced(bounds: &Bounds) -> Capacity {
     let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
     Capacity { slots: count(bounds.slots), kv_tokens: bounds.kv_tokens, groups: count(bounds.groups) }
+}
+
+#[cfg(test)]
+mod tests {
+    use shoal_common::fingerprint::Fingerprint;
+    use shoal_common::ids::{Digest, LayerRange, Name};
+
+    use super::*;
+
+    #[test]
+    fn a_context_that_the_kv_cannot_hold_is_not_announced() {
+        let digest = Digest::of(b"model");
+        let whole = ModelCard {
+            name: Name::new("model").unwrap(),
+            weights: digest,
+            tokenizer: digest,
+            fingerprint: Fingerprint::new(digest, None, digest, "test"),
+            numerics_class: "test".to_owned(),
+            layers: LayerRange { begin: 0, end: 1 },
+            layer_count: 1,
+            vocab_size: 8,
+            context: 131_072,
+        };
+        for (kv_tokens, announced) in [(4096, 4096), (1 << 40, 131_072)] {
+            let bounds = Bounds { slots: 1, kv_tokens, groups: 1, step_tokens: 1 };
+            assert_eq!(card(whole.clone(), &bounds).context, announced);
+        }
+    }
 }
