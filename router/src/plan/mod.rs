@@ -224,7 +224,7 @@ fn check_work(request: &CompletionRequest, lengths: &[usize], room: &[u32], limi
         "prompts x best_of x (prompt tokens + max_tokens) comes to {work} tokens; the limit is {}",
         limits.work
     );
-    Err(ApiError::invalid(FieldFault::field("max_tokens", FaultKind::TooLong, message)))
+    Err(ApiError::invalid(FieldFault::field("max_tokens", FaultKind::TooLarge, message)))
 }
 
 fn assignment(request: &CompletionRequest) -> Assignment {
