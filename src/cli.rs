@@ -161,7 +161,7 @@ Example:
 /// `shoal worker`
 #[derive(Args, Debug)]
 pub(crate) struct Worker {
-    /// Which [[worker]] of the file this is; also the name in its certificate
+    /// Which `[[worker]]` of the file this is; also the name in its certificate
     #[arg(long)]
     pub(crate) name: String,
     #[command(flatten)]

@@ -4,7 +4,7 @@
 //!
 //! - A group's prompt is computed once; its branches fork from it as room allows.
 //! - Room is reserved for the worst case before anything is computed, so a started branch always ends.
-//! - What starts next is decided by [`Shares`]; the one whose turn it is waits for room, and the others wait behind it, so
+//! - What starts next is decided by `shares`; the one whose turn it is waits for room, and the others wait behind it, so
 //!   that small groups cannot starve a large one.
 //! - When nothing else can go on, a prompt that is only kept for waiting branches is given up and computed again later.
 
