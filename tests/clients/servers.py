@@ -141,6 +141,7 @@ class Server:
             cert("issue", "--dir", pki, "--role", role, "--name", name)
         url, quic = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
         more = f'[cluster]\npki = "pki"\n\n[router]\nlisten = "{url}"\nquic = "{quic}"\n'
+        more += "\n[limits]\nheader_timeout_ms = 2000\nbody_timeout_ms = 2000\n"
         config = scripted_config(directory, step_ms=step_ms, workers=workers, more=more)
         processes = [Process(directory / "router", "router", "--config", config, "--data-dir", directory)]
         for name in workers:
@@ -162,10 +163,11 @@ class Server:
         except httpx.TransportError:
             return False
 
-    def metric(self, name):
-        """The sum over all series of one metric; 0 while it was never set."""
+    def metric(self, name, label=""):
+        """The sum over all series of one metric, or those that have `label`; 0 while it was never set."""
         text = self.http.get("/metrics").text
-        values = re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
+        labels = rf"\{{[^}}]*{re.escape(label)}[^}}]*\}}"
+        values = re.findall(rf"^{name}{labels if label else f'(?:{labels})?'} (\S+)$", text, re.MULTILINE)
         return sum(map(float, values))
 
     def wait_until(self, what, condition):

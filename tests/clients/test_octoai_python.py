@@ -1,7 +1,7 @@
 """The OctoAI Python SDK, unmodified, pointed at Shoal by its environment."""
 
 import asyncio
-import threading
+import concurrent.futures
 
 import pytest
 from octoai.client import AsyncOctoAI, OctoAI
@@ -131,18 +131,24 @@ def test_an_unknown_model_or_adapter_is_told(client, scripted, field):
 
 
 def test_a_full_server_says_so_and_its_retry_succeeds(narrow):
-    client = OctoAI(api_key="none", environment=environment(narrow))
-    busy = {"model": narrow.model, "prompt": "x", "max_tokens": 4000, "ignore_eos": True, "stream": True}
-    with narrow.http.stream("POST", "/v1/completions", json=busy) as running:
-        lines = running.iter_lines()
-        next(lines)
-        with pytest.raises(ApiError) as caught:
-            client.text_gen.create_completion(model=narrow.model, prompt="x", max_tokens=1)
-        assert caught.value.status_code == 503
-        assert caught.value.body["message"] in str(caught.value)
-        # The SDK waits as long as Retry-After says and tries again; by then the stream has been closed.
-        threading.Timer(0.2, running.close).start()
-        answer = client.text_gen.create_completion(
-            model=narrow.model, prompt="x", max_tokens=1, request_options={"max_retries": 5}
-        )
-    assert answer.usage.completion_tokens == 1
+    """The SDK waits as long as Retry-After says, which is the time that the running request should take, and tries again."""
+
+    def ask(**options):
+        client = OctoAI(api_key="none", environment=environment(narrow))
+        return client.text_gen.create_completion(model=narrow.model, prompt="x", max_tokens=1, request_options=options)
+
+    def refusals():
+        return narrow.metric("shoal_http_requests_total", 'status="503"')
+
+    busy = {"model": narrow.model, "prompt": "x", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with narrow.http.stream("POST", "/v1/completions", json=busy) as running:
+            lines = running.iter_lines()
+            next(lines)
+            with pytest.raises(ApiError) as caught:
+                ask()
+            patient = pool.submit(ask, max_retries=5)
+            narrow.wait_until("second refusal", lambda: refusals() == 2)
+        assert patient.result().usage.completion_tokens == 1
+    assert caught.value.status_code == 503
+    assert caught.value.body["message"] in str(caught.value)

@@ -178,11 +178,14 @@ impl SessionState {
             SessionEnd::Refused(_) => self.backoff.after_refusal(),
             _ => self.backoff.next(rand::random()),
         };
-        let router = &self.args.router;
+        let (router, mut closing) = (&self.args.router, self.args.closing.clone());
         tracing::warn!(%router, reason = %Chain(end), retry_in = ?wait, "no session with a router");
         self.task = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-            tokio::time::sleep(wait).await;
-            let _ = myself.cast(SessionMessage::Dial);
+            let next = tokio::select! {
+                () = tokio::time::sleep(wait) => SessionMessage::Dial,
+                () = closing.fired() => SessionMessage::Ended(SessionEnd::Closing),
+            };
+            let _ = myself.cast(next);
         })));
     }
 }

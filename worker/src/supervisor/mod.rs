@@ -29,6 +29,9 @@ use restarts::{Restarts, Verdict};
 
 /// For sessions to close and for the close to reach the routers: what a session takes for its farewell, and a little.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+/// For the close to leave the machine. A router that is gone never answers it, and a dial that was under way would be waited
+/// on for seconds.
+const FAREWELL: Duration = Duration::from_millis(300);
 
 /// Why a worker ended other than by its shutdown.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +108,7 @@ async fn close(endpoint: &Endpoint, sessions: JoinHandle<()>) {
     if !sessions.is_finished() && tokio::time::timeout(CLOSE_WITHIN, sessions).await.is_err() {
         tracing::warn!("a session did not close in time");
     }
-    if tokio::time::timeout(CLOSE_WITHIN, endpoint.wait_idle()).await.is_err() {
+    if tokio::time::timeout(FAREWELL, endpoint.wait_idle()).await.is_err() {
         tracing::debug!("a router did not acknowledge the close");
     }
 }
