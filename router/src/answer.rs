@@ -8,7 +8,7 @@ use std::time::Instant;
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, SelectAll, Stream, StreamExt};
 
-use crate::app::ServedModel;
+use crate::catalogue::ServedModel;
 use crate::dispatch::{DispatchError, Dispatcher, GroupEvent, GroupRun, StopHandle};
 use crate::http::schema::Usage;
 use crate::merge::{ChoiceDelta, Merge};

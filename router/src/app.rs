@@ -8,54 +8,18 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use shoal_common::config::{ApiConfig, Limits};
 use shoal_common::ids::Name;
 use shoal_common::shutdown::Shutdown;
-use shoal_common::wire::hello::ModelCard;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use crate::catalogue::{Catalogue, ServedModel};
 use crate::dispatch::Dispatcher;
 use crate::http::error::{ApiError, BusyReason};
 use crate::http::foreign::HostPolicy;
 use crate::prompt_log::PromptLog;
-use crate::text::Tokenizer;
 
 /// Wait for a tokenising thread at most: a prompt takes milliseconds, so a second is a queue of hundreds.
 const TEXT_WAIT: Duration = Duration::from_secs(1);
-
-/// A model that clients may ask for.
-#[derive(Debug)]
-pub struct ServedModel {
-    /// As its workers describe it.
-    pub card: ModelCard,
-    /// Its text.
-    pub tokenizer: Arc<Tokenizer>,
-    /// Unix seconds at which this router first saw it.
-    pub created: u64,
-}
-
-/// Whether requests can be answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Readiness {
-    /// At least one model has a worker that takes groups.
-    Ready,
-    /// None has, or the router is draining.
-    NotReady {
-        /// Which, in words for `/readyz`.
-        reason: &'static str,
-    },
-}
-
-/// What is served. Implemented over the fleet's snapshot: a call reads memory and never waits.
-pub trait Catalogue: Send + Sync {
-    /// All models, by name.
-    fn models(&self) -> Vec<Arc<ServedModel>>;
-
-    /// One model.
-    fn model(&self, name: &Name) -> Option<Arc<ServedModel>>;
-
-    /// Whether requests can be answered.
-    fn readiness(&self) -> Readiness;
-}
 
 /// Shared by all handlers.
 pub struct App {

@@ -14,6 +14,7 @@
 
 pub mod answer;
 pub mod app;
+pub mod catalogue;
 pub mod choice;
 pub mod dispatch;
 pub mod fleet;

@@ -13,7 +13,7 @@ use shoal_common::wire::hello::{Hello, ModelCard, Refusal, RouterControl, Status
 use shoal_common::wire::message::StreamOpen;
 use tokio::io::AsyncReadExt;
 
-use crate::app::ServedModel;
+use crate::catalogue::ServedModel;
 use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Snapshot};
 use crate::text::Tokenizer;
 

@@ -10,7 +10,7 @@ use shoal_common::wire::blob::TokenizerBundle;
 use shoal_common::wire::hello::ModelCard;
 use shoal_common::wire::message::{BranchEnd, BranchToken, PromptIds, TokenScore};
 
-use crate::app::ServedModel;
+use crate::catalogue::ServedModel;
 use crate::request::{
     ClientText, CompletionRequest, Delivery, Echo, EosRule, LogPrompt, Loglikelihood, PromptForm, PromptInput,
 };

@@ -13,7 +13,7 @@ use shoal_common::ids::Name;
 use shoal_common::wire::hello::{Refusal, Status};
 use tokio::sync::watch;
 
-use crate::app::{Catalogue, Readiness, ServedModel};
+use crate::catalogue::{Catalogue, Readiness, ServedModel};
 pub use roster::{Offer, Replica, Roster, Seat};
 
 /// Longest `Retry-After`: an estimate further out says nothing.

@@ -10,7 +10,7 @@ use shoal_common::ids::{Incarnation, Name};
 use shoal_common::wire::hello::{Hello, Refusal, Status, WorkerState};
 
 use super::Snapshot;
-use crate::app::ServedModel;
+use crate::catalogue::ServedModel;
 
 /// A worker of the same name that was heard of within this time is taken for alive, and a second one is refused: four
 /// status intervals.

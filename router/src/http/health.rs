@@ -8,7 +8,8 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::app::{App, Readiness};
+use crate::app::App;
+use crate::catalogue::Readiness;
 
 /// The state of the server.
 #[derive(Debug, Serialize, ToSchema)]

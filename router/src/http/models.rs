@@ -9,7 +9,8 @@ use shoal_common::ids::Name;
 use utoipa::ToSchema;
 
 use super::error::{ApiError, ErrorDocument};
-use crate::app::{App, ServedModel};
+use crate::app::App;
+use crate::catalogue::ServedModel;
 
 /// All served models.
 #[derive(Debug, Serialize, ToSchema)]

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures_util::stream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Events that wait for the client at most.
 const MAX_EVENTS: usize = 256;
@@ -96,40 +97,26 @@ impl EventSink {
     }
 }
 
-/// The body's side of the buffer. Dropping it, because the client left, aborts the producer.
-struct Source {
-    events: mpsc::Receiver<Queued>,
-    producer: JoinHandle<Result<(), SinkError>>,
-}
-
-impl Drop for Source {
-    fn drop(&mut self) {
-        self.producer.abort();
-    }
-}
-
 /// Runs `produce` beside a body that carries what it sends. The body ends when the producer returns; it breaks, so that
-/// the client cannot take a part for the whole, when the producer fails.
+/// the client cannot take a part for the whole, when the producer fails. Dropping it, because the client left, aborts the
+/// producer.
 pub fn body<F>(patience: Patience, produce: impl FnOnce(EventSink) -> F) -> Body
 where
     F: Future<Output = Result<(), SinkError>> + Send + 'static,
 {
     let (events, receiver) = mpsc::channel(MAX_EVENTS);
     let bytes = Arc::new(Semaphore::new(MAX_BYTES as usize));
-    let producer = tokio::spawn(produce(EventSink { events, bytes, patience, quiet_since: Instant::now() }));
-    let source = Source { events: receiver, producer };
-    Body::from_stream(stream::unfold(Some(source), |source| async move {
-        let mut source = source?;
-        if let Some((event, permit)) = source.events.recv().await {
-            drop(permit);
-            return Some((Ok(event), Some(source)));
-        }
-        match (&mut source.producer).await {
+    let sink = EventSink { events, bytes, patience, quiet_since: Instant::now() };
+    let producer = AbortOnDropHandle::new(tokio::spawn(produce(sink)));
+    let told = ReceiverStream::new(receiver).map(|(event, _share)| Ok(event));
+    let end = async {
+        match producer.await {
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some((Err(error), None)),
-            Err(_) => Some((Err(SinkError::Broken), None)),
+            Ok(Err(error)) => Some(Err(error)),
+            Err(_panicked) => Some(Err(SinkError::Broken)),
         }
-    }))
+    };
+    Body::from_stream(told.chain(futures_util::stream::once(end).filter_map(|end| end)))
 }
 
 #[cfg(test)]

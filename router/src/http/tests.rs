@@ -21,7 +21,8 @@ use tower::ServiceExt;
 
 use super::foreign::HostPolicy;
 use super::{router, server};
-use crate::app::{App, Catalogue, Readiness, ServedModel};
+use crate::app::App;
+use crate::catalogue::{Catalogue, Readiness, ServedModel};
 use crate::dispatch::Dispatcher;
 use crate::fleet::FleetView;
 use crate::fleet::pick::LeastQueued;

@@ -7,7 +7,7 @@ use shoal_common::config::Limits;
 use shoal_common::ids::TokenId;
 use shoal_common::wire::message::{BranchStart, EndRules, PromptIds, Submit};
 
-use crate::app::ServedModel;
+use crate::catalogue::ServedModel;
 use crate::choice::{CandidateRules, scalars};
 use crate::http::error::{ApiError, FaultKind, FieldFault, Loc};
 use crate::request::{ClientText, CompletionRequest, Echo, EosRule, Loglikelihood, PromptForm, PromptInput};
