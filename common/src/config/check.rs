@@ -16,6 +16,7 @@ use super::{
     ApiConfig, ClusterConfig, Config, Exposure, Limits, PromptLogPolicy, RouterConfig, Scope, Timers, UsageChunk,
 };
 use crate::ids::Name;
+use crate::wire::message::{MAX_ALTERNATIVES, MAX_BRANCHES, MAX_LOGIT_BIAS};
 
 /// A day: no timer of a cluster is longer.
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
@@ -129,12 +130,12 @@ fn limits(section: &Section<'_>, report: &mut Report) -> Limits {
     let mut size = |key: &str, range, default: usize| section.integer(key, range, report).unwrap_or(default);
     let (body, prompts) = (size("body", 1024..=1 << 30, default.body), size("prompts", 1..=65_536, default.prompts));
     let (stop, stop_bytes) = (size("stop", 0..=1024, default.stop), size("stop_bytes", 1..=65_536, default.stop_bytes));
-    let logit_bias = size("logit_bias", 0..=1 << 20, default.logit_bias);
+    let logit_bias = size("logit_bias", 0..=MAX_LOGIT_BIAS as i64, default.logit_bias);
     let user_bytes = size("user_bytes", 0..=65_536, default.user_bytes);
     let (requests, connections) =
         (size("requests", 1..=1 << 20, default.requests), size("connections", 1..=1 << 20, default.connections));
-    let candidates = section.integer("candidates", 1..=1024, report).unwrap_or(default.candidates);
-    let logprobs = section.integer("logprobs", 0..=100, report).unwrap_or(default.logprobs);
+    let candidates = section.integer("candidates", 1..=MAX_BRANCHES as i64, report).unwrap_or(default.candidates);
+    let logprobs = section.integer("logprobs", 0..=i64::from(MAX_ALTERNATIVES), report).unwrap_or(default.logprobs);
     let work = section.integer("work", 1..=1 << 50, report).unwrap_or(default.work);
     let mut millis = |key: &str| section.millis(key, 1..=DAY_MS, report);
     Limits {

@@ -3,17 +3,12 @@
 use shoal_common::fingerprint::Fingerprint;
 use shoal_common::ids::TokenId;
 use shoal_common::wire::hello::ModelCard;
-use shoal_common::wire::message::{GroupFailure, Submit};
+use shoal_common::wire::message::{GroupFailure, MAX_ALTERNATIVES, MAX_BRANCHES, MAX_LOGIT_BIAS, Submit};
 
-use super::link::MAX_BRANCHES;
 use crate::scheduler::{GroupShape, Scoring};
 
-/// Alternatives per token at most: the contract's bound of `logprobs`.
-pub(super) const MAX_ALTERNATIVES: u8 = 20;
 /// Stop ids at most: the request's own and the model's EOS; each is searched for at each token.
 pub(super) const MAX_STOP_IDS: usize = 1024;
-/// Entries of `logit_bias` at most: the largest bound a router can be configured to, in round numbers.
-pub(super) const MAX_LOGIT_BIAS: usize = 4096;
 
 /// What the engine serves.
 #[derive(Clone, Copy, Debug)]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
 
 use shoal_common::ids::BranchIndex;
+use shoal_common::wire::message::MAX_BRANCHES;
 
 use super::Command;
 
@@ -14,8 +15,8 @@ use super::Command;
 pub const UNSENT_FRAMES: usize = 64;
 /// Unsent bytes of a group with which it is no longer scheduled.
 pub const UNSENT_BYTES: usize = 64 << 10;
-/// Branches of a group at most: one bit each.
-pub const MAX_BRANCHES: usize = 64;
+/// The branches that were stopped are one bit each.
+const _: () = assert!(MAX_BRANCHES <= u64::BITS as usize);
 
 /// Ends the engine's sleep. At most one wake-up is queued.
 #[derive(Debug)]
