@@ -74,7 +74,7 @@ pub enum SessionEnd {
     /// The router broke a rule of the protocol.
     #[error("the router broke the protocol")]
     Protocol,
-    /// The engine's thread has ended.
+    /// The engine's thread has ended without having been told to.
     #[error("the engine has ended")]
     EngineGone,
     /// The worker shuts down.
@@ -180,8 +180,13 @@ impl SessionState {
         };
         let router = &self.args.router;
         tracing::warn!(%router, reason = %Chain(end), retry_in = ?wait, "no session with a router");
+        let mut closing = self.args.closing.clone();
         self.task = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                // Nothing is dialled any more: it is `meet` that ends the session.
+                () = closing.fired() => {}
+            }
             let _ = myself.cast(SessionMessage::Dial);
         })));
     }
@@ -191,8 +196,9 @@ impl SessionState {
 async fn meet(args: SessionArgs, myself: ActorRef<SessionMessage>) -> SessionEnd {
     let mut closing = args.closing.clone();
     let connected = tokio::select! {
-        connected = connect(&args) => connected,
+        biased;
         () = closing.fired() => return SessionEnd::Closing,
+        connected = connect(&args) => connected,
     };
     match connected {
         Ok(connection) => connection::run(connection, args, || drop(myself.cast(SessionMessage::Welcomed))).await,
