@@ -76,6 +76,10 @@ fn network() -> Network {
 }
 
 fn stage() -> Stage {
+    stage_with(None)
+}
+
+fn stage_with(kv_tokens: Option<u64>) -> Stage {
     let Network { acceptor, router, worker, timers } = network();
     let config = WorkerConfig {
         name: Name::new("worker").unwrap(),
@@ -83,7 +87,7 @@ fn stage() -> Stage {
         routers: vec![router],
         slots: 16,
         groups: GROUPS,
-        kv_tokens: None,
+        kv_tokens,
         step_tokens: 32,
         threads: None,
     };
@@ -203,6 +207,17 @@ async fn a_group_is_streamed_whole_and_its_stream_ends() {
             assert_eq!(heard.tokens(branch), expected.tokens(branch));
             assert_eq!(heard.end(branch), expected.end(branch));
         }
+    }
+}
+
+#[tokio::test]
+async fn no_longer_context_is_announced_than_the_kv_holds() {
+    for (kv_tokens, announced) in [(100, 100), (1 << 20, CONTEXT)] {
+        let mut stage = stage_with(Some(kv_tokens));
+        let link = stage.meet().await;
+        assert_eq!(link.hello.model.context, announced);
+        let (_send, mut recv) = link.submit(submission(&[1, 2, 3], 97, 1)).await;
+        assert_eq!(hear(&mut recv).await.tokens(0).len(), 97);
     }
 }
 

@@ -1,4 +1,5 @@
-//! How much this machine can hold: the configured bounds, and the memory where the configuration leaves it open. Called once, at the start.
+//! How much this machine can hold: the configured bounds, and the memory where the configuration leaves it open. Called
+//! once, at the start.
 
 use shoal_common::config::WorkerConfig;
 use shoal_common::wire::hello::{Capacity, ModelCard};
@@ -16,6 +17,16 @@ pub(super) fn bounds(config: &WorkerConfig, card: &ModelCard, kv_bytes_per_token
         groups: config.groups as usize,
         step_tokens: config.step_tokens as usize,
     }
+}
+
+/// The model as this machine can serve it: a sequence longer than all of the KV is never asked for.
+pub(super) fn held(card: ModelCard, bounds: &Bounds) -> ModelCard {
+    let context = u32::try_from(bounds.kv_tokens).map_or(card.context, |tokens| card.context.min(tokens));
+    if context < card.context {
+        let (model, of) = (&card.name, card.context);
+        tracing::warn!(%model, context, of, "the kv does not hold the whole context: longer requests are refused");
+    }
+    ModelCard { context, ..card }
 }
 
 /// What routers are told of them.

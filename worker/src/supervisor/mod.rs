@@ -74,6 +74,7 @@ pub async fn run(
     let endpoint = quic::worker_endpoint(&identity, &timers)?;
     let bounds = capacity::bounds(&config, &model.card, model.backend.kv_bytes_per_token());
     let LoadedModel { card, bundle, backend } = model;
+    let card = capacity::held(card, &bounds);
     let (engine, thread) = engine::spawn(Served::from(&card), bounds, backend).map_err(WorkerError::Thread)?;
     let offer = Arc::new(Offer { hello: hello(&config, &bounds, card), bundle });
     let (closer, closing) = shutdown::channel();
