@@ -352,11 +352,11 @@ async fn what_a_stopped_engine_said_last_is_heard_before_the_close() {
     alone.thread.join().unwrap();
     // Many looks at the status of an engine that is gone.
     tokio::time::sleep(Duration::from_millis(200)).await;
-    alone.closer.fire();
     let mut last = GroupFrame::Accepted;
     while let Ok(frame) = read_frame::<GroupFrame, _>(&mut recv).await {
         last = frame;
     }
+    alone.closer.fire();
     assert_eq!(last, GroupFrame::Failed(GroupFailure::ShuttingDown));
     assert_eq!(link.close_code().await, CloseCode::Shutdown.into());
 }
