@@ -9,7 +9,7 @@ use crate::engine::tests::bench::{Bench, ROOMY};
 async fn a_step_that_hangs_does_not_hold_up_a_shutdown() {
     let status = Bench::new(ROOMY).handle.status();
     let (publish, status) = watch::channel(*status.borrow());
-    let (step, hangs) = std::sync::mpsc::channel::<()>();
+    let (step, hangs) = std::sync::mpsc::sync_channel::<()>(0);
     let engine = thread::spawn(move || {
         let _ = hangs.recv();
         drop(publish);
