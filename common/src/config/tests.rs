@@ -91,6 +91,17 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 }
 
 #[test]
+fn no_limit_can_be_set_beyond_what_a_worker_takes() {
+    for (key, most) in [("candidates", 64), ("logprobs", 20), ("logit_bias", 4096)] {
+        let overrides = Overrides { scope: Scope::Dev, ..Overrides::default() };
+        let load = |value: i32| load_text(&format!("{SCRIPTED}[limits]\n{key} = {value}\n"), &overrides, &home());
+        load(most).expect("what a worker takes can be configured");
+        let fault = load(most + 1).expect_err("a worker would refuse it");
+        assert!(fault.contains(&format!("limits.{key}")) && fault.contains(&format!("to {most}")), "{fault}");
+    }
+}
+
+#[test]
 fn a_model_flag_replaces_the_models_and_workers_of_the_file() {
     let file = format!("{SCRIPTED}[[worker]]\nname = \"old\"\n");
     let model = Some(ModelFlag { name: Some("new".to_owned()), source: ModelFlagSource::Scripted });

@@ -3,14 +3,15 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::blob::BlobRequest;
 use crate::fingerprint::Fingerprint;
 use crate::ids::{BranchIndex, TokenId};
 use crate::sampling::SamplingParams;
 
-/// Branches of a group at most.
+/// Branches of a group at most. These three bounds hold for every worker: a router cannot be configured to ask for more.
 pub const MAX_BRANCHES: usize = 64;
 
 /// Alternatives per token at most: the contract's bound of `logprobs`.
@@ -53,20 +54,48 @@ pub struct Submit {
     pub fingerprint: Fingerprint,
     /// At least one token.
     pub prompt: PromptIds,
-    /// At most [`MAX_BRANCHES`]; at least one unless `max_tokens` is 0; index = [`BranchIndex`].
+    /// At least one unless `max_tokens` is 0, at most [`MAX_BRANCHES`]; index = [`BranchIndex`].
+    #[serde(deserialize_with = "few_branches")]
     pub branches: Vec<BranchStart>,
     /// How tokens are drawn.
     pub sampling: SamplingParams,
     /// When a branch ends.
     pub end: EndRules,
-    /// Alternatives to report beside each generated token.
+    /// Alternatives to report beside each generated token, at most [`MAX_ALTERNATIVES`].
     pub alternatives: u8,
-    /// Score the prompt's tokens, with this many alternatives each; absent: do not.
+    /// Score the prompt's tokens, with this many alternatives each (at most [`MAX_ALTERNATIVES`]); absent: do not.
     pub score_prompt: Option<u8>,
     /// Key of the fair share among users: a hash, not the name.
     pub share_key: u64,
     /// Milliseconds the router is still willing to wait; absent: no deadline.
     pub deadline_ms: Option<u32>,
+}
+
+/// Stops at the first branch too many: an empty one takes 2 bytes of a frame and 32 of memory, so that a frame of nothing
+/// else would become 16 times its size.
+fn few_branches<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<BranchStart>, D::Error> {
+    struct Few;
+
+    impl<'de> Visitor<'de> for Few {
+        type Value = Vec<BranchStart>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {MAX_BRANCHES} branches")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut announced: A) -> Result<Self::Value, A::Error> {
+            let mut branches = Vec::new();
+            while let Some(branch) = announced.next_element()? {
+                if branches.len() == MAX_BRANCHES {
+                    return Err(A::Error::invalid_length(MAX_BRANCHES + 1, &self));
+                }
+                branches.push(branch);
+            }
+            Ok(branches)
+        }
+    }
+
+    deserializer.deserialize_seq(Few)
 }
 
 /// Where a branch begins: from nothing, or from what another worker had already produced.

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use super::blob::{BlobHeader, TokenizerBundle};
 use super::codec::{CodecError, Frame, FrameReader, decode, encode, encode_frame, write_frame};
 use super::hello::{RouterControl, WorkerControl};
-use super::message::{GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit};
+use super::message::{BranchStart, GroupFrame, GroupOrder, MAX_BRANCHES, PromptIds, StreamOpen, Submit};
 use super::snapshot_tests::{examples, submit};
 use crate::ids::{BranchIndex, TokenId};
 
@@ -131,6 +131,19 @@ fn a_string_that_announces_more_than_its_frame_holds_is_refused_before_it_is_all
             ),
             other => panic!("{other:?}"),
         }
+    }
+}
+
+#[test]
+fn more_branches_than_a_group_may_have_are_refused_where_they_are_decoded() {
+    let open = |count: usize| {
+        let branches = vec![BranchStart { choice: 0, emitted: PromptIds::default() }; count];
+        StreamOpen::Group(Box::new(Submit { branches, ..submit() }))
+    };
+    let decoded = |count| decode::<StreamOpen>(&encode(&open(count)).unwrap());
+    assert_eq!(decoded(MAX_BRANCHES).unwrap(), open(MAX_BRANCHES));
+    for count in [MAX_BRANCHES + 1, 4_000_000] {
+        assert!(matches!(decoded(count), Err(CodecError::Malformed(_))));
     }
 }
 

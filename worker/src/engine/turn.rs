@@ -113,7 +113,11 @@ impl Engine {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Submit { submit, sink, deadline } => self.admit(*submit, sink, deadline),
-            Command::Wake => self.links.wake_queued.store(false, Ordering::Release),
+            // A swap and not a store: who finds a wake-up queued has written what it is for, and only a read of the same
+            // flag makes that visible here.
+            Command::Wake => {
+                self.links.wake_queued.swap(false, Ordering::AcqRel);
+            }
         }
     }
 

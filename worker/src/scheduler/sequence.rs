@@ -321,8 +321,13 @@ impl Group {
             PromptKv::Filling(held) => self.prompt_len - held.computed,
             PromptKv::InBranches | PromptKv::Kept(_) => 0,
         };
-        let alive = self.branches.iter().filter(|branch| !matches!(branch.state, BranchState::Ended));
-        let branches: usize = alive.map(|branch| self.max_tokens - branch.generated).sum();
+        // Emitted tokens are computed again too.
+        let of_branch = |branch: &Branch| match &branch.state {
+            BranchState::Waiting => self.max_tokens,
+            BranchState::Running(held) => self.prompt_len + self.max_tokens - held.computed,
+            BranchState::Ended => 0,
+        };
+        let branches: usize = self.branches.iter().map(of_branch).sum();
         (prompt + branches) as u64
     }
 }

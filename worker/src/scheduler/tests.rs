@@ -23,6 +23,8 @@ struct World {
     early_end: usize,
     finished: Vec<GroupId>,
     served: Vec<(GroupId, Feed)>,
+    /// Tokens computed so far.
+    computed: usize,
 }
 
 impl World {
@@ -38,6 +40,7 @@ impl World {
             early_end,
             finished: Vec::new(),
             served: Vec::new(),
+            computed: 0,
         }
     }
 
@@ -83,6 +86,7 @@ impl World {
             let holds = self.held.entry(slice.sequence).or_insert(0);
             assert_eq!(*holds, slice.start, "a slice begins where its sequence ends");
             *holds += slice.count;
+            self.computed += slice.count;
             match slice.feed {
                 Feed::Prompt => {
                     assert!(slice.start + slice.count <= shape.prompt);
@@ -330,6 +334,24 @@ fn a_small_group_does_not_pass_a_large_one_that_waits_for_room() {
         world.step();
         assert!(!world.has_served(GroupId(2)));
     }
+}
+
+#[test]
+fn the_work_left_covers_what_is_computed_even_for_a_resumed_branch() {
+    let mut world = World::new(ROOMY, usize::MAX);
+    let resumed = GroupShape { emitted: vec![40, 0], ..shape(0, 10, 50, 2) };
+    world.admit(0, resumed).unwrap();
+    loop {
+        let left = world.policy.load().queued_tokens;
+        let computed = world.computed;
+        if !world.step() {
+            break;
+        }
+        let now = (world.computed - computed) as u64;
+        assert!(world.policy.load().queued_tokens + now <= left, "{now} tokens of {left} were computed");
+    }
+    assert_eq!(world.computed, 10 + 49 + 49);
+    assert_eq!(world.policy.load().queued_tokens, 0);
 }
 
 #[test]

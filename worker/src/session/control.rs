@@ -54,17 +54,22 @@ pub(super) async fn introduce(connection: &Connection, hello: Hello) -> Result<C
     }
 }
 
-/// Tells the status until the stream breaks or the engine is gone.
+/// Tells the status until the stream breaks or the engine is gone without having been told to.
 pub(super) async fn tell(mut send: SendStream, engine: watch::Receiver<Status>, drain: &DrainOrder) -> SessionEnd {
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told: Option<(Status, Instant)> = None;
     loop {
         looks.tick().await;
-        if engine.has_changed().is_err() {
-            return SessionEnd::EngineGone;
-        }
+        let has_ended = engine.has_changed().is_err();
         let mut status = *engine.borrow();
+        if has_ended {
+            return match status.state {
+                // It has ended as it was told to. What it said last is still on its way, and the order to close follows.
+                WorkerState::Draining => std::future::pending().await,
+                WorkerState::Ready => SessionEnd::EngineGone,
+            };
+        }
         if drain.is_given() {
             status.state = WorkerState::Draining;
         }

@@ -74,7 +74,7 @@ pub enum SessionEnd {
     /// The router broke a rule of the protocol.
     #[error("the router broke the protocol")]
     Protocol,
-    /// The engine's thread has ended.
+    /// The engine's thread has ended without having been told to.
     #[error("the engine has ended")]
     EngineGone,
     /// The worker shuts down.
@@ -194,8 +194,9 @@ impl SessionState {
 async fn meet(args: SessionArgs, myself: ActorRef<SessionMessage>) -> SessionEnd {
     let mut closing = args.closing.clone();
     let connected = tokio::select! {
-        connected = connect(&args) => connected,
+        biased;
         () = closing.fired() => return SessionEnd::Closing,
+        connected = connect(&args) => connected,
     };
     match connected {
         Ok(connection) => connection::run(connection, args, || drop(myself.cast(SessionMessage::Welcomed))).await,

@@ -1,23 +1,25 @@
 //! A whole worker against a router played by the test, over loopback QUIC with an authority in memory.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use quinn::{ConnectionError, SendStream, VarInt};
 use shoal_common::config::WorkerConfig;
 use shoal_common::ids::{BranchIndex, Digest, Incarnation, LayerRange, Name};
-use shoal_common::pki::{Authority, Role};
+use shoal_common::pki::{Authority, Identity, Role};
 use shoal_common::quic::Acceptor;
 use shoal_common::shutdown::Trigger;
 use shoal_common::wire::blob::{BlobHeader, BlobRequest};
 use shoal_common::wire::codec::{read_frame, write_frame};
-use shoal_common::wire::hello::{ModelCard, RouterControl, Status, WorkerControl, WorkerState};
-use shoal_common::wire::message::{GroupFrame, GroupOrder, StreamOpen, Submit};
+use shoal_common::wire::hello::{Capacity, ModelCard, RouterControl, Status, WorkerControl, WorkerState};
+use shoal_common::wire::message::{GroupFailure, GroupFrame, GroupOrder, StreamOpen, Submit};
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::WorkerError;
 use crate::engine::tests::backend::{HashBackend, Held, VOCAB};
-use crate::engine::tests::bench::{CONTEXT, Heard, alone, fingerprint, submission};
+use crate::engine::tests::bench::{CONTEXT, Heard, ROOMY, alone, fingerprint, submission};
+use crate::engine::{EngineThread, Served};
 use crate::model::LoadedModel;
 
 const GROUPS: u32 = 3;
@@ -55,25 +57,43 @@ struct Link {
     hello: Hello,
 }
 
-fn stage() -> Stage {
+/// A router's endpoint and what a worker needs to dial it.
+struct Network {
+    acceptor: Acceptor,
+    router: String,
+    worker: Identity,
+    timers: Timers,
+}
+
+fn network() -> Network {
     let authority = Authority::create(&Name::new("test").unwrap()).unwrap();
     let router = authority.issue(Role::Router, &Name::new("router").unwrap()).unwrap();
     let worker = authority.issue(Role::Worker, &Name::new("worker").unwrap()).unwrap();
     let timers = Timers::default();
     let endpoint = quic::router_endpoint(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &router, &timers).unwrap();
+    let router = endpoint.local_addr().unwrap().to_string();
+    Network { acceptor: Acceptor::new(endpoint, timers), router, worker, timers }
+}
+
+fn stage() -> Stage {
+    stage_with(None)
+}
+
+fn stage_with(kv_tokens: Option<u64>) -> Stage {
+    let Network { acceptor, router, worker, timers } = network();
     let config = WorkerConfig {
         name: Name::new("worker").unwrap(),
         model: Name::new("hash").unwrap(),
-        routers: vec![endpoint.local_addr().unwrap().to_string()],
+        routers: vec![router],
         slots: 16,
         groups: GROUPS,
-        kv_tokens: None,
+        kv_tokens,
         step_tokens: 32,
         threads: None,
     };
     let (shutdown, fired) = shoal_common::shutdown::channel();
     let worker = tokio::spawn(crate::run(config, timers, worker, model(), fired));
-    Stage { acceptor: Acceptor::new(endpoint, timers), worker, shutdown }
+    Stage { acceptor, worker, shutdown }
 }
 
 impl Stage {
@@ -82,12 +102,49 @@ impl Stage {
     }
 
     async fn answer(&mut self, answer: RouterControl) -> Link {
-        let connection = self.acceptor.next().await.unwrap();
-        let (mut send, mut recv) = connection.accept_bi().await.unwrap();
-        let WorkerControl::Hello(hello) = read_frame(&mut recv).await.unwrap() else { panic!("no hello") };
-        write_frame(&mut send, &answer).await.unwrap();
-        Link { connection, control: (send, recv), hello: *hello }
+        meet(&mut self.acceptor, answer).await
     }
+}
+
+async fn meet(acceptor: &mut Acceptor, answer: RouterControl) -> Link {
+    let connection = acceptor.next().await.unwrap();
+    let (mut send, mut recv) = connection.accept_bi().await.unwrap();
+    let WorkerControl::Hello(hello) = read_frame(&mut recv).await.unwrap() else { panic!("no hello") };
+    write_frame(&mut send, &answer).await.unwrap();
+    Link { connection, control: (send, recv), hello: *hello }
+}
+
+/// A session without a supervisor: the test ends its engine and closes it.
+struct Alone {
+    acceptor: Acceptor,
+    session: JoinHandle<()>,
+    engine: EngineHandle,
+    thread: EngineThread,
+    closer: Trigger,
+}
+
+async fn session_alone() -> Alone {
+    let Network { acceptor, router, worker, timers } = network();
+    let LoadedModel { card, bundle, backend } = model();
+    let (engine, thread) = crate::engine::spawn(Served::from(&card), ROOMY, backend).unwrap();
+    let hello = Hello {
+        worker: Name::new("worker").unwrap(),
+        incarnation: Incarnation(7),
+        build: "test".into(),
+        capacity: Capacity { slots: 16, kv_tokens: 8192, groups: 64 },
+        model: card,
+    };
+    let (closer, closing) = shoal_common::shutdown::channel();
+    let args = SessionArgs {
+        router,
+        endpoint: quic::worker_endpoint(&worker, &timers).unwrap(),
+        timers,
+        engine: engine.clone(),
+        offer: Arc::new(Offer { hello, bundle }),
+        closing,
+    };
+    let (_, session) = SessionActor::spawn(None, SessionActor, args).await.unwrap();
+    Alone { acceptor, session, engine, thread, closer }
 }
 
 impl Link {
@@ -150,6 +207,17 @@ async fn a_group_is_streamed_whole_and_its_stream_ends() {
             assert_eq!(heard.tokens(branch), expected.tokens(branch));
             assert_eq!(heard.end(branch), expected.end(branch));
         }
+    }
+}
+
+#[tokio::test]
+async fn no_longer_context_is_announced_than_the_kv_holds() {
+    for (kv_tokens, announced) in [(100, 100), (1 << 20, CONTEXT)] {
+        let mut stage = stage_with(Some(kv_tokens));
+        let link = stage.meet().await;
+        assert_eq!(link.hello.model.context, announced);
+        let (_send, mut recv) = link.submit(submission(&[1, 2, 3], 97, 1)).await;
+        assert_eq!(hear(&mut recv).await.tokens(0).len(), 97);
     }
 }
 
@@ -272,4 +340,33 @@ async fn a_shutdown_finishes_what_runs_then_closes_in_order() {
     assert!((0..8).all(|branch| heard.tokens(branch).len() == 400));
     assert_eq!(link.close_code().await, CloseCode::Shutdown.into());
     stage.worker.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_a_stopped_engine_said_last_is_heard_before_the_close() {
+    let mut alone = session_alone().await;
+    let link = meet(&mut alone.acceptor, RouterControl::Welcome { router: Incarnation(1) }).await;
+    let (_send, mut recv) = link.submit(more_than_is_buffered()).await;
+    assert_eq!(read_frame::<GroupFrame, _>(&mut recv).await.unwrap(), GroupFrame::Accepted);
+    alone.engine.stop();
+    alone.thread.join().unwrap();
+    // Many looks at the status of an engine that is gone.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut last = GroupFrame::Accepted;
+    while let Ok(frame) = read_frame::<GroupFrame, _>(&mut recv).await {
+        last = frame;
+    }
+    alone.closer.fire();
+    assert_eq!(last, GroupFrame::Failed(GroupFailure::ShuttingDown));
+    assert_eq!(link.close_code().await, CloseCode::Shutdown.into());
+}
+
+#[tokio::test]
+async fn a_session_that_waits_to_dial_again_ends_at_once_when_the_worker_closes() {
+    let mut alone = session_alone().await;
+    let link = meet(&mut alone.acceptor, RouterControl::Refused(Refusal::DuplicateName)).await;
+    assert_eq!(link.close_code().await, CloseCode::Refused.into());
+    alone.closer.fire();
+    // Well under the wait after a refusal.
+    tokio::time::timeout(Duration::from_secs(3), alone.session).await.expect("it does not sit out its wait").unwrap();
 }

@@ -1,4 +1,5 @@
-//! How much this machine can hold: the configured bounds, and the memory where the configuration leaves it open. Called once, at the start.
+//! How much this machine can hold: the configured bounds, and the memory where the configuration leaves it open. Called
+//! once, at the start.
 
 use shoal_common::config::WorkerConfig;
 use shoal_common::wire::hello::{Capacity, ModelCard};
@@ -18,9 +19,13 @@ pub(super) fn bounds(config: &WorkerConfig, card: &ModelCard, kv_bytes_per_token
     }
 }
 
-/// The model as this machine can hold it: no sequence is longer than all of the KV, whatever the model's own context.
-pub(super) fn card(card: ModelCard, bounds: &Bounds) -> ModelCard {
-    let context = u32::try_from(bounds.kv_tokens).map_or(card.context, |held| held.min(card.context));
+/// The model as this machine can serve it: a sequence longer than all of the KV is never asked for.
+pub(super) fn held(card: ModelCard, bounds: &Bounds) -> ModelCard {
+    let context = u32::try_from(bounds.kv_tokens).map_or(card.context, |tokens| card.context.min(tokens));
+    if context < card.context {
+        let (model, of) = (&card.name, card.context);
+        tracing::warn!(%model, context, of, "the kv does not hold the whole context: longer requests are refused");
+    }
     ModelCard { context, ..card }
 }
 
@@ -53,7 +58,7 @@ mod tests {
         };
         for (kv_tokens, announced) in [(4096, 4096), (1 << 40, 131_072)] {
             let bounds = Bounds { slots: 1, kv_tokens, groups: 1, step_tokens: 1 };
-            assert_eq!(card(whole.clone(), &bounds).context, announced);
+            assert_eq!(held(whole.clone(), &bounds).context, announced);
         }
     }
 }

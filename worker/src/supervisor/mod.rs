@@ -3,6 +3,8 @@
 
 mod capacity;
 mod restarts;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::io;
@@ -21,7 +23,7 @@ use shoal_common::wire::hello::{Hello, ModelCard, Status, WorkerState};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
-use crate::engine::{self, EngineHandle, Served};
+use crate::engine::{self, EngineHandle, EngineThread, Served};
 use crate::model::LoadedModel;
 use crate::scheduler::Bounds;
 use crate::session::{Offer, SessionActor, SessionArgs};
@@ -32,6 +34,9 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// For the close to leave the machine. A router that is gone never answers it, and a dial that was under way would be waited
 /// on for seconds.
 const FAREWELL: Duration = Duration::from_millis(300);
+
+/// For a stopped engine to end its step; no step of a useful worker takes longer.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// Why a worker ended other than by its shutdown.
 #[derive(Debug, thiserror::Error)]
@@ -51,13 +56,17 @@ pub enum WorkerError {
     /// The engine's thread ended by itself.
     #[error("the engine has ended unexpectedly")]
     EngineGone,
+    /// The engine did not end its step when it was stopped.
+    #[error("the engine hangs in a step")]
+    EngineHangs,
     /// A task of the worker panicked.
     #[error("a task of the worker panicked")]
     Panicked(#[from] JoinError),
 }
 
 /// Serves `model` to the routers of `config` until `shutdown` fires; resolves when all that ran is finished or failed, the
-/// connections are closed and the engine's thread has ended.
+/// connections are closed and the engine's thread has ended. A thread that hangs is left behind: an error tells of it, and
+/// the process must end.
 pub async fn run(
     config: WorkerConfig,
     timers: Timers,
@@ -68,7 +77,7 @@ pub async fn run(
     let endpoint = quic::worker_endpoint(&identity, &timers)?;
     let bounds = capacity::bounds(&config, &model.card, model.backend.kv_bytes_per_token());
     let LoadedModel { card, bundle, backend } = model;
-    let card = capacity::card(card, &bounds);
+    let card = capacity::held(card, &bounds);
     let (engine, thread) = engine::spawn(Served::from(&card), bounds, backend).map_err(WorkerError::Thread)?;
     let offer = Arc::new(Offer { hello: hello(&config, &bounds, card), bundle });
     let (closer, closing) = shutdown::channel();
@@ -87,10 +96,18 @@ pub async fn run(
         end = serve(&engine, timers.drain, shutdown) => end,
     };
     engine.stop();
-    let joined = tokio::task::spawn_blocking(|| thread.join()).await?;
+    let stopped = join(thread, engine.status(), STOP_WITHIN).await;
     closer.fire();
     close(&endpoint, ended).await;
-    served.and_then(|()| joined.map_err(|_panic| WorkerError::EngineGone))
+    served.and(stopped)
+}
+
+/// Waits for the engine's thread, but not for a step that hangs. `status` closes when the thread ends.
+async fn join(thread: EngineThread, mut status: watch::Receiver<Status>, within: Duration) -> Result<(), WorkerError> {
+    if tokio::time::timeout(within, closed(&mut status)).await.is_err() {
+        return Err(WorkerError::EngineHangs);
+    }
+    tokio::task::spawn_blocking(|| thread.join()).await?.map_err(|_panic| WorkerError::EngineGone)
 }
 
 fn hello(config: &WorkerConfig, bounds: &Bounds, model: ModelCard) -> Hello {
