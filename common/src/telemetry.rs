@@ -12,7 +12,6 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::fmt::{FormatFields, MakeWriter};
-use tracing_subscriber::util::SubscriberInitExt;
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +39,7 @@ pub enum TelemetryError {
     },
     /// It was called before.
     #[error("logging is set up already")]
-    AlreadySet(#[source] tracing_subscriber::util::TryInitError),
+    AlreadySet(#[source] tracing::subscriber::SetGlobalDefaultError),
 }
 
 /// Whether colours are written.
@@ -54,7 +53,10 @@ enum Colour {
 /// [`DEFAULT_FILTER`].
 pub fn init(format: LogFormat, filter: Option<&str>) -> Result<(), TelemetryError> {
     let colour = if std::io::stderr().is_terminal() { Colour::Ansi } else { Colour::Plain };
-    subscriber(format, parse(filter)?, colour, std::io::stderr).try_init().map_err(TelemetryError::AlreadySet)
+    // Not `try_init`: that would also take in the records of the `log` crate, and the tokenizers library writes the text it
+    // is given there, letter by letter.
+    let subscriber = subscriber(format, parse(filter)?, colour, std::io::stderr);
+    tracing::subscriber::set_global_default(subscriber).map_err(TelemetryError::AlreadySet)
 }
 
 /// From now on a panic is logged with its place and without its words: a library's may quote the text that it was given,

@@ -18,6 +18,9 @@ use crate::http::error::{ApiError, BusyReason};
 use crate::http::foreign::HostPolicy;
 use crate::prompt_log::PromptLog;
 
+/// When to ask a router again that no worker has joined yet: workers dial again within this time.
+const FIRST_WORKER_WAIT: Duration = Duration::from_secs(2);
+
 /// Wait for a tokenising thread at most: a prompt takes milliseconds, so a second is a queue of hundreds.
 const TEXT_WAIT: Duration = Duration::from_secs(1);
 
@@ -48,9 +51,13 @@ pub struct App {
 impl App {
     /// The model, or the 404 that lists what there is.
     pub fn served(&self, name: &Name) -> Result<Arc<ServedModel>, ApiError> {
-        self.catalogue.model(name).ok_or_else(|| ApiError::ModelNotFound {
-            model: name.clone(),
-            served: self.catalogue.models().iter().map(|model| model.card.name.clone()).collect(),
+        self.catalogue.model(name).ok_or_else(|| {
+            let served: Vec<Name> = self.catalogue.models().iter().map(|model| model.card.name.clone()).collect();
+            if served.is_empty() {
+                // Nobody knows yet what this cluster serves: a router that has just started must not say "never".
+                return ApiError::Unavailable { retry_after: FIRST_WORKER_WAIT };
+            }
+            ApiError::ModelNotFound { model: name.clone(), served }
         })
     }
 

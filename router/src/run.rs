@@ -92,6 +92,9 @@ pub async fn bind(settings: RouterSettings, identity: Identity) -> Result<Bound,
     let address = settings.router.listen;
     let listener = TcpListener::bind(address).await.map_err(|source| RouterError::Http { address, source })?;
     let http_addr = listener.local_addr()?;
+    if !http_addr.ip().is_loopback() {
+        tracing::warn!(%http_addr, "HTTP is served without keys to everyone who can reach this address");
+    }
     let endpoint = quic::router_endpoint(settings.router.quic, &identity, &settings.timers)?;
     let quic_addr = endpoint.local_addr()?;
     let prompt_log = PromptLog::open(&settings.router.data_dir, settings.router.prompt_log)?;

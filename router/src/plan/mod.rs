@@ -138,7 +138,7 @@ fn hopeless_prompts(request: &CompletionRequest, model: &ServedModel) -> Vec<Fie
         PromptInput::Tokens(PromptIds(ids)) => ids.len(),
     };
     let lengths = request.prompts.iter().map(least).enumerate();
-    let hopeless = lengths.filter(|(_, least)| !fits(*least, request, model));
+    let hopeless = lengths.filter(|(_, least)| !fits(*least, model));
     hopeless.map(|(index, least)| too_long(index, &format!("at least {least}"), request, model)).collect()
 }
 
@@ -191,7 +191,7 @@ fn room_for_output(request: &CompletionRequest, model: &ServedModel, lengths: &[
     let mut room = Vec::with_capacity(lengths.len());
     for (index, length) in lengths.iter().enumerate() {
         let left = context.saturating_sub(*length);
-        if !fits(*length, request, model) {
+        if !fits(*length, model) {
             faults.push(too_long(index, &length.to_string(), request, model));
         }
         room.push(request.max_tokens.min(u32::try_from(left).unwrap_or(u32::MAX)));
@@ -199,9 +199,9 @@ fn room_for_output(request: &CompletionRequest, model: &ServedModel, lengths: &[
     if faults.is_empty() { Ok(room) } else { Err(ApiError::Invalid(faults)) }
 }
 
-/// Whether the context holds a prompt of `length` tokens and, if any is asked for, a token of the answer.
-fn fits(length: usize, request: &CompletionRequest, model: &ServedModel) -> bool {
-    length + usize::from(request.max_tokens > 0) <= model.card.context as usize
+/// Whether the context holds a prompt of `length` tokens. One that fills it has an answer of no tokens.
+fn fits(length: usize, model: &ServedModel) -> bool {
+    length <= model.card.context as usize
 }
 
 fn too_long(index: usize, length: &str, request: &CompletionRequest, model: &ServedModel) -> FieldFault {
@@ -209,7 +209,7 @@ fn too_long(index: usize, length: &str, request: &CompletionRequest, model: &Ser
     let mut path = vec![Loc::Field("prompt".into())];
     path.extend(listed.then_some(Loc::Index(index)));
     let context = model.card.context;
-    let message = format!("has {length} tokens; the model's context holds {context} with the answer");
+    let message = format!("has {length} tokens; the model's context holds {context}");
     FieldFault::new(path, FaultKind::TooLong, message)
 }
 

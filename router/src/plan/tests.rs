@@ -44,9 +44,18 @@ fn an_answer_that_does_not_fit_the_context_is_cut_to_what_is_left() {
 }
 
 #[test]
-fn a_prompt_that_leaves_no_room_is_refused_by_name() {
+fn a_prompt_that_fills_the_context_is_answered_with_nothing() {
     let mut request = request("x");
-    (request.prompts, request.prompt_form) = (vec![id_prompt(3), id_prompt(64)], PromptForm::IdLists);
+    request.prompts = vec![id_prompt(64)];
+    let plan = planned(&request, &Limits::default()).unwrap();
+    assert_eq!(plan.clamped, Some(0));
+    assert!(!plan.groups[0].needs_worker());
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_refused_by_name() {
+    let mut request = request("x");
+    (request.prompts, request.prompt_form) = (vec![id_prompt(3), id_prompt(65)], PromptForm::IdLists);
     assert_eq!(locs(planned(&request, &Limits::default()).unwrap_err()), ["prompt[1]"]);
 }
 

@@ -71,6 +71,8 @@ struct Draft {
     plan: StepPlan,
     tokens_left: usize,
     score_rows_left: usize,
+    /// Groups of which something starts in this step: its tokens are planned already, or wait for a fork.
+    begun: Vec<GroupId>,
 }
 
 impl Policy {
@@ -147,11 +149,20 @@ impl Policy {
 
     /// The next step. Empty when nothing can go on before something is told. [`Policy::complete`] must follow.
     pub fn plan(&mut self) -> StepPlan {
-        let mut step =
-            Draft { plan: StepPlan::default(), tokens_left: self.bounds.step_tokens, score_rows_left: SCORE_ROWS };
+        let mut step = Draft {
+            plan: StepPlan::default(),
+            tokens_left: self.bounds.step_tokens,
+            score_rows_left: SCORE_ROWS,
+            begun: Vec::new(),
+        };
         self.serve_runners(&mut step, Turn::Decodes);
-        self.serve_runners(&mut step, Turn::Prefills);
+        // Newcomers come before prompts that are under way, with half of what is left: a long prompt must not hold up
+        // everyone who comes after it.
+        let kept = if self.has_prefills() { step.tokens_left / 2 } else { 0 };
+        step.tokens_left -= kept;
         self.start_units(&mut step);
+        step.tokens_left += kept;
+        self.serve_runners(&mut step, Turn::Prefills);
         while step.plan.is_empty() && self.give_up_a_prompt(&mut step) {
             self.start_units(&mut step);
         }
@@ -182,7 +193,7 @@ impl Policy {
         let mut served = VecDeque::new();
         let mut passed = VecDeque::new();
         for runner in std::mem::take(&mut self.runners) {
-            if self.turn_of(runner) != Some(turn) {
+            if self.turn_of(runner) != Some(turn) || step.begun.contains(&runner.group) {
                 passed.push_back(runner);
                 continue;
             }
@@ -194,6 +205,10 @@ impl Policy {
         }
         passed.append(&mut served);
         self.runners = passed;
+    }
+
+    fn has_prefills(&self) -> bool {
+        self.runners.iter().any(|runner| self.turn_of(*runner) == Some(Turn::Prefills))
     }
 
     /// Which turn serves the runner; `None` while it is parked.
@@ -273,6 +288,7 @@ impl Policy {
         };
         let key = group.share_key;
         self.shares.served(key);
+        step.begun.push(id);
         if unit == Unit::Prompt {
             match self.serve(runner, step) {
                 Served::GoesOn(next) => self.runners.push_back(next),

@@ -279,6 +279,18 @@ fn a_long_prompt_never_stalls_running_streams() {
 }
 
 #[test]
+fn a_long_prompt_never_holds_up_those_who_come_after_it() {
+    let mut world = World::new(ROOMY, usize::MAX);
+    let long = world.admit(0, shape(0, 1000, 1, 1)).unwrap();
+    world.step();
+    let late = world.admit(1, shape(0, 2, 1, 1)).unwrap();
+    world.served.clear();
+    world.step();
+    assert!(world.has_served(late), "the newcomer waits for the whole of the long prompt");
+    assert!(world.has_served(long), "the long prompt stands still for the newcomer");
+}
+
+#[test]
 fn decodes_that_do_not_fit_a_step_take_turns() {
     let mut world = World::new(Bounds { step_tokens: 2, ..ROOMY }, usize::MAX);
     let id = world.admit(0, shape(0, 2, 100, 5)).unwrap();

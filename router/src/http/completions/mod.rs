@@ -56,8 +56,10 @@ pub async fn create(
     })?;
     let model = resolve(&app, &request)?;
     plan::check(&request, &model, model.tokenizer.has_infill())?;
-    let (request, prompts) = tokenise(&app, &model, request).await?;
+    let (mut request, prompts) = tokenise(&app, &model, request).await?;
     let seed = request.seed.unwrap_or_else(|| rand::random::<u64>() >> (u64::BITS - DRAWN_SEED_BITS));
+    // The prompt log must say what would give this answer again.
+    request.seed = Some(seed);
     let plan = plan::plan(&request, &model, prompts, (seed, share_key(&request)), &app.limits)?;
     let deadline = app.limits.deadline.map(|limit| arrived + limit);
     let answer = start(&app, &model, &plan, deadline).await?;
