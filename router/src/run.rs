@@ -109,7 +109,12 @@ pub async fn bind(settings: RouterSettings, identity: Identity) -> Result<Bound,
 /// The process's metrics recorder: one, however many routers a process runs.
 fn recorder() -> Result<PrometheusHandle, RouterError> {
     static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
-    let install = || PrometheusBuilder::new().install_recorder().ok();
+    let install = || {
+        // Buckets, not quantiles: those of several routers cannot be added up.
+        let recorder = PrometheusBuilder::new().set_buckets(&http::metrics::SECONDS).ok()?.install_recorder().ok()?;
+        http::metrics::describe();
+        Some(recorder)
+    };
     RECORDER.get_or_init(install).clone().ok_or(RouterError::Metrics)
 }
 

@@ -110,3 +110,13 @@ def test_a_reader_of_a_byte_a_second_costs_bounded_memory_and_stalls_nobody(slow
         slow.wait_until("the slow reader to be cut", cut)
     print(f"memory grew by {(peak - before) >> 10} kB")
     assert peak - before < 32 << 20
+
+
+def test_the_load_is_told_worker_by_worker_and_explained(scripted):
+    whole(scripted, prompt="x", max_tokens=1)
+    text = scripted.http.get("/metrics").text
+    assert 'shoal_worker_sequences_running{worker="' in text
+    named = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    explained = {line.split()[2] for line in text.splitlines() if line.startswith("# HELP")}
+    assert named and named <= explained, named - explained
+    assert "shoal_request_seconds_bucket" in text, "quantiles of several routers cannot be added up"

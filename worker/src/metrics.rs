@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use metrics::{counter, gauge, histogram};
-use shoal_common::wire::hello::Status;
+use metrics::{counter, histogram};
 use shoal_common::wire::message::GroupFailure;
 
 use crate::scheduler::{Feed, StepPlan};
@@ -18,13 +17,6 @@ pub(crate) fn step(plan: &StepPlan, took: Duration) {
     histogram!("shoal_worker_step_seconds").record(took.as_secs_f64());
     counter!("shoal_worker_tokens_total", "phase" => "prefill").increment(of(true));
     counter!("shoal_worker_tokens_total", "phase" => "decode").increment(of(false));
-}
-
-/// The load after a turn.
-pub(crate) fn load(status: &Status) {
-    gauge!("shoal_worker_sequences_running").set(status.running);
-    gauge!("shoal_worker_groups_waiting").set(status.waiting);
-    gauge!("shoal_worker_kv_tokens_used").set(status.kv_used as f64);
 }
 
 /// A group was given up.

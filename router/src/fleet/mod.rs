@@ -92,6 +92,17 @@ impl FleetState {
     }
 }
 
+/// A worker's load as `/metrics` shows it: workers have no HTTP of their own. A worker that left has none.
+fn tell_load(worker: &Name, status: Option<&Status>) {
+    let tell = |name: &'static str, value: fn(&Status) -> f64| {
+        metrics::gauge!(name, "worker" => worker.to_string()).set(status.map_or(0.0, value));
+    };
+    tell("shoal_worker_sequences_running", |status| status.running.into());
+    tell("shoal_worker_groups_waiting", |status| status.waiting.into());
+    tell("shoal_worker_tokens_queued", |status| status.queued_tokens as f64);
+    tell("shoal_worker_kv_tokens_used", |status| status.kv_used as f64);
+}
+
 impl Actor for FleetActor {
     type Msg = FleetMessage;
     type State = FleetState;
@@ -122,10 +133,14 @@ impl Actor for FleetActor {
             }
             FleetMessage::Report { worker, seat, status } => {
                 state.roster.report(&worker, seat, status, Instant::now());
+                tell_load(&worker, Some(&status));
                 state.publish();
             }
             FleetMessage::Leave { worker, seat } => {
                 state.roster.leave(&worker, seat);
+                if !state.roster.has(&worker) {
+                    tell_load(&worker, None);
+                }
                 state.publish();
             }
         }

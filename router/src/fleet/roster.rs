@@ -183,6 +183,11 @@ impl Roster {
         }
     }
 
+    /// Whether a worker of this name is a member.
+    pub fn has(&self, worker: &Name) -> bool {
+        self.replicas.contains_key(worker)
+    }
+
     /// The members as requests see them.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot { replicas: self.replicas.values().cloned().map(Arc::new).collect(), models: self.models.clone() }

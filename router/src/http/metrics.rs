@@ -8,6 +8,32 @@ use axum::response::IntoResponse;
 
 use crate::app::App;
 
+/// Upper bounds of the buckets of every time, in seconds: from a router's own work to a long answer.
+pub(crate) const SECONDS: [f64; 12] = [0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0];
+
+/// Says what each metric means, for the `HELP` lines. Those of the worker show where router and worker share a process.
+pub(crate) fn describe() {
+    use metrics::{describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
+    counter!("shoal_http_requests_total", "HTTP requests answered, by route, method and status");
+    histogram!("shoal_request_seconds", "Completions from arrival to their end, in seconds");
+    counter!("shoal_prompt_tokens_total", "Prompt tokens of completions");
+    counter!("shoal_completion_tokens_total", "Tokens generated, all candidates counted");
+    counter!("shoal_route_total", "Groups sent to a worker, by the reason it was chosen");
+    counter!("shoal_replays_total", "Groups that went on elsewhere because their worker was lost");
+    counter!("shoal_workers_refused_total", "Connections of workers that were not taken");
+    counter!("shoal_prompt_log_dropped_total", "Lines that the prompt log had no room for");
+    counter!("shoal_prompt_log_failed_total", "Lines that the prompt log could not write");
+    gauge!("shoal_replicas", "Workers connected");
+    gauge!("shoal_worker_sequences_running", "Sequences that hold KV, by worker");
+    gauge!("shoal_worker_groups_waiting", "Groups that wait for room, by worker");
+    gauge!("shoal_worker_tokens_queued", "Tokens still to be computed at most, by worker");
+    gauge!("shoal_worker_kv_tokens_used", "Tokens of KV used or reserved, by worker");
+    counter!("shoal_worker_steps_total", "Steps of the engine");
+    histogram!("shoal_worker_step_seconds", "Steps of the engine, in seconds");
+    counter!("shoal_worker_tokens_total", "Tokens computed, by phase");
+    counter!("shoal_worker_groups_failed_total", "Groups given up, by reason");
+}
+
 /// All metrics of the process.
 #[utoipa::path(
     get, path = "/metrics", tag = "health", responses((status = 200, body = String, content_type = "text/plain; version=0.0.4"))

@@ -10,7 +10,7 @@ pub mod error;
 pub mod fault;
 pub mod foreign;
 mod health;
-mod metrics;
+pub(crate) mod metrics;
 mod models;
 pub mod openapi;
 pub mod report;

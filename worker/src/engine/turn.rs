@@ -241,7 +241,6 @@ impl Engine {
             kv_used: load.kv_used,
             tokens_per_second: self.rate.tokens_per_second(),
         };
-        metrics::load(&status);
         self.links.publish.send_replace(status);
     }
 }

@@ -155,7 +155,12 @@ impl Policy {
             score_rows_left: SCORE_ROWS,
             begun: Vec::new(),
         };
+        // Where more sequences decode than a step holds, prompts still get a quarter of it: else nobody could begin until
+        // somebody ends.
+        let for_prompts = if self.has_prefills() || !self.shares.is_empty() { step.tokens_left / 4 } else { 0 };
+        step.tokens_left -= for_prompts;
         self.serve_runners(&mut step, Turn::Decodes);
+        step.tokens_left += for_prompts;
         // Newcomers come before prompts that are under way, with half of what is left: a long prompt must not hold up
         // everyone who comes after it.
         let kept = if self.has_prefills() { step.tokens_left / 2 } else { 0 };

@@ -291,6 +291,19 @@ fn a_long_prompt_never_holds_up_those_who_come_after_it() {
 }
 
 #[test]
+fn a_newcomer_begins_though_decodes_fill_every_step() {
+    let mut world = World::new(Bounds { step_tokens: 4, ..ROOMY }, usize::MAX);
+    world.admit(0, shape(0, 2, 100, 6)).unwrap();
+    for _ in 0..10 {
+        world.step();
+    }
+    let late = world.admit(1, shape(0, 2, 1, 1)).unwrap();
+    world.served.clear();
+    world.step();
+    assert!(world.has_served(late), "nobody can begin until somebody ends");
+}
+
+#[test]
 fn decodes_that_do_not_fit_a_step_take_turns() {
     let mut world = World::new(Bounds { step_tokens: 2, ..ROOMY }, usize::MAX);
     let id = world.admit(0, shape(0, 2, 100, 5)).unwrap();
