@@ -12,6 +12,7 @@ use crate::choice::{CandidateRules, scalars};
 use crate::http::error::{ApiError, FaultKind, FieldFault, Loc};
 use crate::request::{ClientText, CompletionRequest, Echo, EosRule, Loglikelihood, PromptForm, PromptInput};
 use crate::text::{Detokenizer, SpecialText};
+use crate::validate::work;
 
 /// How candidates become choices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +164,8 @@ pub fn plan(
 ) -> Result<Plan, ApiError> {
     let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.ids.len()).collect();
     let room = room_for_output(request, model, &lengths)?;
-    check_work(request, &lengths, &room, limits)?;
+    let work = lengths.iter().map(|length| *length as u64).zip(room.iter().copied());
+    work::check(work, request.best_of, limits).map_err(ApiError::invalid)?;
     let assignment = assignment(request);
     let shape = GroupShape { request, model, assignment, seed, share_key };
     let groups = prompts.into_iter().zip(&room).enumerate();
@@ -211,20 +213,6 @@ fn too_long(index: usize, length: &str, request: &CompletionRequest, model: &Ser
     let context = model.card.context;
     let message = format!("has {length} tokens; the model's context holds {context}");
     FieldFault::new(path, FaultKind::TooLong, message)
-}
-
-/// The work budget: tokens over all prompts and candidates.
-fn check_work(request: &CompletionRequest, lengths: &[usize], room: &[u32], limits: &Limits) -> Result<(), ApiError> {
-    let per_candidate: u64 = lengths.iter().zip(room).map(|(length, room)| *length as u64 + u64::from(*room)).sum();
-    let work = per_candidate.saturating_mul(u64::from(request.best_of));
-    if work <= limits.work {
-        return Ok(());
-    }
-    let message = format!(
-        "prompts x best_of x (prompt tokens + max_tokens) comes to {work} tokens; the limit is {}",
-        limits.work
-    );
-    Err(ApiError::invalid(FieldFault::field("max_tokens", FaultKind::TooLarge, message)))
 }
 
 fn assignment(request: &CompletionRequest) -> Assignment {

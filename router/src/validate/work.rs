@@ -6,16 +6,11 @@ use shoal_common::config::Limits;
 use crate::http::error::{FaultKind, FieldFault};
 use crate::request::{CompletionRequest, PromptInput};
 
-/// Refuses a request whose prompts x best_of x (prompt tokens + max_tokens) is over `limits.work`. `prompt_tokens` has one
-/// count per prompt.
-pub fn check(
-    prompt_tokens: impl IntoIterator<Item = u64>,
-    best_of: u16,
-    max_tokens: u32,
-    limits: &Limits,
-) -> Result<(), FieldFault> {
-    let per_candidate = |tokens: u64| u128::from(tokens) + u128::from(max_tokens);
-    let work = prompt_tokens.into_iter().map(per_candidate).sum::<u128>() * u128::from(best_of);
+/// Refuses a request whose prompts x best_of x (prompt tokens + max_tokens) is over `limits.work`. `prompts` has the prompt
+/// tokens and the `max_tokens` of each prompt.
+pub fn check(prompts: impl IntoIterator<Item = (u64, u32)>, best_of: u16, limits: &Limits) -> Result<(), FieldFault> {
+    let per_candidate = |(tokens, max_tokens): (u64, u32)| u128::from(tokens) + u128::from(max_tokens);
+    let work = prompts.into_iter().map(per_candidate).sum::<u128>() * u128::from(best_of);
     if work <= u128::from(limits.work) {
         return Ok(());
     }
@@ -32,7 +27,7 @@ pub(super) fn check_untokenised(request: &CompletionRequest, limits: &Limits) ->
         PromptInput::DocumentStart | PromptInput::Text(_) => 1,
         PromptInput::Tokens(ids) => ids.0.len() as u64,
     };
-    check(request.prompts.iter().map(least), request.best_of, request.max_tokens, limits)
+    check(request.prompts.iter().map(|prompt| (least(prompt), request.max_tokens)), request.best_of, limits)
 }
 
 #[cfg(test)]
@@ -42,8 +37,8 @@ mod tests {
     #[test]
     fn n_times_prompts_counts_against_the_budget() {
         let limits = Limits { work: 1000, ..Limits::default() };
-        assert!(check([10, 10], 5, 90, &limits).is_ok());
-        assert!(check([10, 11], 5, 90, &limits).is_err());
-        assert!(check([u64::MAX; 64], u16::MAX, u32::MAX, &limits).is_err());
+        assert!(check([(10, 90), (10, 90)], 5, &limits).is_ok());
+        assert!(check([(10, 90), (11, 90)], 5, &limits).is_err());
+        assert!(check([(u64::MAX, u32::MAX); 64], u16::MAX, &limits).is_err());
     }
 }
