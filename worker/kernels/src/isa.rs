@@ -1,0 +1,58 @@
+//! Which instruction sets this CPU has. Asked once, when a [`crate::Pool`] is made; kernels are told, they never ask.
+
+/// An instruction set that kernels are written for. The bits of their results are the same on each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// What every CPU has. Says what the bits are; slow.
+    Portable,
+    /// AVX2 with FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL and VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// AVX-512 as above, and AMX int8 tiles, which the operating system must have granted.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
+    /// NEON with dot products.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl Isa {
+    /// What this CPU can run, from the slowest to the fastest; [`Isa::Portable`] is the first.
+    pub fn available() -> Vec<Self> {
+        let mut found = vec![Self::Portable];
+        found.extend(native());
+        found
+    }
+
+    /// The fastest that this CPU can run.
+    pub fn best() -> Self {
+        Self::available().pop().unwrap_or(Self::Portable)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn native() -> Vec<Isa> {
+    use std::arch::is_x86_feature_detected as has;
+    let mut found = Vec::new();
+    if has!("avx2") && has!("fma") && has!("f16c") {
+        found.push(Isa::Avx2);
+        if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") && has!("avx512vnni") {
+            found.push(Isa::Avx512);
+        }
+    }
+    found
+}
+
+#[cfg(target_arch = "aarch64")]
+fn native() -> Vec<Isa> {
+    let has_dot = std::arch::is_aarch64_feature_detected!("dotprod") && std::arch::is_aarch64_feature_detected!("fp16");
+    if has_dot { vec![Isa::Neon] } else { Vec::new() }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn native() -> Vec<Isa> {
+    Vec::new()
+}
