@@ -98,7 +98,8 @@ pub(crate) fn branch_tokens(branch: u16, text: &str, logprob: f32, end: Option<B
     let token = |(position, id): (usize, &TokenId)| BranchToken {
         branch: BranchIndex(branch),
         position: position as u32,
-        score: score(*id, logprob),
+        token: *id,
+        score: Some(score(*id, logprob)),
         end: end.filter(|_| position == last),
     };
     ids.iter().enumerate().map(token).collect()

@@ -61,8 +61,9 @@ pub struct Submit {
     pub sampling: SamplingParams,
     /// When a branch ends.
     pub end: EndRules,
-    /// Alternatives to report beside each generated token, at most [`MAX_ALTERNATIVES`].
-    pub alternatives: u8,
+    /// Score the generated tokens, with this many alternatives each (at most [`MAX_ALTERNATIVES`]); absent: do not. A score
+    /// costs a pass over the vocabulary, and most requests want none.
+    pub score_tokens: Option<u8>,
     /// Score the prompt's tokens, with this many alternatives each (at most [`MAX_ALTERNATIVES`]); absent: do not.
     pub score_prompt: Option<u8>,
     /// Key of the fair share among users: a hash, not the name.
@@ -169,8 +170,10 @@ pub struct BranchToken {
     pub branch: BranchIndex,
     /// Index among the branch's generated tokens; the router refuses a gap or a repetition.
     pub position: u32,
-    /// The token with its raw logprob and alternatives.
-    pub score: TokenScore,
+    /// The token.
+    pub token: TokenId,
+    /// Its score, where one was asked for.
+    pub score: Option<TokenScore>,
     /// Set on the branch's last token.
     pub end: Option<BranchEnd>,
 }

@@ -104,15 +104,15 @@ fn submit() -> impl Strategy<Value = Submit> {
         min_tokens,
         stop_ids,
     });
-    let asked = (any::<u8>(), option::of(any::<u8>()), number(), option::of(number32()));
+    let asked = (option::of(any::<u8>()), option::of(any::<u8>()), number(), option::of(number32()));
     (fingerprint(), tokens(), vec(branch, 0..17), sampling(), end, asked).prop_map(
-        |(fingerprint, prompt, branches, sampling, end, (alternatives, score_prompt, share_key, deadline_ms))| Submit {
+        |(fingerprint, prompt, branches, sampling, end, (score_tokens, score_prompt, share_key, deadline_ms))| Submit {
             fingerprint,
             prompt: PromptIds(prompt),
             branches,
             sampling,
             end,
-            alternatives,
+            score_tokens,
             score_prompt,
             share_key,
             deadline_ms,
@@ -137,12 +137,15 @@ fn score() -> impl Strategy<Value = TokenScore> {
 
 fn group_frame() -> impl Strategy<Value = GroupFrame> {
     let end = option::of(prop_oneof![Just(BranchEnd::StopToken), Just(BranchEnd::Length)]);
-    let step = (any::<u16>(), number32(), score(), end).prop_map(|(branch, position, score, end)| BranchToken {
-        branch: BranchIndex(branch),
-        position,
-        score,
-        end,
-    });
+    let step = (any::<u16>(), number32(), token(), option::of(score()), end).prop_map(
+        |(branch, position, token, score, end)| BranchToken {
+            branch: BranchIndex(branch),
+            position,
+            token,
+            score,
+            end,
+        },
+    );
     let failure = prop_oneof![
         Just(GroupFailure::WrongFingerprint),
         Just(GroupFailure::Invalid),

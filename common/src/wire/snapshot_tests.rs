@@ -164,7 +164,7 @@ pub(super) fn submit() -> Submit {
         ],
         sampling: sampling(),
         end: EndRules { max_tokens: 256, min_tokens: 1, stop_ids: vec![TokenId(0), TokenId(2)] },
-        alternatives: 20,
+        score_tokens: Some(20),
         score_prompt: Some(5),
         share_key: 0x5151_5151_5151_5151,
         deadline_ms: Some(30_000),
@@ -176,7 +176,7 @@ fn stream_open() -> Vec<StreamOpen> {
         branches: Vec::new(),
         sampling: SamplingParams::default(),
         end: EndRules { max_tokens: 0, min_tokens: 0, stop_ids: Vec::new() },
-        alternatives: 0,
+        score_tokens: None,
         deadline_ms: None,
         ..submit()
     };
@@ -190,13 +190,19 @@ fn stream_open() -> Vec<StreamOpen> {
 fn group_frames() -> Vec<GroupFrame> {
     let score = |token, logprob| TokenScore { token: TokenId(token), logprob, alternatives: Vec::new() };
     let chosen = TokenScore { alternatives: vec![(TokenId(5), -0.25), (TokenId(900), -7.5)], ..score(5, -0.25) };
-    let token = |branch, score, end| BranchToken { branch: BranchIndex(branch), position: 17, score, end };
+    let token = |branch, score: TokenScore, end| BranchToken {
+        branch: BranchIndex(branch),
+        position: 17,
+        token: score.token,
+        score: Some(score),
+        end,
+    };
     vec![
         GroupFrame::PromptScores { first: 1, scores: vec![chosen.clone(), score(70_000, f32::NEG_INFINITY)] },
         GroupFrame::Step(vec![
             token(0, chosen, None),
             token(1, score(2, -0.5), Some(BranchEnd::StopToken)),
-            token(15, score(3, -1.5), Some(BranchEnd::Length)),
+            BranchToken { score: None, ..token(15, score(3, -1.5), Some(BranchEnd::Length)) },
         ]),
         GroupFrame::Accepted,
         GroupFrame::Busy { retry_after_ms: 1500 },

@@ -108,7 +108,7 @@ fn a_list_that_announces_2_to_the_60_elements_is_refused() {
     let announced = huge(1 << 60);
     // `GroupFrame::Step` with its list; `Step([token])` with its list of alternatives; the prompt of a submission.
     let step = [&[2][..], &announced].concat();
-    let alternatives = [&[2, 1, 0, 0, 5][..], &[0; 4], &announced].concat();
+    let alternatives = [&[2, 1, 0, 0, 5, 1, 5][..], &[0; 4], &announced].concat();
     for body in [step, alternatives] {
         assert!(matches!(decode::<GroupFrame>(&body), Err(CodecError::Malformed(_))), "{body:?}");
     }

@@ -123,8 +123,8 @@ impl Candidate {
             return delta;
         }
         let offset = self.written;
-        let text = self.detokenizer.push(token.score.token);
-        self.held.push_back(PlacedToken { token: token.score.token, score: Some(token.score), offset });
+        let text = self.detokenizer.push(token.token);
+        self.held.push_back(PlacedToken { token: token.token, score: token.score, offset });
         self.write(&text, &mut delta);
         if self.finish.is_none() && token.end == Some(BranchEnd::Length) {
             self.end(FinishReason::Length, &mut delta);

@@ -22,7 +22,13 @@ fn run(candidate: &mut Candidate, tokens: Vec<BranchToken>) -> Delta {
 }
 
 fn eos_at(position: u32) -> BranchToken {
-    BranchToken { branch: BranchIndex(0), position, score: score(EOS, -1.0), end: Some(BranchEnd::StopToken) }
+    BranchToken {
+        branch: BranchIndex(0),
+        position,
+        token: EOS,
+        score: Some(score(EOS, -1.0)),
+        end: Some(BranchEnd::StopToken),
+    }
 }
 
 #[test]

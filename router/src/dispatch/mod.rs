@@ -359,7 +359,7 @@ impl GroupRun {
             return Err(Trouble::Replica);
         }
         for token in &tokens {
-            self.submit.branches[token.branch.index()].emitted.0.push(token.score.token);
+            self.submit.branches[token.branch.index()].emitted.0.push(token.token);
             self.ended[token.branch.index()] = token.end.is_some();
         }
         Ok((!tokens.is_empty()).then_some(GroupEvent::Tokens(tokens)))
@@ -369,7 +369,9 @@ impl GroupRun {
     fn comes_next(&self, token: &BranchToken) -> bool {
         let emitted = self.submit.branches[token.branch.index()].emitted.0.len();
         let in_place = emitted == token.position as usize && token.position < self.submit.end.max_tokens;
-        in_place && self.is_known(&token.score)
+        let as_asked = token.score.is_some() == self.submit.score_tokens.is_some()
+            && token.score.as_ref().is_none_or(|score| score.token == token.token && self.is_known(score));
+        in_place && token.token.0 < self.vocab_size && as_asked
     }
 
     fn is_known(&self, score: &TokenScore) -> bool {

@@ -81,7 +81,7 @@ impl Stage {
             branches: (0..u32::from(branches)).map(start).collect(),
             sampling: Default::default(),
             end: EndRules { max_tokens: 6, min_tokens: 0, stop_ids: Vec::new() },
-            alternatives: 0,
+            score_tokens: Some(0),
             score_prompt,
             share_key: 0,
             deadline_ms: None,
@@ -105,6 +105,12 @@ impl Played {
 }
 
 impl PlayedGroup {
+    /// A token, scored if the router has asked for that.
+    fn token(&self, branch: u16, position: u32, token: TokenId, end: Option<BranchEnd>) -> BranchToken {
+        let score = self.submit.score_tokens.map(|_| score(token, -1.0));
+        BranchToken { branch: BranchIndex(branch), position, token, score, end }
+    }
+
     pub(crate) async fn send(&mut self, frame: GroupFrame) {
         codec::write_frame(&mut self.writer, &frame).await.unwrap();
     }
@@ -113,8 +119,8 @@ impl PlayedGroup {
     pub(crate) async fn tokens(&mut self, branch: u16, positions: std::ops::Range<u32>) {
         for position in positions {
             let end = (position == 5).then_some(BranchEnd::Length);
-            let score = score(TokenId(100 + position), -1.0);
-            self.send(GroupFrame::Step(vec![BranchToken { branch: BranchIndex(branch), position, score, end }])).await;
+            let token = self.token(branch, position, TokenId(100 + position), end);
+            self.send(GroupFrame::Step(vec![token])).await;
         }
     }
 }
@@ -123,13 +129,7 @@ impl PlayedGroup {
     /// Branches 0 and 1 end with their first tokens, in one step.
     pub(crate) async fn both_end(&mut self) {
         let end = Some(BranchEnd::Length);
-        let score = |branch| score(TokenId(100 + branch), -1.0);
-        let token = |branch: u16| BranchToken {
-            branch: BranchIndex(branch),
-            position: 0,
-            score: score(u32::from(branch)),
-            end,
-        };
+        let token = |branch: u16| self.token(branch, 0, TokenId(100 + u32::from(branch)), end);
         self.send(GroupFrame::Step(vec![token(0), token(1)])).await;
     }
 }
@@ -139,7 +139,7 @@ async fn rest(run: &mut GroupRun) -> Result<Vec<(u16, u32)>, DispatchError> {
     let mut seen = Vec::new();
     while let Some(event) = run.next().await? {
         if let GroupEvent::Tokens(tokens) = event {
-            seen.extend(tokens.iter().map(|token| (token.branch.0, token.score.token.0)));
+            seen.extend(tokens.iter().map(|token| (token.branch.0, token.token.0)));
         }
     }
     Ok(seen)
@@ -217,8 +217,7 @@ async fn a_gap_a_repetition_or_an_unknown_token_is_never_handed_on() {
             group.send(GroupFrame::Accepted).await;
             group.tokens(0, 0..1).await;
             let (branch, position, token) = bad;
-            let score = score(TokenId(token), -1.0);
-            let token = BranchToken { branch: BranchIndex(branch), position, score, end: None };
+            let token = group.token(branch, position, TokenId(token), None);
             group.send(GroupFrame::Step(vec![token])).await;
             let mut resumed = second.group().await;
             resumed.send(GroupFrame::Accepted).await;
@@ -240,16 +239,11 @@ async fn of_a_step_with_a_wrong_token_nothing_is_lost() {
     let mut stage = Stage::new();
     let (first, second) = (stage.worker("a").await, stage.worker("b").await);
     let (mut run, _stop) = stage.group(2, None);
-    let token = |branch, position| BranchToken {
-        branch: BranchIndex(branch),
-        position,
-        score: score(TokenId(100 + position), -1.0),
-        end: None,
-    };
     let plays = async {
         let mut group = first.group().await;
         group.send(GroupFrame::Accepted).await;
-        group.send(GroupFrame::Step(vec![token(0, 0), token(1, 3)])).await;
+        let (right, wrong) = (group.token(0, 0, TokenId(100), None), group.token(1, 3, TokenId(103), None));
+        group.send(GroupFrame::Step(vec![right, wrong])).await;
         let mut resumed = second.group().await;
         resumed.send(GroupFrame::Accepted).await;
         resumed.tokens(0, 0..6).await;
@@ -274,8 +268,7 @@ async fn a_worker_that_does_not_end_is_not_listened_to() {
         let mut group = worker.group().await;
         group.send(GroupFrame::Accepted).await;
         for position in 0..7 {
-            let score = score(TokenId(100 + position), -1.0);
-            let token = BranchToken { branch: BranchIndex(0), position, score, end: None };
+            let token = group.token(0, position, TokenId(100 + position), None);
             group.send(GroupFrame::Step(vec![token])).await;
         }
         // The submission allows six; the seventh resets the stream.

@@ -245,7 +245,7 @@ struct GroupShape<'a> {
 impl GroupShape<'_> {
     fn group(&self, index: usize, prompt: TokenisedPrompt, max_tokens: u32) -> GroupPlan {
         let prelude = self.prelude(&prompt);
-        let alternatives = reported_alternatives(self.request).unwrap_or(0);
+        let reported = reported_alternatives(self.request);
         let mut sampling = self.request.sampling.clone();
         sampling.seed = self.seed;
         let submit = Submit {
@@ -254,8 +254,9 @@ impl GroupShape<'_> {
             branches: self.branches(index, max_tokens),
             sampling,
             end: self.end_rules(max_tokens),
-            alternatives,
-            score_prompt: prelude.tokens.as_ref().filter(|tokens| tokens.len() > 1).map(|_| alternatives),
+            // Ranked candidates need their logprobs even where the client sees none.
+            score_tokens: reported.or_else(|| (self.assignment == Assignment::Ranked).then_some(0)),
+            score_prompt: prelude.tokens.as_ref().filter(|tokens| tokens.len() > 1).map(|_| reported.unwrap_or(0)),
             share_key: self.share_key,
             deadline_ms: None,
         };

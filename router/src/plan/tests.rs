@@ -111,7 +111,9 @@ fn ignoring_eos_leaves_only_the_requests_own_stop_tokens() {
 fn greedy_candidates_share_one_branch_and_sampled_ones_are_ranked() {
     let mut request = request("x");
     (request.n, request.best_of) = (1, 4);
-    assert_eq!(planned(&request, &Limits::default()).unwrap().assignment, Assignment::Ranked);
+    let ranked = planned(&request, &Limits::default()).unwrap();
+    assert_eq!(ranked.assignment, Assignment::Ranked);
+    assert_eq!(ranked.groups[0].submit.score_tokens, Some(0), "they are ranked by what the worker scores");
     request.sampling.temperature = Temperature::new(0.0).unwrap();
     assert_eq!(planned(&request, &Limits::default()).unwrap().assignment, Assignment::Shared);
 }

@@ -38,8 +38,9 @@ impl Desk {
 }
 
 fn frame(position: u32) -> GroupFrame {
-    let score = TokenScore { token: TokenId(position), logprob: -1.0, alternatives: Vec::new() };
-    GroupFrame::Step(vec![BranchToken { branch: BranchIndex(0), position, score, end: None }])
+    let token = TokenId(position);
+    let score = Some(TokenScore { token, logprob: -1.0, alternatives: Vec::new() });
+    GroupFrame::Step(vec![BranchToken { branch: BranchIndex(0), position, token, score, end: None }])
 }
 
 const COST: usize = 50;

@@ -64,8 +64,10 @@ fn params_are_valid(submit: &Submit) -> bool {
         && stop_ids.is_sorted()
         && bias.len() <= MAX_LOGIT_BIAS
         && bias.is_sorted_by(|a, b| a.0 < b.0)
-        && submit.alternatives <= MAX_ALTERNATIVES
-        && submit.score_prompt.is_none_or(|alternatives| alternatives <= MAX_ALTERNATIVES)
+        && [submit.score_tokens, submit.score_prompt]
+            .iter()
+            .flatten()
+            .all(|&alternatives| alternatives <= MAX_ALTERNATIVES)
 }
 
 /// What the policy must know of a valid submission. With `max_tokens` 0 no branch runs.

@@ -36,7 +36,8 @@ pub(super) struct LiveGroup {
     prompt: Vec<TokenId>,
     sampling: SamplingParams,
     end: EndRules,
-    alternatives: u8,
+    /// Alternatives of the generated tokens' scores; absent: they are not scored.
+    alternatives: Option<u8>,
     /// Alternatives of the prompt's scores.
     score_alternatives: u8,
     branches: Vec<LiveBranch>,
@@ -65,7 +66,7 @@ impl LiveGroup {
             prompt,
             sampling: submit.sampling,
             end: submit.end,
-            alternatives: submit.alternatives,
+            alternatives: submit.score_tokens,
             score_alternatives: submit.score_prompt.unwrap_or(0),
             prompt_row: Vec::new(),
             drawn: Vec::new(),
@@ -121,7 +122,7 @@ impl LiveGroup {
         let draw =
             sampler::Draw { params: &self.sampling, history: &branch.history, banned, choice: branch.choice, position };
         let token = sampler.sample(row, &draw);
-        let score = sampler.score(row, token, self.alternatives);
+        let score = self.alternatives.map(|alternatives| sampler.score(row, token, alternatives));
         branch.push(token);
         let end = if self.end.stop_ids.binary_search(&token).is_ok() {
             Some(BranchEnd::StopToken)
@@ -131,7 +132,7 @@ impl LiveGroup {
         if end.is_some() {
             branch.life = Life::Ended;
         }
-        self.drawn.push(BranchToken { branch: at, position, score, end });
+        self.drawn.push(BranchToken { branch: at, position, token, score, end });
         if end.is_some() { Drawn::Ended } else { Drawn::GoesOn }
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use shoal_common::wire::message::GroupFrame;
+use shoal_common::wire::message::{BranchToken, GroupFrame};
 use tokio::sync::mpsc;
 
 use super::link::{GroupLink, UNSENT_FRAMES};
@@ -133,7 +133,10 @@ fn cost(frame: &GroupFrame) -> usize {
         GroupFrame::PromptScores { scores, .. } => {
             scores.iter().map(|score| scored(score.alternatives.len())).sum::<usize>()
         }
-        GroupFrame::Step(tokens) => tokens.iter().map(|token| scored(token.score.alternatives.len())).sum(),
+        GroupFrame::Step(tokens) => {
+            let alternatives = |token: &BranchToken| token.score.as_ref().map_or(0, |score| score.alternatives.len());
+            tokens.iter().map(|token| 8 + scored(alternatives(token))).sum()
+        }
         GroupFrame::Accepted | GroupFrame::Busy { .. } | GroupFrame::Failed(_) => 0,
     };
     32 + body

@@ -191,7 +191,7 @@ async fn hear(recv: &mut quinn::RecvStream) -> Heard {
 /// More than the link and the worker hold for a router that does not read: the group is parked, running.
 fn more_than_is_buffered() -> Submit {
     let mut submit = submission(&[1, 2, 3], 400, 8);
-    submit.alternatives = 20;
+    submit.score_tokens = Some(20);
     submit
 }
 

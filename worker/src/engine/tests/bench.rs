@@ -53,7 +53,7 @@ impl Heard {
         for token in self.steps().filter(|token| token.branch == BranchIndex(branch)) {
             assert_eq!(*next.get_or_insert(token.position), token.position);
             next = next.map(|position| position + 1);
-            tokens.push(token.score.clone());
+            tokens.extend(token.score.clone());
         }
         tokens
     }
@@ -192,7 +192,7 @@ pub(crate) fn submission(prompt: &[u32], max_tokens: u32, branches: u32) -> Subm
         branches: (0..branches).map(|choice| start(choice, &[])).collect(),
         sampling,
         end: EndRules { max_tokens, min_tokens: 0, stop_ids: Vec::new() },
-        alternatives: 3,
+        score_tokens: Some(3),
         score_prompt: None,
         share_key: 0,
         deadline_ms: None,

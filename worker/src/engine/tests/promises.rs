@@ -99,6 +99,18 @@ fn a_prompt_is_scored_before_the_first_token_and_its_scores_are_those_of_its_tok
 }
 
 #[test]
+fn a_token_is_scored_where_that_was_asked_for_and_is_the_same_where_it_was_not() {
+    let scored = alone(submission(&prompt(3, 20), 12, 1));
+    let mut submit = submission(&prompt(3, 20), 12, 1);
+    submit.score_tokens = None;
+    let unscored = alone(submit);
+    assert!(scored.steps().all(|token| token.score.as_ref().is_some_and(|score| score.token == token.token)));
+    assert!(unscored.steps().all(|token| token.score.is_none()));
+    assert!(unscored.steps().map(|token| token.token).eq(scored.steps().map(|token| token.token)));
+    assert_eq!(unscored.steps().count(), 12);
+}
+
+#[test]
 fn with_max_tokens_0_a_prompt_is_only_scored() {
     for branches in [0, 1] {
         let mut submit = submission(&prompt(4, 30), 0, branches);
@@ -204,7 +216,7 @@ fn one_group_too_many_is_told_busy() {
 fn a_group_that_does_not_drain_is_parked_within_its_bound_and_others_go_on() {
     let mut bench = Bench::new(ROOMY);
     let mut talkative = submission(&prompt(9, 4), 400, 8);
-    talkative.alternatives = 20;
+    talkative.score_tokens = Some(20);
     let clogged = bench.submit(talkative.clone());
     bench.streams.get_mut(&clogged).unwrap().draining = Draining::No;
     let other = bench.submit(submission(&prompt(10, 4), 300, 1));
@@ -280,7 +292,7 @@ fn an_invalid_submission_is_refused_before_anything_is_allocated() {
         |submit| submit.branches[0].emitted = ids(&[VOCAB]),
         |submit| submit.end.stop_ids = vec![TokenId(2), TokenId(1)],
         |submit| submit.end.stop_ids = (0..2000).map(TokenId).collect(),
-        |submit| submit.alternatives = 21,
+        |submit| submit.score_tokens = Some(21),
         |submit| submit.score_prompt = Some(21),
     ];
     for break_it in broken {
