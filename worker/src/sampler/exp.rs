@@ -30,7 +30,7 @@ const COEFFICIENTS: [f64; 14] = [
 const LANES: usize = 8;
 
 /// e to the power of `x`, for `x <= 0`, within 1 ulp. `exp(0)` is exactly 1. No branches, so that loops over rows vectorise.
-#[inline]
+#[inline(always)]
 pub(super) fn exp(x: f64) -> f64 {
     let clamped = x.max(SMALLEST_ARGUMENT);
     let shifted = clamped * std::f64::consts::LOG2_E + ROUNDER;
@@ -48,15 +48,16 @@ pub(super) fn ln(x: f64) -> f64 {
 }
 
 /// Sum of a row: 8 partial sums, over the indices equal modulo 8, folded as a tree. The order is part of the numerics.
+#[inline(always)]
 pub(super) fn sum(row: &[f64]) -> f64 {
     let mut lanes = [0.0; LANES];
-    let mut chunks = row.chunks_exact(LANES);
-    for chunk in &mut chunks {
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    for chunk in chunks {
         for (lane, value) in lanes.iter_mut().zip(chunk) {
             *lane += value;
         }
     }
-    for (lane, value) in lanes.iter_mut().zip(chunks.remainder()) {
+    for (lane, value) in lanes.iter_mut().zip(rest) {
         *lane += value;
     }
     let [a, b, c, d, e, f, g, h] = lanes;

@@ -33,7 +33,8 @@ use shoal_common::wire::message::TokenScore;
 
 use filters::{Best, Candidates, Ranking, best};
 pub use penalties::TokenHistory;
-use penalties::{Restrictions, adjust};
+use penalties::{Restrictions, adjust, leaves_logits_alone};
+use pulp::{Arch, Simd, WithSimd};
 
 /// What one draw depends on beside the logits.
 #[derive(Clone, Copy, Debug)]
@@ -51,11 +52,20 @@ pub struct Draw<'a> {
 }
 
 /// Draws and scores tokens. Holds only scratch memory of three rows, overwritten by each call: one per engine.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sampler {
+    /// The instruction set that the passes over a row are compiled for. It never shows in a result: Rust neither reorders
+    /// nor contracts floating-point operations.
+    arch: Arch,
     /// `[vocab]`: logits after bias and penalties, or the exponentials of a score.
     row: Vec<f64>,
     candidates: Candidates,
+}
+
+impl Default for Sampler {
+    fn default() -> Self {
+        Self { arch: Arch::new(), row: Vec::new(), candidates: Candidates::default() }
+    }
 }
 
 impl Sampler {
@@ -66,6 +76,18 @@ impl Sampler {
 
     /// Draws a token from a row of raw logits, `[vocab]`. Equal arguments give equal tokens.
     pub fn sample(&mut self, logits: &[f32], draw: &Draw<'_>) -> TokenId {
+        let arch = self.arch;
+        arch.dispatch(Sampling { sampler: self, logits, draw })
+    }
+
+    #[inline(always)]
+    fn sample_here(&mut self, logits: &[f32], draw: &Draw<'_>) -> TokenId {
+        if draw.params.temperature.is_greedy()
+            && leaves_logits_alone(draw)
+            && let Some(best) = best(logits, f32::NEG_INFINITY)
+        {
+            return best.token;
+        }
         let best = match self.prepare(logits, draw) {
             Prepared::Forced(token) => return token,
             Prepared::Row(best) => best,
@@ -83,21 +105,55 @@ impl Sampler {
     /// The raw logprob of `token` in a row of raw logits, `[vocab]`, and the best `alternatives` tokens of the row by
     /// (logprob descending, id ascending). Bias, penalties and temperature play no part.
     pub fn score(&mut self, logits: &[f32], token: TokenId, alternatives: u8) -> TokenScore {
-        logprobs::score(&mut self.row, logits, token, alternatives)
+        self.arch.dispatch(Scoring { scratch: &mut self.row, logits, token, alternatives })
     }
 
+    #[inline(always)]
     fn prepare(&mut self, logits: &[f32], draw: &Draw<'_>) -> Prepared {
         adjust(&mut self.row, logits, draw, Restrictions::All);
-        if let Some(best) = best(&self.row) {
+        if let Some(best) = best(&self.row, f64::NEG_INFINITY) {
             return Prepared::Row(best);
         }
         for weaker in [Restrictions::BansOnly, Restrictions::Lifted] {
             adjust(&mut self.row, logits, draw, weaker);
-            if let Some(best) = best(&self.row) {
+            if let Some(best) = best(&self.row, f64::NEG_INFINITY) {
                 return Prepared::Forced(best.token);
             }
         }
         Prepared::Forced(TokenId(0))
+    }
+}
+
+/// [`Sampler::sample`], compiled for an instruction set. A closure would not be.
+struct Sampling<'a> {
+    sampler: &'a mut Sampler,
+    logits: &'a [f32],
+    draw: &'a Draw<'a>,
+}
+
+impl WithSimd for Sampling<'_> {
+    type Output = TokenId;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> TokenId {
+        self.sampler.sample_here(self.logits, self.draw)
+    }
+}
+
+/// [`Sampler::score`], compiled for an instruction set.
+struct Scoring<'a> {
+    scratch: &'a mut Vec<f64>,
+    logits: &'a [f32],
+    token: TokenId,
+    alternatives: u8,
+}
+
+impl WithSimd for Scoring<'_> {
+    type Output = TokenScore;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> TokenScore {
+        logprobs::score(self.scratch, self.logits, self.token, self.alternatives)
     }
 }
 

@@ -63,9 +63,12 @@ pub(super) enum Restrictions {
 
 /// Writes the logits with bias and penalties to `adjusted` (`[vocab]`, f64): no NaN, no +inf, no negative zero; -inf for
 /// what cannot be drawn. Ids outside the vocabulary are passed over.
+#[inline(always)]
 pub(super) fn adjust(adjusted: &mut Vec<f64>, logits: &[f32], draw: &Draw<'_>, restrictions: Restrictions) {
-    adjusted.clear();
-    adjusted.extend(logits.iter().map(|&logit| clean(f64::from(logit))));
+    adjusted.resize(logits.len(), 0.0);
+    for (place, &logit) in adjusted.iter_mut().zip(logits) {
+        *place = clean(f64::from(logit));
+    }
     add_bias(adjusted, draw.params);
     add_penalties(adjusted, draw.params, draw.history);
     if restrictions == Restrictions::All {
@@ -78,8 +81,19 @@ pub(super) fn adjust(adjusted: &mut Vec<f64>, logits: &[f32], draw: &Draw<'_>, r
 
 /// NaN becomes -inf (it cannot be drawn), +inf the largest finite value (so that differences exist), -0 becomes 0 (so that
 /// it ties with 0).
+#[inline(always)]
 pub(super) fn clean(logit: f64) -> f64 {
     if logit.is_nan() { f64::NEG_INFINITY } else { logit.min(f64::MAX) + 0.0 }
+}
+
+/// Whether the draw takes the logits as they are.
+pub(super) fn leaves_logits_alone(draw: &Draw<'_>) -> bool {
+    let SamplingParams { logit_bias, repetition_penalty, frequency_penalty, presence_penalty, .. } = draw.params;
+    logit_bias.is_empty()
+        && draw.banned.is_empty()
+        && repetition_penalty.get() == 1.0
+        && frequency_penalty.get() == 0.0
+        && presence_penalty.get() == 0.0
 }
 
 fn add_bias(adjusted: &mut [f64], params: &SamplingParams) {
