@@ -8,7 +8,7 @@ use shoal_common::ids::{Digest, Name, TokenId};
 
 use super::load::available_bytes;
 use super::*;
-use crate::backend::{LogitsBuffer, LogitsOf, SequenceId, Slice};
+use crate::backend::{BlockId, LogitsBuffer, LogitsOf, Slice};
 
 fn config(source: ModelSource) -> ModelConfig {
     ModelConfig { name: Name::new("tiny").unwrap(), source }
@@ -46,7 +46,8 @@ fn a_loaded_backend_computes_rows_as_wide_as_the_card_says() {
     let scripted = load(&config(ModelSource::Scripted(script(1))), None).unwrap();
     for mut model in [tiny("base"), scripted] {
         let mut logits = LogitsBuffer::default();
-        let slice = Slice { sequence: SequenceId(1), start: 0, tokens: &[TokenId(1)], logits: LogitsOf::Last };
+        model.backend.reserve(1).unwrap();
+        let slice = Slice { start: 0, tokens: &[TokenId(1)], blocks: &[BlockId(0)], logits: LogitsOf::Last };
         model.backend.forward(&[slice], &mut logits).unwrap();
         assert_eq!(logits.row(0).len(), model.card.vocab_size as usize);
     }
