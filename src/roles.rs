@@ -31,6 +31,7 @@ pub(crate) async fn worker(config: Config, name: &str, shutdown: Shutdown) -> an
 /// What the router takes of a configuration.
 pub(crate) fn settings(config: &Config) -> RouterSettings {
     RouterSettings {
+        cluster: config.cluster.name.clone(),
         router: config.router.clone(),
         limits: config.limits.clone(),
         api: config.api,

@@ -11,7 +11,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::fingerprint::Fingerprint;
-use crate::ids::TokenId;
+use crate::ids::{Name, TokenId};
 
 /// Tokens of one block of KV. A prefix is shared in whole blocks: shorter blocks share more, longer ones need less
 /// bookkeeping; 16 positions are also one panel of the attention kernels.
@@ -22,6 +22,16 @@ pub const BLOCK_TOKENS: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CacheSalt(pub u64);
+
+impl CacheSalt {
+    /// The salt of everybody who may use the cluster: the same for all of its routers, whenever they were started. When
+    /// there are API keys, each tenant gets a salt of its own here.
+    pub fn of_cluster(name: &Name) -> Self {
+        let hash = blake3::derive_key("shoal cache salt v1", name.as_str().as_bytes());
+        let [a, b, c, d, e, f, g, h, ..] = hash;
+        Self(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+    }
+}
 
 /// Hash of a full block and of everything before it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -86,6 +96,13 @@ mod tests {
         ];
         let distinct: std::collections::BTreeSet<_> = all.iter().collect();
         assert_eq!(distinct.len(), all.len());
+    }
+
+    #[test]
+    fn clusters_have_different_salts_and_each_always_the_same() {
+        let salt = |name| CacheSalt::of_cluster(&Name::new(name).unwrap());
+        assert_eq!(salt("shoal"), salt("shoal"));
+        assert_ne!(salt("shoal"), salt("other"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use shoal_common::block_hash::CacheSalt;
 use shoal_common::config::{ApiConfig, Limits};
 use shoal_common::ids::Name;
 use shoal_common::shutdown::Shutdown;
@@ -32,6 +33,8 @@ pub struct App {
     pub api: ApiConfig,
     /// Which host names the server answers to.
     pub hosts: HostPolicy,
+    /// Whose cached prefixes requests may meet: one for all, as long as there are no API keys to tell tenants apart.
+    pub cache_salt: CacheSalt,
     /// What is served.
     pub catalogue: Arc<dyn Catalogue>,
     /// Renders `/metrics`.

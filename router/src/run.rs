@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use ractor::{Actor, ActorRef};
+use shoal_common::block_hash::CacheSalt;
 use shoal_common::config::{ApiConfig, Limits, RouterConfig, Timers};
+use shoal_common::ids::Name;
 use shoal_common::pki::Identity;
 use shoal_common::quic::{self, CloseCode, QuicError};
 use shoal_common::shutdown::{self, Shutdown};
@@ -30,6 +32,8 @@ const CUT_GRACE: Duration = Duration::from_secs(1);
 /// What a router is configured with.
 #[derive(Clone, Debug)]
 pub struct RouterSettings {
+    /// The cluster's name.
+    pub cluster: Name,
     /// `[router]`
     pub router: RouterConfig,
     /// `[limits]`
@@ -168,6 +172,7 @@ impl Bound {
             limits: self.settings.limits.clone(),
             api: self.settings.api,
             hosts: HostPolicy::for_address(self.http_addr),
+            cache_salt: CacheSalt::of_cluster(&self.settings.cluster),
             catalogue: Arc::new(self.view.clone()),
             metrics: self.metrics.clone(),
             prompt_log: self.prompt_log.clone(),
@@ -182,7 +187,6 @@ impl Bound {
 #[cfg(test)]
 mod tests {
     use shoal_common::config::{Exposure, PromptLogPolicy};
-    use shoal_common::ids::Name;
     use shoal_common::pki::{Authority, Role};
 
     use super::*;
@@ -200,7 +204,8 @@ mod tests {
             prompt_log: PromptLogPolicy::Off,
         };
         let limits = Limits::default();
-        let settings = RouterSettings { router, limits, api: ApiConfig::default(), timers: Timers::default() };
+        let cluster = Name::new("test").unwrap();
+        let settings = RouterSettings { cluster, router, limits, api: ApiConfig::default(), timers: Timers::default() };
         let bound = bind(settings, identity).await.unwrap();
         bound.root.stop(None);
         let (_trigger, shutdown) = shutdown::channel();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use shoal_common::block_hash::CacheSalt;
 use shoal_common::fingerprint::Fingerprint;
 use shoal_common::ids::BranchIndex;
 use shoal_common::ids::{Digest, LayerRange, Name, TokenId};
@@ -11,6 +12,7 @@ use shoal_common::wire::hello::ModelCard;
 use shoal_common::wire::message::{BranchEnd, BranchToken, PromptIds, TokenScore};
 
 use crate::catalogue::ServedModel;
+use crate::plan::Terms;
 use crate::request::{
     ClientText, CompletionRequest, Delivery, Echo, EosRule, LogPrompt, Loglikelihood, PromptForm, PromptInput,
 };
@@ -36,6 +38,9 @@ pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     };
     Arc::new(Tokenizer::from_bundle(&bundle, VOCAB).unwrap())
 }
+
+/// Terms of a request that are all the same to a test.
+pub(crate) const TERMS: Terms = Terms { seed: 7, share_key: 0, cache_salt: CacheSalt(0) };
 
 /// A served model with a context of 64 tokens.
 pub(crate) fn model() -> Arc<ServedModel> {

@@ -174,9 +174,10 @@ pub struct WorkerConfig {
     pub slots: u32,
     /// Groups accepted at once, running and waiting.
     pub groups: u32,
-    /// Tokens of KV over all sequences; absent: from the memory of the machine.
+    /// Tokens of KV over all sequences, in whole blocks of 16, cached prefixes included; absent: from the memory of the
+    /// machine.
     pub kv_tokens: Option<u64>,
-    /// Tokens computed in one step at most.
+    /// Tokens computed in one step at most. While streams run, the engine puts fewer beside them, so that none stutters.
     pub step_tokens: u32,
     /// Compute threads; absent: one per core.
     pub threads: Option<u32>,

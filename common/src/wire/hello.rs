@@ -129,8 +129,15 @@ pub struct Status {
     pub waiting: u32,
     /// Tokens still to compute for all groups, at most (prompt and `max_tokens`).
     pub queued_tokens: u64,
-    /// Tokens of KV in use or reserved.
+    /// Tokens of KV in blocks that sequences hold; what is only cached is not counted.
     pub kv_used: u64,
     /// Tokens a second over the last seconds, prefill and decode together; 0 while unknown.
     pub tokens_per_second: u32,
+    /// Tokens looked for in the prefix cache since the worker's start: all of a sequence when it starts, and again when it
+    /// goes on after it was preempted.
+    pub looked_up_tokens: u64,
+    /// How many of them were found, and so not computed.
+    pub cached_tokens: u64,
+    /// Sequences that had to give their KV to others and were computed again.
+    pub preemptions: u64,
 }

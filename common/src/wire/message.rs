@@ -7,6 +7,7 @@ use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::blob::BlobRequest;
+use crate::block_hash::CacheSalt;
 use crate::fingerprint::Fingerprint;
 use crate::ids::{BranchIndex, TokenId};
 use crate::sampling::SamplingParams;
@@ -68,6 +69,8 @@ pub struct Submit {
     pub score_prompt: Option<u8>,
     /// Key of the fair share among users: a hash, not the name.
     pub share_key: u64,
+    /// Whose cached prefixes this group may meet.
+    pub cache_salt: CacheSalt,
     /// Milliseconds the router is still willing to wait; absent: no deadline.
     pub deadline_ms: Option<u32>,
 }

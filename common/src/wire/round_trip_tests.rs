@@ -11,6 +11,7 @@ use super::message::{
     BranchEnd, BranchStart, BranchToken, EndRules, GroupFailure, GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit,
     TokenScore,
 };
+use crate::block_hash::CacheSalt;
 use crate::fingerprint::Fingerprint;
 use crate::ids::{BranchIndex, Digest, Incarnation, LayerRange, Name, TokenId};
 use crate::sampling::{Bias, MinP, Penalty, RepetitionPenalty, SamplingParams, Temperature, TopP};
@@ -104,18 +105,21 @@ fn submit() -> impl Strategy<Value = Submit> {
         min_tokens,
         stop_ids,
     });
-    let asked = (option::of(any::<u8>()), option::of(any::<u8>()), number(), option::of(number32()));
+    let asked = (option::of(any::<u8>()), option::of(any::<u8>()), number(), number(), option::of(number32()));
     (fingerprint(), tokens(), vec(branch, 0..17), sampling(), end, asked).prop_map(
-        |(fingerprint, prompt, branches, sampling, end, (score_tokens, score_prompt, share_key, deadline_ms))| Submit {
-            fingerprint,
-            prompt: PromptIds(prompt),
-            branches,
-            sampling,
-            end,
-            score_tokens,
-            score_prompt,
-            share_key,
-            deadline_ms,
+        |(fingerprint, prompt, branches, sampling, end, (score_tokens, score_prompt, share_key, salt, deadline_ms))| {
+            Submit {
+                fingerprint,
+                prompt: PromptIds(prompt),
+                branches,
+                sampling,
+                end,
+                score_tokens,
+                score_prompt,
+                share_key,
+                cache_salt: CacheSalt(salt),
+                deadline_ms,
+            }
         },
     )
 }
@@ -193,9 +197,21 @@ fn worker_control() -> impl Strategy<Value = WorkerControl> {
     );
     let state = prop_oneof![Just(WorkerState::Ready), Just(WorkerState::Draining)];
     let load = (number(), number32(), number32(), number(), number(), number32());
-    let status = (state, load).prop_map(|(state, (progress, running, waiting, queued_tokens, kv_used, speed))| {
-        let tokens_per_second = speed;
-        WorkerControl::Status(Status { state, progress, running, waiting, queued_tokens, kv_used, tokens_per_second })
+    let totals = (number(), number(), number());
+    let status = (state, load, totals).prop_map(|(state, load, (looked_up_tokens, cached_tokens, preemptions))| {
+        let (progress, running, waiting, queued_tokens, kv_used, tokens_per_second) = load;
+        WorkerControl::Status(Status {
+            state,
+            progress,
+            running,
+            waiting,
+            queued_tokens,
+            kv_used,
+            tokens_per_second,
+            looked_up_tokens,
+            cached_tokens,
+            preemptions,
+        })
     });
     prop_oneof![hello, status]
 }

@@ -10,6 +10,7 @@ use super::message::{
     BranchEnd, BranchStart, BranchToken, EndRules, GroupFailure, GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit,
     TokenScore,
 };
+use crate::block_hash::CacheSalt;
 use crate::fingerprint::Fingerprint;
 use crate::ids::{BranchIndex, Digest, Incarnation, LayerRange, Name, TokenId};
 use crate::sampling::{Bias, MinP, Penalty, RepetitionPenalty, SamplingParams, Temperature, TopP};
@@ -119,6 +120,9 @@ fn worker_control() -> Vec<WorkerControl> {
         queued_tokens: 65_536,
         kv_used: 0,
         tokens_per_second: 250,
+        looked_up_tokens: 70_000,
+        cached_tokens: 250,
+        preemptions: 0,
     };
     let draining = Status { state: WorkerState::Draining, ..ready };
     vec![WorkerControl::Hello(Box::new(hello)), WorkerControl::Status(ready), WorkerControl::Status(draining)]
@@ -167,6 +171,7 @@ pub(super) fn submit() -> Submit {
         score_tokens: Some(20),
         score_prompt: Some(5),
         share_key: 0x5151_5151_5151_5151,
+        cache_salt: CacheSalt(0x6161_6161_6161_6161),
         deadline_ms: Some(30_000),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use shoal_common::block_hash::CacheSalt;
 use shoal_common::config::Timers;
 use shoal_common::ids::{Incarnation, TokenId};
 use shoal_common::pki::{Authority, Identity, Role};
@@ -84,6 +85,7 @@ impl Stage {
             score_tokens: Some(0),
             score_prompt,
             share_key: 0,
+            cache_salt: CacheSalt(0),
             deadline_ms: None,
         };
         let identity = (model().card.name.clone(), model().card.vocab_size);

@@ -101,6 +101,9 @@ fn tell_load(worker: &Name, status: Option<&Status>) {
     tell("shoal_worker_groups_waiting", |status| status.waiting.into());
     tell("shoal_worker_tokens_queued", |status| status.queued_tokens as f64);
     tell("shoal_worker_kv_tokens_used", |status| status.kv_used as f64);
+    tell("shoal_worker_prefix_tokens_looked_up", |status| status.looked_up_tokens as f64);
+    tell("shoal_worker_prefix_tokens_cached", |status| status.cached_tokens as f64);
+    tell("shoal_worker_sequences_preempted", |status| status.preemptions as f64);
 }
 
 impl Actor for FleetActor {

@@ -38,7 +38,18 @@ fn offer(worker: &str, incarnation: u64, model: &Arc<ServedModel>) -> (Offer, Ar
 }
 
 fn status(queued_tokens: u64, state: WorkerState) -> Status {
-    Status { state, progress: 1, running: 0, waiting: 0, queued_tokens, kv_used: 0, tokens_per_second: 10 }
+    Status {
+        state,
+        progress: 1,
+        running: 0,
+        waiting: 0,
+        queued_tokens,
+        kv_used: 0,
+        tokens_per_second: 10,
+        looked_up_tokens: 0,
+        cached_tokens: 0,
+        preemptions: 0,
+    }
 }
 
 fn name(text: &str) -> Name {

@@ -27,10 +27,16 @@ pub(crate) fn describe() {
     gauge!("shoal_worker_sequences_running", "Sequences that hold KV, by worker");
     gauge!("shoal_worker_groups_waiting", "Groups that wait for room, by worker");
     gauge!("shoal_worker_tokens_queued", "Tokens still to be computed at most, by worker");
-    gauge!("shoal_worker_kv_tokens_used", "Tokens of KV used or reserved, by worker");
+    gauge!("shoal_worker_kv_tokens_used", "Tokens of KV in blocks that sequences hold, by worker");
+    gauge!("shoal_worker_prefix_tokens_looked_up", "Tokens looked for in the prefix cache since the start, by worker");
+    gauge!("shoal_worker_prefix_tokens_cached", "Tokens found in the prefix cache since the start, by worker");
+    gauge!("shoal_worker_sequences_preempted", "Sequences that gave their KV to others since the start, by worker");
     counter!("shoal_worker_steps_total", "Steps of the engine");
     histogram!("shoal_worker_step_seconds", "Steps of the engine, in seconds");
     counter!("shoal_worker_tokens_total", "Tokens computed, by phase");
+    counter!("shoal_worker_prefix_lookup_tokens_total", "Tokens looked for in the prefix cache");
+    counter!("shoal_worker_prefix_hit_tokens_total", "Tokens found in the prefix cache");
+    counter!("shoal_worker_preemptions_total", "Sequences that gave their KV to others and were computed again");
     counter!("shoal_worker_groups_failed_total", "Groups given up, by reason");
 }
 

@@ -8,6 +8,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::{Value, json};
+use shoal_common::block_hash::CacheSalt;
 use shoal_common::config::{ApiConfig, Limits};
 use shoal_common::fingerprint::Fingerprint;
 use shoal_common::ids::{Digest, LayerRange, Name, TokenId};
@@ -83,6 +84,7 @@ fn app(limits: Limits) -> App {
         limits,
         api: ApiConfig::default(),
         hosts: HostPolicy::LocalNames,
+        cache_salt: CacheSalt(1),
         catalogue: Arc::new(OneModel { model: Arc::new(tiny()), readiness: Readiness::Ready }),
         metrics: PrometheusBuilder::new().build_recorder().handle(),
         prompt_log: PromptLog::off(),

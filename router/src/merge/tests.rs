@@ -6,14 +6,14 @@ use shoal_common::wire::message::BranchEnd;
 use super::*;
 use crate::plan::{self, TokenisedPrompt};
 use crate::request::{ClientText, CompletionRequest, Echo, Loglikelihood};
-use crate::testing::{branch_tokens, ids, model, request, score};
+use crate::testing::{TERMS, branch_tokens, ids, model, request, score};
 
 fn plan(request: &CompletionRequest, prompts: &[&str]) -> Plan {
     let prompts = prompts
         .iter()
         .map(|text| TokenisedPrompt { ids: ids(text), added: 0, text: Some((*text).to_owned()) })
         .collect();
-    plan::plan(request, &model(), prompts, (7, 0), &Limits::default()).unwrap()
+    plan::plan(request, &model(), prompts, TERMS, &Limits::default()).unwrap()
 }
 
 /// Text and finish reason of every choice after `outputs`.
@@ -104,7 +104,7 @@ fn prompt_scores_come_whole_before_generated_tokens() {
         let mut request = request("");
         (request.echo, request.logprobs, request.loglikelihood) = (echo, Some(0), Loglikelihood::Prompt);
         let prompt = TokenisedPrompt { ids: (20..24).map(TokenId).collect(), added: 0, text: None };
-        let plan = plan::plan(&request, &model(), vec![prompt], (7, 0), &Limits::default()).unwrap();
+        let plan = plan::plan(&request, &model(), vec![prompt], TERMS, &Limits::default()).unwrap();
         let mut merge = Merge::new(&plan);
         assert!(merge.begin().is_empty());
         let scores =

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use shoal_common::block_hash::CacheSalt;
 use shoal_common::config::Limits;
 use shoal_common::ids::TokenId;
 use shoal_common::wire::message::{BranchStart, EndRules, PromptIds, Submit};
@@ -154,12 +155,23 @@ pub struct TokenisedPrompt {
     pub text: Option<String>,
 }
 
-/// Plans a request that passed [`check`]. `share_key` is the fair-share key of its user.
+/// What the router decides for a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Of the sampler.
+    pub seed: u64,
+    /// The fair-share key of its user.
+    pub share_key: u64,
+    /// Whose cached prefixes it may meet.
+    pub cache_salt: CacheSalt,
+}
+
+/// Plans a request that passed [`check`].
 pub fn plan(
     request: &CompletionRequest,
     model: &Arc<ServedModel>,
     prompts: Vec<TokenisedPrompt>,
-    (seed, share_key): (u64, u64),
+    terms: Terms,
     limits: &Limits,
 ) -> Result<Plan, ApiError> {
     let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.ids.len()).collect();
@@ -167,7 +179,7 @@ pub fn plan(
     let work = lengths.iter().map(|length| *length as u64).zip(room.iter().copied());
     work::check(work, request.best_of, limits).map_err(ApiError::invalid)?;
     let assignment = assignment(request);
-    let shape = GroupShape { request, model, assignment, seed, share_key };
+    let shape = GroupShape { request, model, assignment, terms };
     let groups = prompts.into_iter().zip(&room).enumerate();
     let clamped = room.iter().copied().filter(|room| *room < request.max_tokens).min();
     Ok(Plan {
@@ -238,8 +250,7 @@ struct GroupShape<'a> {
     request: &'a CompletionRequest,
     model: &'a Arc<ServedModel>,
     assignment: Assignment,
-    seed: u64,
-    share_key: u64,
+    terms: Terms,
 }
 
 impl GroupShape<'_> {
@@ -247,7 +258,7 @@ impl GroupShape<'_> {
         let prelude = self.prelude(&prompt);
         let reported = reported_alternatives(self.request);
         let mut sampling = self.request.sampling.clone();
-        sampling.seed = self.seed;
+        sampling.seed = self.terms.seed;
         let submit = Submit {
             fingerprint: self.model.card.fingerprint,
             prompt: PromptIds(prompt.ids),
@@ -257,7 +268,8 @@ impl GroupShape<'_> {
             // Ranked candidates need their logprobs even where the client sees none.
             score_tokens: reported.or_else(|| (self.assignment == Assignment::Ranked).then_some(0)),
             score_prompt: prelude.tokens.as_ref().filter(|tokens| tokens.len() > 1).map(|_| reported.unwrap_or(0)),
-            share_key: self.share_key,
+            share_key: self.terms.share_key,
+            cache_salt: self.terms.cache_salt,
             deadline_ms: None,
         };
         GroupPlan { submit, prelude }

@@ -1,12 +1,12 @@
 use shoal_common::sampling::{Bias, Temperature};
 
 use super::*;
-use crate::testing::{EOS, VOCAB, id_prompt, ids, model, request, tokenizer};
+use crate::testing::{EOS, TERMS, VOCAB, id_prompt, ids, model, request, tokenizer};
 use crate::text::prompts;
 
 fn planned(request: &CompletionRequest, limits: &Limits) -> Result<Plan, ApiError> {
     let prompts = prompts::tokenise(&tokenizer(), request).unwrap();
-    plan(request, &model(), prompts, (7, 0), limits)
+    plan(request, &model(), prompts, TERMS, limits)
 }
 
 fn locs(error: ApiError) -> Vec<String> {

@@ -138,6 +138,9 @@ fn idle_status() -> Status {
         queued_tokens: 0,
         kv_used: 0,
         tokens_per_second: 0,
+        looked_up_tokens: 0,
+        cached_tokens: 0,
+        preemptions: 0,
     }
 }
 

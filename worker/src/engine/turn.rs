@@ -243,6 +243,9 @@ impl Engine {
             queued_tokens: load.queued_tokens,
             kv_used: load.kv_used,
             tokens_per_second: self.rate.tokens_per_second(),
+            looked_up_tokens: 0,
+            cached_tokens: 0,
+            preemptions: 0,
         };
         self.links.publish.send_replace(status);
     }

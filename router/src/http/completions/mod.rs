@@ -26,7 +26,7 @@ use crate::catalogue::ServedModel;
 use crate::choice::Delta;
 use crate::dispatch::DispatchError;
 use crate::merge::ChoiceDelta;
-use crate::plan::{self, Plan, TokenisedPrompt};
+use crate::plan::{self, Plan, Terms, TokenisedPrompt};
 use crate::prompt_log::Outcome;
 use crate::request::{CompletionRequest, Delivery, StreamUsage};
 use crate::text::prompts::{self, PromptError};
@@ -60,7 +60,8 @@ pub async fn create(
     let seed = request.seed.unwrap_or_else(|| rand::random::<u64>() >> (u64::BITS - DRAWN_SEED_BITS));
     // The prompt log must say what would give this answer again.
     request.seed = Some(seed);
-    let plan = plan::plan(&request, &model, prompts, (seed, share_key(&request)), &app.limits)?;
+    let terms = Terms { seed, share_key: share_key(&request), cache_salt: app.cache_salt };
+    let plan = plan::plan(&request, &model, prompts, terms, &app.limits)?;
     let deadline = app.limits.deadline.map(|limit| arrived + limit);
     let answer = start(&app, &model, &plan, deadline).await?;
     let headers = headers(&request, &plan, seed);

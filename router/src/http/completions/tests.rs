@@ -8,6 +8,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::Value;
+use shoal_common::block_hash::CacheSalt;
 use shoal_common::config::{ApiConfig, Limits};
 use shoal_common::shutdown;
 use shoal_common::wire::message::GroupFrame;
@@ -28,6 +29,7 @@ fn paths(stage: &Stage, limits: Limits) -> (Router, shutdown::Trigger) {
         limits,
         api: ApiConfig::default(),
         hosts: HostPolicy::LocalNames,
+        cache_salt: CacheSalt(1),
         catalogue: Arc::new(stage.dispatcher.view.clone()),
         metrics: PrometheusBuilder::new().build_recorder().handle(),
         prompt_log: PromptLog::off(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use shoal_common::block_hash::CacheSalt;
 use shoal_common::fingerprint::Fingerprint;
 use shoal_common::ids::{BranchIndex, Digest, TokenId};
 use shoal_common::sampling::SamplingParams;
@@ -200,6 +201,7 @@ pub(crate) fn submission(prompt: &[u32], max_tokens: u32, branches: u32) -> Subm
         score_tokens: Some(3),
         score_prompt: None,
         share_key: 0,
+        cache_salt: CacheSalt(0),
         deadline_ms: None,
     }
 }
