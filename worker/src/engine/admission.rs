@@ -5,7 +5,7 @@ use shoal_common::ids::TokenId;
 use shoal_common::wire::hello::ModelCard;
 use shoal_common::wire::message::{GroupFailure, MAX_ALTERNATIVES, MAX_BRANCHES, MAX_LOGIT_BIAS, Submit};
 
-use crate::scheduler::{GroupShape, Scoring};
+use crate::scheduler::{GroupShape, Hashes, Scoring};
 
 /// Stop ids at most: the request's own and the model's EOS; each is searched for at each token.
 pub(super) const MAX_STOP_IDS: usize = 1024;
@@ -71,7 +71,7 @@ fn params_are_valid(submit: &Submit) -> bool {
 }
 
 /// What the policy must know of a valid submission. With `max_tokens` 0 no branch runs.
-pub(super) fn shape(submit: &Submit) -> GroupShape {
+pub(super) fn shape(submit: &Submit, hashes: &Hashes) -> GroupShape {
     let max_tokens = submit.end.max_tokens as usize;
     let emitted = submit.branches.iter().map(|branch| branch.emitted.0.len());
     GroupShape {
@@ -80,5 +80,6 @@ pub(super) fn shape(submit: &Submit) -> GroupShape {
         max_tokens,
         emitted: if max_tokens == 0 { Vec::new() } else { emitted.collect() },
         scoring: if submit.score_prompt.is_some() { Scoring::Prompt } else { Scoring::Off },
+        hashes: hashes.clone(),
     }
 }

@@ -3,14 +3,16 @@
 
 use std::time::Instant;
 
+use shoal_common::block_hash::BlockHash;
 use shoal_common::ids::{BranchIndex, TokenId};
 use shoal_common::sampling::SamplingParams;
-use shoal_common::wire::message::{BranchEnd, BranchToken, EndRules, GroupFrame, Submit};
+use shoal_common::wire::message::{BranchEnd, BranchStart, BranchToken, EndRules, GroupFrame, Submit};
 
+use super::hashes;
 use super::sink::GroupSink;
 use crate::backend::LogitsBuffer;
 use crate::sampler::{self, Sampler, TokenHistory};
-use crate::scheduler::{Drawn, Feed, PlannedSlice};
+use crate::scheduler::{Drawn, Hashes, PlannedSlice};
 
 /// One candidate.
 struct LiveBranch {
@@ -18,6 +20,8 @@ struct LiveBranch {
     /// Emitted tokens, then those drawn here.
     generated: Vec<TokenId>,
     history: TokenHistory,
+    /// Hash of its last full block.
+    last_block: BlockHash,
     life: Life,
 }
 
@@ -54,10 +58,15 @@ pub(super) enum Parking {
 }
 
 impl LiveGroup {
-    pub(super) fn new(submit: Submit, sink: GroupSink, deadline: Option<Instant>) -> Self {
+    pub(super) fn new(submit: Submit, hashes: &Hashes, sink: GroupSink, deadline: Option<Instant>) -> Self {
+        let begin = hashes.prompt.last().copied().unwrap_or_else(|| hashes::begin(&submit));
         let prompt = submit.prompt.0;
         let blank = TokenHistory::new(&prompt);
-        let branches = submit.branches.into_iter().map(|start| LiveBranch::new(start.choice, start.emitted.0, &blank));
+        let branch = |(start, hashes): (BranchStart, &Vec<BlockHash>)| {
+            let last_block = hashes.last().copied().unwrap_or(begin);
+            LiveBranch::new(start.choice, start.emitted.0, &blank, last_block)
+        };
+        let branches = submit.branches.into_iter().zip(&hashes.branches).map(branch);
         Self {
             sink,
             deadline,
@@ -75,18 +84,15 @@ impl LiveGroup {
 
     /// The tokens of a planned slice.
     pub(super) fn tokens(&self, slice: &PlannedSlice) -> &[TokenId] {
-        match slice.feed {
-            Feed::Prompt => &self.prompt[slice.start..slice.start + slice.count],
-            Feed::Branch(at) => {
-                let start = slice.start - self.prompt.len();
-                &self.branches[at.index()].generated[start..start + slice.count]
-            }
+        match slice.start.checked_sub(self.prompt.len()) {
+            None => &self.prompt[slice.start..slice.end()],
+            Some(start) => &self.branches[slice.sequence.branch.index()].generated[start..start + slice.count],
         }
     }
 
     /// Keeps the prompt's last row if `slice` has computed it and a branch will draw from it. `row` is the slice's last.
     pub(super) fn keep_prompt_row(&mut self, slice: &PlannedSlice, row: &[f32]) {
-        if slice.start + slice.count == self.prompt.len() && self.wants_prompt_row() {
+        if slice.end() == self.prompt.len() && self.wants_prompt_row() {
             self.prompt_row.clear();
             self.prompt_row.extend_from_slice(row);
         }
@@ -133,7 +139,12 @@ impl LiveGroup {
             branch.life = Life::Ended;
         }
         self.drawn.push(BranchToken { branch: at, position, token, score, end });
-        if end.is_some() { Drawn::Ended } else { Drawn::GoesOn }
+        if end.is_some() {
+            return Drawn::Ended;
+        }
+        let filled = hashes::filled(&branch.last_block, &self.prompt, &branch.generated);
+        branch.last_block = filled.unwrap_or(branch.last_block);
+        Drawn::GoesOn { filled }
     }
 
     /// The router has ended the branch.
@@ -158,10 +169,10 @@ impl LiveGroup {
 }
 
 impl LiveBranch {
-    fn new(choice: u32, emitted: Vec<TokenId>, blank: &TokenHistory) -> Self {
+    fn new(choice: u32, emitted: Vec<TokenId>, blank: &TokenHistory, last_block: BlockHash) -> Self {
         let mut history = blank.clone();
         emitted.iter().for_each(|token| history.push(*token));
-        Self { choice, generated: emitted, history, life: Life::Open }
+        Self { choice, generated: emitted, history, last_block, life: Life::Open }
     }
 
     /// Index of the next token among the generated ones.

@@ -8,11 +8,11 @@
 mod admission;
 mod group;
 mod guarded;
+mod hashes;
 pub mod link;
 mod rate;
 pub mod sink;
 mod step;
-mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
 mod turn;
@@ -33,8 +33,8 @@ use link::{GroupLink, Waker};
 pub use sink::GroupSink;
 use turn::{Engine, Links};
 
-use crate::backend::{BLOCK_TOKENS, Backend, BackendError};
-use crate::scheduler::Bounds;
+use crate::backend::{Backend, BackendError};
+use crate::scheduler::{Bounds, Hashes};
 
 /// Submissions that wait for the engine to end its step; more are answered `Busy`.
 pub const COMMANDS: usize = 1024;
@@ -44,7 +44,7 @@ pub const IDLE_TICK: Duration = Duration::from_millis(100);
 /// What sessions ask of the engine. What must never be lost goes through a [`GroupLink`] instead.
 #[derive(Debug)]
 enum Command {
-    Submit { submit: Box<Submit>, sink: GroupSink, deadline: Option<Instant> },
+    Submit { submit: Box<Submit>, hashes: Hashes, sink: GroupSink, deadline: Option<Instant> },
     Wake,
 }
 
@@ -107,15 +107,10 @@ pub fn spawn(
     bounds: Bounds,
     mut backend: Box<dyn Backend>,
 ) -> Result<(EngineHandle, EngineThread), StartError> {
-    backend.reserve(pool_blocks(&bounds))?;
+    backend.reserve(bounds.blocks)?;
     let (handle, engine) = assemble(served, bounds, backend);
     let thread = thread::Builder::new().name("engine".into());
     Ok((handle, thread.spawn(move || engine.run()).map_err(StartError::Thread)?))
-}
-
-/// Blocks that hold the KV of `bounds`: each sequence may leave a part of its last one empty.
-fn pool_blocks(bounds: &Bounds) -> usize {
-    bounds.kv_tokens.div_ceil(BLOCK_TOKENS as u64) as usize + bounds.slots
 }
 
 /// An engine that no thread runs yet.
@@ -156,7 +151,9 @@ impl EngineHandle {
             return sink.refuse(GroupFrame::Failed(failure));
         }
         let deadline = submit.deadline_ms.map(|ms| Instant::now() + Duration::from_millis(ms.into()));
-        let command = Command::Submit { submit, sink, deadline };
+        // Here and not on the engine's thread, where all streams would wait for it.
+        let hashes = hashes::of_submission(&submit);
+        let command = Command::Submit { submit, hashes, sink, deadline };
         if let Err(refused) = self.commands.try_send(command) {
             let (std::sync::mpsc::TrySendError::Full(command) | std::sync::mpsc::TrySendError::Disconnected(command)) =
                 refused;

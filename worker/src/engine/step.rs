@@ -1,135 +1,134 @@
-//! One step, in the order of its plan: release, compute, fork, score, draw, say. A backend that fails takes the groups of
-//! its step with it and nobody else.
+//! One step, in the order of its plan: copy, compute, score, draw, say. A backend that fails takes the groups of its step
+//! with it and nobody else.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use shoal_common::ids::BranchIndex;
 use shoal_common::telemetry::Chain;
 use shoal_common::wire::message::GroupFailure;
 
 use super::turn::{Engine, Turn};
 use crate::backend::{BackendError, LogitsOf, Slice};
 use crate::metrics;
-use crate::scheduler::{Drawn, Feed, Fork, GroupId, PlannedSlice, Row, StepPlan};
+use crate::scheduler::{Draw, Drawn, GroupId, Phase, Row, SequenceId, StepPlan};
+
+/// Memory of a step, used again from step to step.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    pub(super) plan: StepPlan,
+    slices: Vec<Slice<'static>>,
+    /// Where each slice's rows begin.
+    first_rows: Vec<usize>,
+    drawn: Vec<(SequenceId, Drawn)>,
+    finished: Vec<GroupId>,
+}
 
 impl Engine {
     /// Plans a step and carries it out.
     pub(super) fn step(&mut self) -> Turn {
-        let plan = self.policy.plan();
-        for sequence in &plan.releases {
-            self.tables.release(*sequence);
-        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let turn = self.step_with(&mut scratch);
+        self.scratch = scratch;
+        turn
+    }
+
+    fn step_with(&mut self, scratch: &mut Scratch) -> Turn {
+        let Scratch { plan, slices, first_rows, drawn, finished } = scratch;
+        let totals = self.policy.totals();
+        self.policy.plan(&self.pace, plan);
+        metrics::scheduler(totals, self.policy.totals());
         let began = Instant::now();
-        let drawn = match self.compute(&plan) {
-            Ok(()) => self.speak(&plan),
-            Err(error) => {
-                self.fail_step(&plan, &error);
-                Vec::new()
-            }
-        };
-        self.finish(&plan, &drawn);
+        drawn.clear();
+        let computed = self.compute(plan, slices);
+        match &computed {
+            Ok(()) => self.speak(plan, first_rows, drawn),
+            Err(error) => self.fail_step(plan, error),
+        }
+        self.say_drawn(drawn);
+        finished.clear();
+        self.policy.complete(plan, drawn, finished);
+        finished.drain(..).for_each(|id| self.end(id));
         if plan.is_empty() {
             return Turn::Idle;
         }
-        self.rate.observe(plan.tokens().max(drawn.len()), began.elapsed());
-        metrics::step(&plan, began.elapsed());
+        let took = began.elapsed();
+        if computed.is_ok() {
+            self.pace.observe(plan.tokens_of(Phase::Decode), plan.tokens_of(Phase::Prefill), took.as_secs_f64());
+        }
+        self.rate.observe(plan.tokens().max(drawn.len()), took);
+        metrics::step(plan, took);
         Turn::Busy
     }
 
-    fn compute(&mut self, plan: &StepPlan) -> Result<(), BackendError> {
-        plan.slices.iter().for_each(|slice| self.tables.grow(slice.sequence, slice.start + slice.count));
-        let slice = |planned: &PlannedSlice| {
-            let group = self.groups.get(&planned.group).expect("the policy plans groups that are here");
+    fn compute(&mut self, plan: &StepPlan, memory: &mut Vec<Slice<'static>>) -> Result<(), BackendError> {
+        plan.copies.iter().try_for_each(|copy| self.backend.copy_block(copy.from, copy.to))?;
+        if plan.slices.is_empty() {
+            return Ok(());
+        }
+        let mut slices = recycled(std::mem::take(memory));
+        slices.extend(plan.slices.iter().map(|planned| {
+            let group = self.groups.get(&planned.sequence.group).expect("the policy plans groups that are here");
             Slice {
                 start: planned.start,
                 tokens: group.tokens(planned),
-                blocks: self.tables.of(planned.sequence),
+                blocks: self.policy.table(planned.sequence),
                 logits: planned.logits,
             }
-        };
-        let slices: Vec<_> = plan.slices.iter().map(slice).collect();
-        if !slices.is_empty() {
-            self.backend.forward(&slices, &mut self.logits)?;
-        }
-        plan.forks.iter().try_for_each(|fork| self.fork(fork))
-    }
-
-    fn fork(&mut self, fork: &Fork) -> Result<(), BackendError> {
-        self.tables.grow(fork.to, fork.length);
-        let blocks = self.tables.of(fork.from).iter().zip(self.tables.of(fork.to));
-        blocks.into_iter().try_for_each(|(from, to)| self.backend.copy_block(*from, *to))
+        }));
+        let computed = self.backend.forward(&slices, &mut self.logits);
+        *memory = recycled(slices);
+        computed
     }
 
     /// Scores prompts and draws tokens from the logits of the step.
-    fn speak(&mut self, plan: &StepPlan) -> Vec<(GroupId, BranchIndex, Drawn)> {
-        let first_rows = first_rows(&plan.slices);
-        let last_row = |at: usize| first_rows[at] + rows(&plan.slices[at]) - 1;
-        for (at, slice) in plan.slices.iter().enumerate() {
-            let Some(group) = self.groups.get_mut(&slice.group).filter(|_| slice.feed == Feed::Prompt) else {
-                continue;
-            };
+    fn speak(&mut self, plan: &StepPlan, first_rows: &mut Vec<usize>, drawn: &mut Vec<(SequenceId, Drawn)>) {
+        let mut next = 0;
+        first_rows.clear();
+        for slice in &plan.slices {
+            first_rows.push(next);
+            next += slice.rows();
+            let Some(group) = self.groups.get_mut(&slice.sequence.group) else { continue };
+            let first = next - slice.rows();
             if slice.logits == LogitsOf::All
-                && let Some(frame) = group.prompt_scores(slice, first_rows[at], &self.logits, &mut self.sampler)
+                && let Some(frame) = group.prompt_scores(slice, first, &self.logits, &mut self.sampler)
             {
                 self.outbox.say(&group.sink, frame);
             }
             if slice.logits != LogitsOf::None {
-                group.keep_prompt_row(slice, self.logits.row(last_row(at)));
+                group.keep_prompt_row(slice, self.logits.row(next - 1));
             }
         }
-        let mut drawn = Vec::with_capacity(plan.draws.len());
-        for draw in &plan.draws {
-            let Some(group) = self.groups.get_mut(&draw.group) else { continue };
-            let row = match draw.row {
+        for Draw { sequence, row } in &plan.draws {
+            let Some(group) = self.groups.get_mut(&sequence.group) else { continue };
+            let row = match row {
                 Row::Prompt => None,
-                Row::Slice(at) => Some(self.logits.row(last_row(at))),
+                Row::Slice(at) => Some(self.logits.row(first_rows[*at] + plan.slices[*at].rows() - 1)),
             };
-            drawn.push((draw.group, draw.branch, group.draw(draw.branch, row, &mut self.sampler)));
+            drawn.push((*sequence, group.draw(sequence.branch, row, &mut self.sampler)));
         }
-        drawn
     }
 
-    /// Says what was drawn, then frees what has ended.
-    fn finish(&mut self, plan: &StepPlan, drawn: &[(GroupId, BranchIndex, Drawn)]) {
-        let drew: BTreeSet<_> = drawn.iter().map(|(id, ..)| *id).collect();
-        for id in drew {
-            let Some(group) = self.groups.get_mut(&id) else { continue };
+    /// Says what was drawn: one frame a group. Draws of a group follow each other.
+    fn say_drawn(&mut self, drawn: &[(SequenceId, Drawn)]) {
+        for of_group in drawn.chunk_by(|(a, _), (b, _)| a.group == b.group) {
+            let Some(group) = self.groups.get_mut(&of_group[0].0.group) else { continue };
             if let Some(frame) = group.take_frame() {
                 self.outbox.say(&group.sink, frame);
             }
         }
-        let freed = self.policy.complete(plan, drawn);
-        self.free(freed);
     }
 
     fn fail_step(&mut self, plan: &StepPlan, error: &BackendError) {
         tracing::error!(error = %Chain(error), "a step failed");
-        let of_slices = plan.slices.iter().map(|slice| slice.group);
-        let groups: BTreeSet<_> = of_slices.chain(plan.forks.iter().map(|fork| fork.group)).collect();
+        let groups: BTreeSet<_> = plan.slices.iter().map(|slice| slice.sequence.group).collect();
         for id in groups {
             self.fail(id, GroupFailure::Engine);
         }
     }
 }
 
-/// Rows of logits a planned slice yields.
-fn rows(slice: &PlannedSlice) -> usize {
-    match slice.logits {
-        LogitsOf::None => 0,
-        LogitsOf::Last => 1,
-        LogitsOf::All => slice.count,
-    }
-}
-
-/// Where each slice's rows begin.
-fn first_rows(slices: &[PlannedSlice]) -> Vec<usize> {
-    slices
-        .iter()
-        .scan(0, |next, slice| {
-            let first = *next;
-            *next += rows(slice);
-            Some(first)
-        })
-        .collect()
+/// The memory of slices of an earlier step: a vector of nothing fits any lifetime.
+fn recycled<'a>(mut slices: Vec<Slice<'_>>) -> Vec<Slice<'a>> {
+    slices.clear();
+    slices.into_iter().map(|_| unreachable!("it was emptied")).collect()
 }

@@ -15,12 +15,12 @@ use super::group::{LiveGroup, Parking};
 use super::guarded::Guarded;
 use super::rate::Rate;
 use super::sink::{GroupSink, Outbox};
-use super::tables::Tables;
+use super::step::Scratch;
 use super::{COMMANDS, Command, IDLE_TICK, Mode, Orders, admission};
 use crate::backend::{Backend, LogitsBuffer};
 use crate::metrics;
 use crate::sampler::Sampler;
-use crate::scheduler::{Bounds, Freed, GroupId, Policy, Refused};
+use crate::scheduler::{Bounds, GroupId, Hashes, Pace, Policy, Refused};
 
 /// The engine's ends of what it shares with its handles.
 pub(super) struct Links {
@@ -35,12 +35,15 @@ pub(super) struct Engine {
     links: Links,
     pub(super) policy: Policy,
     pub(super) backend: Guarded,
-    pub(super) tables: Tables,
     pub(super) sampler: Sampler,
     pub(super) logits: LogitsBuffer,
     pub(super) groups: BTreeMap<GroupId, LiveGroup>,
     pub(super) outbox: Outbox,
     pub(super) rate: Rate,
+    pub(super) pace: Pace,
+    pub(super) scratch: Scratch,
+    /// Groups of a turn, memory used again.
+    ids: Vec<GroupId>,
     next_group: u64,
     progress: u64,
 }
@@ -64,13 +67,15 @@ impl Engine {
         Self {
             links,
             policy: Policy::new(bounds),
-            tables: Tables::new(super::pool_blocks(&bounds)),
             backend: Guarded::new(backend),
             sampler: Sampler::new(),
             logits: LogitsBuffer::default(),
             groups: BTreeMap::new(),
             outbox: Outbox::default(),
             rate: Rate::default(),
+            pace: Pace::new(bounds.slots),
+            scratch: Scratch::default(),
+            ids: Vec::new(),
             next_group: 0,
             progress: 0,
         }
@@ -115,7 +120,7 @@ impl Engine {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Submit { submit, sink, deadline } => self.admit(*submit, sink, deadline),
+            Command::Submit { submit, hashes, sink, deadline } => self.admit(*submit, hashes, sink, deadline),
             // A swap and not a store: who finds a wake-up queued has written what it is for, and only a read of the same
             // flag makes that visible here.
             Command::Wake => {
@@ -124,10 +129,9 @@ impl Engine {
         }
     }
 
-    fn admit(&mut self, submit: Submit, sink: GroupSink, deadline: Option<Instant>) {
+    fn admit(&mut self, submit: Submit, hashes: Hashes, sink: GroupSink, deadline: Option<Instant>) {
         let id = GroupId(self.next_group);
         self.next_group += 1;
-        let shape = admission::shape(&submit);
         if submit.end.max_tokens == 0 && submit.score_prompt.is_none() {
             self.outbox.say(&sink, GroupFrame::Accepted);
             return self.outbox.end(&sink);
@@ -135,7 +139,7 @@ impl Engine {
         let refusal = if self.links.orders.mode() != Mode::Serve {
             Some(self.busy())
         } else {
-            match self.policy.admit(id, &shape) {
+            match self.policy.admit(id, admission::shape(&submit, &hashes)) {
                 Ok(()) => None,
                 Err(Refused::Full) => Some(self.busy()),
                 Err(Refused::TooLong) => Some(GroupFrame::Failed(GroupFailure::Invalid)),
@@ -144,7 +148,7 @@ impl Engine {
         match refusal {
             None => {
                 self.outbox.say(&sink, GroupFrame::Accepted);
-                self.groups.insert(id, LiveGroup::new(submit, sink, deadline));
+                self.groups.insert(id, LiveGroup::new(submit, &hashes, sink, deadline));
             }
             Some(frame) => {
                 self.outbox.say(&sink, frame);
@@ -160,8 +164,9 @@ impl Engine {
     /// Reads every group's link: who is gone, which branches ended, who is too late, who does not drain.
     fn heed_links(&mut self) {
         let now = Instant::now();
-        let ids: Vec<_> = self.groups.keys().copied().collect();
-        for id in ids {
+        let mut ids = std::mem::take(&mut self.ids);
+        ids.extend(self.groups.keys());
+        for id in ids.drain(..) {
             let Some(group) = self.groups.get_mut(&id) else { continue };
             if group.sink.link().is_cancelled() {
                 self.drop_group(id);
@@ -171,6 +176,7 @@ impl Engine {
                 self.heed_stream(id);
             }
         }
+        self.ids = ids;
     }
 
     fn heed_stream(&mut self, id: GroupId) {
@@ -189,11 +195,9 @@ impl Engine {
         }
         for branch in group.sink.link().take_stopped() {
             group.stop_branch(branch);
-            let freed = self.policy.stop_branch(id, branch);
-            if !freed.finished.is_empty() {
-                return self.free(freed);
+            if self.policy.stop_branch(id, branch).is_some() {
+                return self.end(id);
             }
-            freed.sequences.into_iter().for_each(|sequence| self.tables.release(sequence));
         }
     }
 
@@ -207,19 +211,14 @@ impl Engine {
     }
 
     fn drop_group(&mut self, id: GroupId) {
-        let freed = self.policy.cancel(id);
-        self.free(freed);
+        self.policy.cancel(id);
+        self.end(id);
     }
 
-    /// Releases sequences and ends the streams of groups that are over.
-    pub(super) fn free(&mut self, freed: Freed) {
-        for sequence in freed.sequences {
-            self.tables.release(sequence);
-        }
-        for id in freed.finished {
-            if let Some(group) = self.groups.remove(&id) {
-                self.outbox.end(&group.sink);
-            }
+    /// The group is over; so is its stream.
+    pub(super) fn end(&mut self, id: GroupId) {
+        if let Some(group) = self.groups.remove(&id) {
+            self.outbox.end(&group.sink);
         }
     }
 
@@ -234,7 +233,7 @@ impl Engine {
 
     fn publish(&mut self) {
         self.progress += 1;
-        let load = self.policy.load();
+        let (load, totals) = (self.policy.load(), self.policy.totals());
         let status = Status {
             state: if self.links.orders.mode() == Mode::Serve { WorkerState::Ready } else { WorkerState::Draining },
             progress: self.progress,
@@ -243,9 +242,9 @@ impl Engine {
             queued_tokens: load.queued_tokens,
             kv_used: load.kv_used,
             tokens_per_second: self.rate.tokens_per_second(),
-            looked_up_tokens: 0,
-            cached_tokens: 0,
-            preemptions: 0,
+            looked_up_tokens: totals.looked_up_tokens,
+            cached_tokens: totals.cached_tokens,
+            preemptions: totals.preemptions,
         };
         self.links.publish.send_replace(status);
     }

@@ -1,54 +1,71 @@
 //! What the policy tells the engine and what it hears back: plain values, made by [`Policy`](super::Policy), carried out by
 //! the engine in the order of [`StepPlan`]'s fields.
 
-use shoal_common::ids::BranchIndex;
+use shoal_common::block_hash::BlockHash;
 
-use super::{GroupId, SequenceId};
-use crate::backend::LogitsOf;
+use super::SequenceId;
+use crate::backend::{BlockId, LogitsOf};
 
-/// One step, in the order in which it is carried out.
+/// One step, in the order in which it is carried out. Used again from step to step.
 #[derive(Debug, Default)]
 pub struct StepPlan {
-    /// Freed before anything is computed, to make room.
-    pub releases: Vec<SequenceId>,
-    /// Computed together.
+    /// Before anything is computed, one after the other.
+    pub copies: Vec<BlockCopy>,
+    /// Computed together. Ascending sequences, one slice each.
     pub slices: Vec<PlannedSlice>,
-    /// Made from the prompts that are complete now.
-    pub forks: Vec<Fork>,
-    /// Tokens to draw from the logits of this step or of an earlier prompt.
+    /// Tokens to draw from the logits of this step or of an earlier prompt. Ascending sequences.
     pub draws: Vec<Draw>,
 }
 
 impl StepPlan {
     /// Whether nothing can be done now.
     pub fn is_empty(&self) -> bool {
-        self.slices.is_empty() && self.forks.is_empty() && self.draws.is_empty()
+        self.slices.is_empty() && self.draws.is_empty()
     }
 
     /// Tokens computed in this step.
     pub fn tokens(&self) -> usize {
         self.slices.iter().map(|slice| slice.count).sum()
     }
+
+    /// Tokens of one phase.
+    pub fn tokens_of(&self, phase: Phase) -> usize {
+        self.slices.iter().filter(|slice| slice.phase == phase).map(|slice| slice.count).sum()
+    }
+
+    /// Empties it and keeps its memory.
+    pub(super) fn clear(&mut self) {
+        self.copies.clear();
+        self.slices.clear();
+        self.draws.clear();
+    }
 }
 
-/// Where the tokens of a slice come from.
+/// A block whose KV is to be copied, because its sequence writes to it and others share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Feed {
-    /// The group's prompt.
-    Prompt,
-    /// What the branch has generated, counted from the end of the prompt.
-    Branch(BranchIndex),
+pub struct BlockCopy {
+    /// Stays as it is.
+    pub from: BlockId,
+    /// Is in the sequence's table.
+    pub to: BlockId,
 }
 
-/// Consecutive tokens of one sequence.
+/// What a slice is to those who wait for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// A part of a prompt, or of what a branch had generated before it was interrupted.
+    Prefill,
+    /// The last token of a running stream.
+    Decode,
+}
+
+/// Consecutive tokens of one sequence: all of the prompt, or all generated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlannedSlice {
     /// Whose.
-    pub group: GroupId,
-    /// Which of its tokens.
-    pub feed: Feed,
-    /// Where their KV goes.
     pub sequence: SequenceId,
+    /// Prefill or decode.
+    pub phase: Phase,
     /// Position of the first token in the sequence, prompt included.
     pub start: usize,
     /// Tokens, at least 1.
@@ -57,26 +74,27 @@ pub struct PlannedSlice {
     pub logits: LogitsOf,
 }
 
-/// A new sequence with the first positions of another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fork {
-    /// For which group.
-    pub group: GroupId,
-    /// Holds the prompt.
-    pub from: SequenceId,
-    /// The new one.
-    pub to: SequenceId,
-    /// Positions taken over: the prompt's.
-    pub length: usize,
+impl PlannedSlice {
+    /// One past the last position.
+    pub fn end(&self) -> usize {
+        self.start + self.count
+    }
+
+    /// Rows of logits it yields.
+    pub fn rows(&self) -> usize {
+        match self.logits {
+            LogitsOf::None => 0,
+            LogitsOf::Last => 1,
+            LogitsOf::All => self.count,
+        }
+    }
 }
 
 /// A token to be drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draw {
-    /// For which group.
-    pub group: GroupId,
     /// For which branch.
-    pub branch: BranchIndex,
+    pub sequence: SequenceId,
     /// From which logits.
     pub row: Row,
 }
@@ -94,16 +112,10 @@ pub enum Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drawn {
     /// The branch goes on with the token.
-    GoesOn,
+    GoesOn {
+        /// The hash of the block that is full with this token.
+        filled: Option<BlockHash>,
+    },
     /// The token was the branch's last.
     Ended,
-}
-
-/// What is no longer needed.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Freed {
-    /// Sequences to release.
-    pub sequences: Vec<SequenceId>,
-    /// Groups of which nothing is left to do.
-    pub finished: Vec<GroupId>,
 }

@@ -4,24 +4,34 @@
 use shoal_common::config::WorkerConfig;
 use shoal_common::wire::hello::{Capacity, ModelCard};
 
+use crate::backend::BLOCK_TOKENS;
 use crate::model::kv_tokens_default;
 use crate::scheduler::Bounds;
 
-/// The engine's bounds. More KV than every slot's longest sequence would never be used.
+/// Work that is admitted, as a multiple of what the KV holds: several of the largest groups there can be. Whoever would wait
+/// for more is better served by another worker, or told to come back.
+const QUEUED_KV: u64 = 64;
+
+/// The engine's bounds. More KV than every slot's longest sequence would never be used by those that run; the prefix cache
+/// lives on what they leave.
 pub(super) fn bounds(config: &WorkerConfig, card: &ModelCard, kv_bytes_per_token: u64) -> Bounds {
-    let useful = u64::from(config.slots) * u64::from(card.context);
-    let in_memory = || kv_tokens_default(kv_bytes_per_token);
+    let in_blocks = |tokens: u64| tokens / BLOCK_TOKENS as u64;
+    let longest = u64::from(card.context).next_multiple_of(BLOCK_TOKENS as u64);
+    let useful = in_blocks(u64::from(config.slots) * longest);
+    let kv_tokens = config.kv_tokens.unwrap_or_else(|| kv_tokens_default(kv_bytes_per_token));
+    let blocks = in_blocks(kv_tokens).min(useful).max(1);
     Bounds {
         slots: config.slots as usize,
-        kv_tokens: config.kv_tokens.unwrap_or_else(in_memory).min(useful),
+        blocks: usize::try_from(blocks).unwrap_or(usize::MAX),
         groups: config.groups as usize,
+        queued_tokens: QUEUED_KV * blocks * BLOCK_TOKENS as u64,
         step_tokens: config.step_tokens as usize,
     }
 }
 
 /// The model as this machine can serve it: a sequence longer than all of the KV is never asked for.
 pub(super) fn held(card: ModelCard, bounds: &Bounds) -> ModelCard {
-    let context = u32::try_from(bounds.kv_tokens).map_or(card.context, |tokens| card.context.min(tokens));
+    let context = u32::try_from(bounds.kv_tokens()).map_or(card.context, |tokens| card.context.min(tokens));
     if context < card.context {
         let (model, of) = (&card.name, card.context);
         tracing::warn!(%model, context, of, "the kv does not hold the whole context: longer requests are refused");
@@ -32,7 +42,7 @@ pub(super) fn held(card: ModelCard, bounds: &Bounds) -> ModelCard {
 /// What routers are told of them.
 pub(super) fn announced(bounds: &Bounds) -> Capacity {
     let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
-    Capacity { slots: count(bounds.slots), kv_tokens: bounds.kv_tokens, groups: count(bounds.groups) }
+    Capacity { slots: count(bounds.slots), kv_tokens: bounds.kv_tokens(), groups: count(bounds.groups) }
 }
 
 #[cfg(test)]
@@ -56,8 +66,8 @@ mod tests {
             vocab_size: 8,
             context: 131_072,
         };
-        for (kv_tokens, announced) in [(4096, 4096), (1 << 40, 131_072)] {
-            let bounds = Bounds { slots: 1, kv_tokens, groups: 1, step_tokens: 1 };
+        for (blocks, announced) in [(256, 4096), (1 << 36, 131_072)] {
+            let bounds = Bounds { slots: 1, blocks, groups: 1, queued_tokens: 1, step_tokens: 1 };
             assert_eq!(held(whole.clone(), &bounds).context, announced);
         }
     }

@@ -7,6 +7,7 @@ use shoal_common::block_hash::CacheSalt;
 use shoal_common::fingerprint::Fingerprint;
 use shoal_common::ids::{BranchIndex, Digest, TokenId};
 use shoal_common::sampling::SamplingParams;
+use shoal_common::wire::hello::Status;
 use shoal_common::wire::message::{
     BranchEnd, BranchStart, BranchToken, EndRules, GroupFrame, PromptIds, Submit, TokenScore,
 };
@@ -17,11 +18,12 @@ use crate::backend::Backend;
 use crate::engine::link::GroupLink;
 use crate::engine::sink::{ConnectionKey, Outgoing, Outlet, StepReport, StreamKey, report_bound};
 use crate::engine::turn::{Engine, Turn};
-use crate::engine::{EngineHandle, GroupSink, Served, assemble, pool_blocks};
+use crate::engine::{EngineHandle, GroupSink, Served, assemble};
 use crate::scheduler::Bounds;
 
 pub(crate) const CONTEXT: u32 = 512;
-pub(crate) const ROOMY: Bounds = Bounds { slots: 16, kv_tokens: 8192, groups: 64, step_tokens: 32 };
+pub(crate) const ROOMY: Bounds =
+    Bounds { slots: 16, blocks: 512, groups: 64, queued_tokens: u64::MAX, step_tokens: 32 };
 
 pub(crate) fn fingerprint() -> Fingerprint {
     Fingerprint::new(Digest::of(b"hash"), None, Digest::of(b"none"), "hash")
@@ -58,6 +60,18 @@ impl Heard {
             tokens.extend(token.score.clone());
         }
         tokens
+    }
+
+    /// The prompt's scores, after a check that they come in order and without gaps.
+    pub(crate) fn scores(&self) -> Vec<TokenScore> {
+        let mut all = Vec::new();
+        for frame in &self.frames {
+            if let GroupFrame::PromptScores { first, scores } = frame {
+                assert_eq!(*first as usize, all.len() + 1);
+                all.extend(scores.iter().cloned());
+            }
+        }
+        all
     }
 
     pub(crate) fn first_position(&self, branch: u16) -> Option<u32> {
@@ -101,7 +115,7 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) fn new(bounds: Bounds) -> Self {
         let mut backend = HashBackend::default();
-        backend.reserve(pool_blocks(&bounds)).unwrap();
+        backend.reserve(bounds.blocks).unwrap();
         let served = Served { fingerprint: fingerprint(), vocab: VOCAB, context: CONTEXT };
         let (handle, engine) = assemble(served, bounds, Box::new(backend));
         let (sender, reports) = mpsc::channel(report_bound(64));
@@ -154,13 +168,12 @@ impl Bench {
         &self.streams[&key].heard
     }
 
-    /// Sequences that hold KV.
-    pub(crate) fn running(&self) -> u32 {
-        self.handle.status().borrow().running
+    pub(crate) fn status(&self) -> Status {
+        *self.handle.status().borrow()
     }
 
     pub(crate) fn assert_idle(&self) {
-        let status = *self.handle.status().borrow();
+        let status = self.status();
         assert_eq!((status.running, status.waiting, status.kv_used, status.queued_tokens), (0, 0, 0, 0));
     }
 }

@@ -2,4 +2,5 @@
 
 pub(crate) mod backend;
 pub(crate) mod bench;
+mod paging;
 mod promises;

@@ -3,7 +3,7 @@
 use shoal_common::fingerprint::Fingerprint;
 use shoal_common::ids::{BranchIndex, Digest, TokenId};
 use shoal_common::wire::hello::WorkerState;
-use shoal_common::wire::message::{BranchEnd, GroupFailure, GroupFrame, PromptIds, Submit, TokenScore};
+use shoal_common::wire::message::{BranchEnd, GroupFailure, GroupFrame, PromptIds, Submit};
 
 use super::backend::{FAILS, PANICS, VOCAB};
 use super::bench::{Bench, CONTEXT, Draining, ROOMY, alone, ids, start, submission};
@@ -55,7 +55,7 @@ fn a_mixed_load_gives_what_each_group_gives_alone() {
             submit
         })
         .collect();
-    for bounds in [ROOMY, Bounds { slots: 2, kv_tokens: 200, step_tokens: 5, ..ROOMY }] {
+    for bounds in [ROOMY, Bounds { slots: 2, blocks: 13, step_tokens: 5, ..ROOMY }] {
         let mut bench = Bench::new(bounds);
         let keys: Vec<_> = submissions.iter().map(|submit| bench.submit(submit.clone())).collect();
         bench.run();
@@ -65,21 +65,10 @@ fn a_mixed_load_gives_what_each_group_gives_alone() {
             for branch in 0..submit.branches.len() as u16 {
                 assert_eq!(bench.heard(key).tokens(branch), expected.tokens(branch));
             }
-            assert_eq!(scores(&bench.heard(key).frames), scores(&expected.frames));
+            assert_eq!(bench.heard(key).scores(), expected.scores());
             assert_eq!(bench.heard(key).ends, 1);
         }
     }
-}
-
-fn scores(frames: &[GroupFrame]) -> Vec<TokenScore> {
-    let mut all = Vec::new();
-    for frame in frames {
-        if let GroupFrame::PromptScores { first, scores } = frame {
-            assert_eq!(*first as usize, all.len() + 1, "scores come in order and without gaps");
-            all.extend(scores.iter().cloned());
-        }
-    }
-    all
 }
 
 #[test]
@@ -88,7 +77,7 @@ fn a_prompt_is_scored_before_the_first_token_and_its_scores_are_those_of_its_tok
     let mut submit = submission(&tokens, 2, 1);
     submit.score_prompt = Some(4);
     let heard = alone(submit.clone());
-    let scored = scores(&heard.frames);
+    let scored = heard.scores();
     assert!(scored.iter().map(|score| score.token.0).eq(tokens[1..].iter().copied()));
     assert!(scored.iter().all(|score| score.alternatives.len() == 4 && score.logprob <= 0.0));
     let first_step = heard.frames.iter().position(|frame| matches!(frame, GroupFrame::Step(_))).unwrap();
@@ -116,7 +105,7 @@ fn with_max_tokens_0_a_prompt_is_only_scored() {
         let mut submit = submission(&prompt(4, 30), 0, branches);
         submit.score_prompt = Some(0);
         let heard = alone(submit.clone());
-        assert_eq!(scores(&heard.frames).len(), 29);
+        assert_eq!(heard.scores().len(), 29);
         assert_eq!(heard.steps().count(), 0);
         submit.score_prompt = None;
         assert!(alone(submit).frames.is_empty());
@@ -147,7 +136,7 @@ fn a_cancelled_group_is_freed_within_one_step() {
     for _ in 0..3 {
         bench.turn();
     }
-    assert_eq!(bench.running(), 4);
+    assert_eq!(bench.status().running, 4);
     let said = bench.heard(key).frames.len();
     bench.streams[&key].link.cancel();
     bench.streams[&key].link.cancel();
@@ -168,7 +157,7 @@ fn a_stopped_branch_frees_its_slot_and_leaves_the_others_alone() {
         bench.streams[&key].link.stop_branch(BranchIndex(branch));
     }
     bench.turn();
-    assert_eq!(bench.running(), 2);
+    assert_eq!(bench.status().running, 2);
     bench.run();
     bench.assert_idle();
     assert_eq!(bench.heard(key).tokens(0), whole.tokens(0)[..4]);
@@ -225,7 +214,7 @@ fn a_group_that_does_not_drain_is_parked_within_its_bound_and_others_go_on() {
     let one_step = 32 + 8 * (24 + 9 * 20);
     assert!(bench.heard(clogged).frames.len() <= UNSENT_FRAMES);
     assert!(bench.streams[&clogged].link.unsent_bytes() < UNSENT_BYTES + one_step);
-    assert_eq!(bench.running(), 8, "it keeps its kv");
+    assert_eq!(bench.status().running, 8, "it keeps its kv");
     bench.streams.get_mut(&clogged).unwrap().draining = Draining::Yes;
     bench.turn();
     bench.run();
@@ -239,6 +228,8 @@ fn a_failing_or_panicking_backend_takes_only_the_groups_of_its_step() {
     for fault in [FAILS, PANICS] {
         let mut bench = Bench::new(ROOMY);
         let beside = bench.submit(submission(&prompt(1, 4), 30, 1));
+        // One step for the prompt, and one for the pace to see what a decode takes.
+        bench.turn();
         bench.turn();
         let hit = bench.submit(submission(&[1, fault.0, 2], 5, 3));
         bench.turn();
@@ -303,8 +294,8 @@ fn an_invalid_submission_is_refused_before_anything_is_allocated() {
     let mut other = valid();
     other.fingerprint = Fingerprint::new(Digest::of(b"other"), None, Digest::of(b"none"), "hash");
     assert_eq!(failure(other), GroupFrame::Failed(GroupFailure::WrongFingerprint));
-    let mut bench = Bench::new(Bounds { kv_tokens: 11, ..ROOMY });
-    let too_long = bench.submit(valid());
+    let mut bench = Bench::new(Bounds { blocks: 1, ..ROOMY });
+    let too_long = bench.submit(submission(&prompt(1, 4), 13, 2));
     bench.run();
     assert_eq!(bench.heard(too_long).frames, [GroupFrame::Failed(GroupFailure::Invalid)]);
 }

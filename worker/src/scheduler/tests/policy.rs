@@ -1,0 +1,170 @@
+//! The policy's promises, one test each. Those about cached prefixes and about preemption have files of their own.
+
+use shoal_common::ids::BranchIndex;
+
+use super::world::{Ask, ROOMY, World, ask};
+use crate::scheduler::*;
+
+#[test]
+fn a_long_prompt_never_stalls_running_streams() {
+    let mut world = World::new(ROOMY, usize::MAX);
+    let short = world.admit(0, ask(0, 1, 50, 1)).unwrap();
+    world.step();
+    world.admit(1, ask(0, 1000, 1, 1)).unwrap();
+    for _ in 0..10 {
+        world.served.clear();
+        world.step();
+        assert!(world.has_served(short), "a step passed without the running stream");
+    }
+}
+
+#[test]
+fn a_long_prompt_never_holds_up_those_who_come_after_it() {
+    let mut world = World::new(ROOMY, usize::MAX);
+    let long = world.admit(0, ask(0, 1000, 1, 1)).unwrap();
+    world.step();
+    let late = world.admit(1, ask(0, 2, 1, 1)).unwrap();
+    world.served.clear();
+    world.step();
+    assert!(world.has_served(late), "the newcomer waits for the whole of the long prompt");
+    assert!(world.has_served(long), "the long prompt stands still for the newcomer");
+}
+
+#[test]
+fn a_newcomer_begins_though_decodes_fill_every_step() {
+    let mut world = World::new(Bounds { step_tokens: 4, ..ROOMY }, usize::MAX);
+    world.admit(0, ask(0, 2, 100, 6)).unwrap();
+    for _ in 0..10 {
+        world.step();
+    }
+    let late = world.admit(1, ask(0, 2, 1, 1)).unwrap();
+    world.served.clear();
+    world.step();
+    assert!(world.has_served(late), "nobody can begin until somebody ends");
+}
+
+#[test]
+fn decodes_that_do_not_fit_a_step_take_turns() {
+    let mut world = World::new(Bounds { step_tokens: 2, ..ROOMY }, usize::MAX);
+    let id = world.admit(0, ask(0, 2, 100, 5)).unwrap();
+    while world.policy.load().running < 5 {
+        world.step();
+    }
+    world.served.clear();
+    for _ in 0..10 {
+        world.step();
+    }
+    for branch in (0..5).map(BranchIndex) {
+        let turns = world.served.iter().filter(|served| **served == SequenceId { group: id, branch }).count();
+        assert_eq!(turns, 4);
+    }
+}
+
+#[test]
+fn one_user_cannot_starve_another() {
+    let mut world = World::new(Bounds { slots: 1, ..ROOMY }, usize::MAX);
+    for id in 0..20 {
+        world.admit(id, ask(7, 4, 4, 2)).unwrap();
+    }
+    let other = world.admit(20, ask(8, 4, 4, 1)).unwrap();
+    while !world.finished.contains(&other) {
+        assert!(world.step());
+    }
+    assert!(world.finished.len() <= 2, "the other user waited for {} groups", world.finished.len() - 1);
+}
+
+#[test]
+fn a_prompt_is_computed_once_for_all_branches_and_all_draw_in_its_step() {
+    let mut world = World::new(ROOMY, usize::MAX);
+    world.admit(0, ask(0, 40, 3, 6)).unwrap();
+    world.step();
+    assert_eq!((world.plan.tokens(), world.plan.copies.len(), world.plan.draws.len()), (40, 0, 6));
+    world.step();
+    // The last of them goes on in the block that was shared.
+    assert_eq!((world.plan.tokens(), world.plan.copies.len(), world.plan.draws.len()), (6, 5, 6));
+    assert_eq!(world.policy.load().kv_used, (2 + 6) * 16, "the full blocks are there once");
+}
+
+#[test]
+fn branches_of_a_prompt_of_whole_blocks_copy_nothing() {
+    let mut world = World::new(ROOMY, usize::MAX);
+    world.admit(0, ask(0, 32, 3, 6)).unwrap();
+    world.step();
+    world.step();
+    assert_eq!((world.plan.tokens(), world.plan.copies.len()), (6, 0));
+}
+
+#[test]
+fn branches_finish_on_a_single_slot_too() {
+    let mut world = World::new(Bounds { slots: 1, blocks: 1, ..ROOMY }, usize::MAX);
+    world.admit(0, ask(0, 10, 5, 4)).unwrap();
+    world.run();
+    assert_eq!(world.finished, [GroupId(0)]);
+    world.assert_idle();
+}
+
+#[test]
+fn a_small_group_does_not_pass_a_large_one_that_waits_for_room() {
+    let mut world = World::new(Bounds { blocks: 8, ..ROOMY }, usize::MAX);
+    world.admit(0, ask(0, 60, 40, 1)).unwrap();
+    world.step();
+    world.admit(1, ask(0, 80, 30, 1)).unwrap();
+    world.admit(2, ask(0, 5, 5, 1)).unwrap();
+    while world.finished.is_empty() {
+        world.step();
+        assert!(!world.has_served(GroupId(2)));
+    }
+    world.run();
+    assert_eq!(world.finished.len(), 3);
+}
+
+#[test]
+fn the_work_left_covers_what_is_computed_even_for_a_resumed_branch() {
+    let mut world = World::new(ROOMY, usize::MAX);
+    let resumed = Ask { emitted: vec![40, 0], ..ask(0, 10, 50, 2) };
+    world.admit(0, resumed).unwrap();
+    loop {
+        let left = world.policy.load().queued_tokens;
+        let computed = world.computed;
+        if !world.step() {
+            break;
+        }
+        let now = (world.computed - computed) as u64;
+        assert!(world.policy.load().queued_tokens + now <= left, "{now} tokens of {left} were computed");
+    }
+    assert_eq!(world.computed, 10 + 49 + 49);
+    assert_eq!(world.policy.load().queued_tokens, 0);
+}
+
+#[test]
+fn what_can_never_fit_and_what_is_one_too_many_is_refused() {
+    let mut world = World::new(Bounds { groups: 2, blocks: 6, queued_tokens: 150, ..ROOMY }, usize::MAX);
+    assert_eq!(world.admit(0, ask(0, 90, 7, 1)), Err(Refused::TooLong));
+    world.admit(1, ask(0, 90, 6, 20)).expect("alone, a group may be more work than may wait");
+    world.policy.cancel(GroupId(1));
+    world.admit(2, ask(0, 90, 6, 1)).unwrap();
+    assert_eq!(world.admit(3, ask(0, 50, 6, 1)), Err(Refused::Full), "too much work waits");
+    world.admit(4, ask(0, 1, 1, 1)).unwrap();
+    assert_eq!(world.admit(5, ask(0, 1, 1, 1)), Err(Refused::Full));
+}
+
+#[test]
+fn prompts_beside_running_streams_take_no_more_than_the_pace_allows() {
+    let mut world = World::new(Bounds { step_tokens: 512, ..ROOMY }, usize::MAX);
+    for id in 0..4 {
+        world.admit(id, ask(0, 8, 200, 1)).unwrap();
+    }
+    (0..20).for_each(|_| assert!(world.step()));
+    let long = world.admit(9, ask(0, 2000, 1, 1)).unwrap();
+    // In the world, a step of decodes takes 10 ms, a prefill token 0.1 ms.
+    let mut most = 0;
+    while !world.finished.contains(&long) {
+        let allowed = world.pace.prefill_tokens(4);
+        world.step();
+        let prefill = world.plan.tokens_of(Phase::Prefill);
+        assert!(prefill <= allowed);
+        most = most.max(prefill);
+        assert_eq!(world.plan.tokens_of(Phase::Decode), 4);
+    }
+    assert!((75..=100).contains(&most), "{most} tokens went with the decodes");
+}
