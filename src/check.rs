@@ -84,7 +84,7 @@ fn sizes(worker: &WorkerConfig) -> String {
 }
 
 fn weights(model: &ModelConfig) -> Result<Weights, CheckError> {
-    let ModelSource::Path(path) = &model.source else { return Ok(Weights::Scripted) };
+    let ModelSource::Files { path, .. } = &model.source else { return Ok(Weights::Scripted) };
     let unreadable = |source| CheckError::Unreadable { model: model.name.to_string(), path: path.clone(), source };
     let metadata = path.metadata().map_err(unreadable)?;
     if metadata.is_dir() {

@@ -27,6 +27,11 @@ impl Fingerprint {
         hasher.update(numerics_class.as_bytes());
         Self(Digest(*hasher.finalize().as_bytes()))
     }
+
+    /// All of it, for a hash that builds on it.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0.0
+    }
 }
 
 impl fmt::Display for Fingerprint {

@@ -179,15 +179,17 @@ impl Op for Quantise<'_> {
                 let scale = s.splat(vector::rms_scale(s, x, length, eps));
                 let (weights, _) = weights.as_chunks::<LANES>();
                 for block in 0..self.row_blocks {
-                    let normed = |at: usize| s.mul(s.mul(s.load(&x[at]), scale), s.load(&weights[at]));
-                    self.to.write(s, block, normed(2 * block), normed(2 * block + 1));
+                    let low = s.mul(s.mul(s.load(&x[2 * block]), scale), s.load(&weights[2 * block]));
+                    let high = s.mul(s.mul(s.load(&x[2 * block + 1]), scale), s.load(&weights[2 * block + 1]));
+                    self.to.write(s, block, low, high);
                 }
             }
             Source::Gated => {
                 let (gates, ups) = x.split_at(2 * self.row_blocks);
                 for block in 0..self.row_blocks {
-                    let gated = |at: usize| vector::swiglu(s, s.load(&gates[at]), s.load(&ups[at]));
-                    self.to.write(s, block, gated(2 * block), gated(2 * block + 1));
+                    let low = vector::swiglu(s, s.load(&gates[2 * block]), s.load(&ups[2 * block]));
+                    let high = vector::swiglu(s, s.load(&gates[2 * block + 1]), s.load(&ups[2 * block + 1]));
+                    self.to.write(s, block, low, high);
                 }
             }
         }

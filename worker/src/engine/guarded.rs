@@ -2,9 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use shoal_common::telemetry::Chain;
-
-use crate::backend::{Backend, BackendError, LogitsBuffer, SequenceId, Slice};
+use crate::backend::{Backend, BackendError, BlockId, LogitsBuffer, Slice};
 
 /// The backend panicked; the panic hook has told where.
 #[derive(Debug, thiserror::Error)]
@@ -23,22 +21,12 @@ impl Guarded {
         guard(|| self.0.forward(slices, logits))
     }
 
-    pub(super) fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), BackendError> {
-        guard(|| self.0.fork(from, to, length))
-    }
-
-    pub(super) fn release(&mut self, sequence: SequenceId) {
-        let released = guard(|| {
-            self.0.release(sequence);
-            Ok(())
-        });
-        if let Err(error) = released {
-            tracing::error!(error = %Chain(&error), "a sequence could not be released");
-        }
+    pub(super) fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), BackendError> {
+        guard(|| self.0.copy_block(from, to))
     }
 }
 
-/// The groups of the step fail and their sequences are released, so that no half-made state is used again.
+/// The groups of the step fail and their blocks are let go, so that no half-made state is read again.
 fn guard<T>(call: impl FnOnce() -> Result<T, BackendError>) -> Result<T, BackendError> {
     catch_unwind(AssertUnwindSafe(call))
         .unwrap_or_else(|_| Err(BackendError { backend: "panicked", source: Box::new(Panicked) }))

@@ -12,10 +12,12 @@ pub mod link;
 mod rate;
 pub mod sink;
 mod step;
+mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
 mod turn;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -31,7 +33,7 @@ use link::{GroupLink, Waker};
 pub use sink::GroupSink;
 use turn::{Engine, Links};
 
-use crate::backend::Backend;
+use crate::backend::{BLOCK_TOKENS, Backend, BackendError};
 use crate::scheduler::Bounds;
 
 /// Submissions that wait for the engine to end its step; more are answered `Busy`.
@@ -88,15 +90,32 @@ pub struct EngineHandle {
 /// The engine's thread; join it after [`EngineHandle::stop`].
 pub type EngineThread = thread::JoinHandle<()>;
 
-/// Starts the engine on a thread of its own.
+/// Why the engine cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The backend has no room for the KV.
+    #[error("the kv cannot be reserved")]
+    Kv(#[from] BackendError),
+    /// The system gives no thread.
+    #[error("the engine's thread cannot be started")]
+    Thread(#[source] io::Error),
+}
+
+/// Reserves the KV and starts the engine on a thread of its own.
 pub fn spawn(
     served: Served,
     bounds: Bounds,
-    backend: Box<dyn Backend>,
-) -> std::io::Result<(EngineHandle, EngineThread)> {
+    mut backend: Box<dyn Backend>,
+) -> Result<(EngineHandle, EngineThread), StartError> {
+    backend.reserve(pool_blocks(&bounds))?;
     let (handle, engine) = assemble(served, bounds, backend);
-    let thread = thread::Builder::new().name("engine".into()).spawn(move || engine.run())?;
-    Ok((handle, thread))
+    let thread = thread::Builder::new().name("engine".into());
+    Ok((handle, thread.spawn(move || engine.run()).map_err(StartError::Thread)?))
+}
+
+/// Blocks that hold the KV of `bounds`: each sequence may leave a part of its last one empty.
+fn pool_blocks(bounds: &Bounds) -> usize {
+    bounds.kv_tokens.div_ceil(BLOCK_TOKENS as u64) as usize + bounds.slots
 }
 
 /// An engine that no thread runs yet.

@@ -11,14 +11,14 @@ use shoal_common::wire::message::GroupFailure;
 use super::turn::{Engine, Turn};
 use crate::backend::{BackendError, LogitsOf, Slice};
 use crate::metrics;
-use crate::scheduler::{Drawn, Feed, GroupId, PlannedSlice, Row, StepPlan};
+use crate::scheduler::{Drawn, Feed, Fork, GroupId, PlannedSlice, Row, StepPlan};
 
 impl Engine {
     /// Plans a step and carries it out.
     pub(super) fn step(&mut self) -> Turn {
         let plan = self.policy.plan();
         for sequence in &plan.releases {
-            self.backend.release(*sequence);
+            self.tables.release(*sequence);
         }
         let began = Instant::now();
         let drawn = match self.compute(&plan) {
@@ -38,12 +38,13 @@ impl Engine {
     }
 
     fn compute(&mut self, plan: &StepPlan) -> Result<(), BackendError> {
+        plan.slices.iter().for_each(|slice| self.tables.grow(slice.sequence, slice.start + slice.count));
         let slice = |planned: &PlannedSlice| {
             let group = self.groups.get(&planned.group).expect("the policy plans groups that are here");
             Slice {
-                sequence: planned.sequence,
                 start: planned.start,
                 tokens: group.tokens(planned),
+                blocks: self.tables.of(planned.sequence),
                 logits: planned.logits,
             }
         };
@@ -51,7 +52,13 @@ impl Engine {
         if !slices.is_empty() {
             self.backend.forward(&slices, &mut self.logits)?;
         }
-        plan.forks.iter().try_for_each(|fork| self.backend.fork(fork.from, fork.to, fork.length))
+        plan.forks.iter().try_for_each(|fork| self.fork(fork))
+    }
+
+    fn fork(&mut self, fork: &Fork) -> Result<(), BackendError> {
+        self.tables.grow(fork.to, fork.length);
+        let blocks = self.tables.of(fork.from).iter().zip(self.tables.of(fork.to));
+        blocks.into_iter().try_for_each(|(from, to)| self.backend.copy_block(*from, *to))
     }
 
     /// Scores prompts and draws tokens from the logits of the step.

@@ -15,6 +15,7 @@ use super::group::{LiveGroup, Parking};
 use super::guarded::Guarded;
 use super::rate::Rate;
 use super::sink::{GroupSink, Outbox};
+use super::tables::Tables;
 use super::{COMMANDS, Command, IDLE_TICK, Mode, Orders, admission};
 use crate::backend::{Backend, LogitsBuffer};
 use crate::metrics;
@@ -34,6 +35,7 @@ pub(super) struct Engine {
     links: Links,
     pub(super) policy: Policy,
     pub(super) backend: Guarded,
+    pub(super) tables: Tables,
     pub(super) sampler: Sampler,
     pub(super) logits: LogitsBuffer,
     pub(super) groups: BTreeMap<GroupId, LiveGroup>,
@@ -62,6 +64,7 @@ impl Engine {
         Self {
             links,
             policy: Policy::new(bounds),
+            tables: Tables::new(super::pool_blocks(&bounds)),
             backend: Guarded::new(backend),
             sampler: Sampler::new(),
             logits: LogitsBuffer::default(),
@@ -190,7 +193,7 @@ impl Engine {
             if !freed.finished.is_empty() {
                 return self.free(freed);
             }
-            freed.sequences.into_iter().for_each(|sequence| self.backend.release(sequence));
+            freed.sequences.into_iter().for_each(|sequence| self.tables.release(sequence));
         }
     }
 
@@ -211,7 +214,7 @@ impl Engine {
     /// Releases sequences and ends the streams of groups that are over.
     pub(super) fn free(&mut self, freed: Freed) {
         for sequence in freed.sequences {
-            self.backend.release(sequence);
+            self.tables.release(sequence);
         }
         for id in freed.finished {
             if let Some(group) = self.groups.remove(&id) {

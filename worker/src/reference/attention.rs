@@ -16,7 +16,7 @@ use super::kv::{KvShape, LayerKv};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Row<'a> {
     /// The layer's keys and values of the row's sequence.
-    pub(super) kv: &'a LayerKv,
+    pub(super) kv: LayerKv<'a>,
     /// The row's position; positions `0..=position` are held.
     pub(super) position: usize,
 }
@@ -64,7 +64,7 @@ impl WithSimd for Heads<'_> {
         for (queries, out) in groups {
             let queries = RowGroup::pack(queries, head_dim);
             let mut scores = vec![0.0; queries.rows() * (self.row.position + 1)];
-            self.row.score(simd, self.shape, self.kv_head, &queries, &mut scores);
+            self.row.score(simd, head_dim, self.kv_head, &queries, &mut scores);
             scores.chunks_exact_mut(self.row.position + 1).for_each(softmax);
             let weights = RowGroup::pack(&scores, self.row.position + 1);
             self.row.mix(simd, self.shape, self.kv_head, &weights, out);
@@ -79,10 +79,10 @@ impl Row<'_> {
 
     /// Scaled scores of all positions held, `[queries, position + 1]`.
     #[inline(always)]
-    fn score<S: Simd>(&self, simd: S, shape: KvShape, kv_head: usize, queries: &RowGroup, scores: &mut [f32]) {
+    fn score<S: Simd>(&self, simd: S, head_dim: usize, kv_head: usize, queries: &RowGroup, scores: &mut [f32]) {
         let held = self.position + 1;
-        let scale = 1.0 / (shape.head_dim as f32).sqrt();
-        for (block, keys) in self.kv.keys(shape, kv_head).take(self.blocks()).enumerate() {
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        for (block, keys) in self.kv.keys(kv_head).take(self.blocks()).enumerate() {
             let mut sums = [[0.0; LANES]; MAX_ROWS];
             queries.accumulate(simd, keys, 0, &mut sums);
             for (scores, sums) in scores.chunks_exact_mut(held).zip(&sums) {
@@ -97,7 +97,7 @@ impl Row<'_> {
     fn mix<S: Simd>(&self, simd: S, shape: KvShape, kv_head: usize, weights: &RowGroup, out: &mut [f32]) {
         for panel in 0..shape.value_panels() {
             let mut sums = [[0.0; LANES]; MAX_ROWS];
-            for (block, values) in self.kv.values(shape, kv_head, panel).take(self.blocks()).enumerate() {
+            for (block, values) in self.kv.values(kv_head, panel).take(self.blocks()).enumerate() {
                 let from = block * LANES;
                 weights.accumulate(simd, &values[..LANES.min(self.position + 1 - from)], from, &mut sums);
             }

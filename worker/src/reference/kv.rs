@@ -1,9 +1,12 @@
-//! Keys and values of one sequence, in blocks of 16 positions that forks share until one of them writes. Written by
-//! `llama`, read by `attention`.
+//! The pool of KV blocks: keys and values of 16 positions in every layer, laid out as the panels that `attention` computes
+//! from. Written by `llama`, read by `attention`. Whose block is whose is the engine's to know.
 
-use std::sync::Arc;
+use std::collections::TryReserveError;
 
 use super::kernel::{LANES, Lanes};
+use crate::backend::{BLOCK_TOKENS, BlockId};
+
+const _: () = assert!(LANES == BLOCK_TOKENS, "a block is a panel of positions");
 
 /// What a layer keeps of each position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,94 +21,105 @@ impl KvShape {
         self.head_dim.div_ceil(LANES)
     }
 
-    fn width(&self) -> usize {
+    /// Panels of a block's keys in one layer, `[kv_heads, head_dim]`; a lane is a position.
+    fn keys(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// Panels of a block's values in one layer, `[kv_heads, value_panels, LANES]`; the last axis is the position, a lane is
+    /// an element of the head.
+    fn values(&self) -> usize {
+        self.kv_heads * self.value_panels() * LANES
+    }
+
+    /// Panels of a block in one layer: its keys, then its values.
+    fn panels(&self) -> usize {
+        self.keys() + self.values()
     }
 
     /// Bytes of one position in one layer.
     pub(super) fn bytes(&self) -> usize {
-        self.kv_heads * (self.head_dim + self.value_panels() * LANES) * size_of::<f32>()
+        self.panels() * size_of::<Lanes>() / BLOCK_TOKENS
     }
 }
 
-/// [`LANES`] positions, laid out as the panels that scores and outputs are computed from.
-#[derive(Clone, Debug)]
-struct Block {
-    /// `[kv_heads, head_dim]`; a lane is a position.
-    keys: Vec<Lanes>,
-    /// `[kv_heads, value_panels, LANES]`; the last axis is the position, a lane is an element of the head.
-    values: Vec<Lanes>,
+/// All blocks of KV. A block takes memory from its first write on and keeps it.
+#[derive(Debug)]
+pub(super) struct KvPool {
+    shape: KvShape,
+    layers: usize,
+    /// Each `[layers, panels]`, or empty while nobody has written to it.
+    blocks: Vec<Vec<Lanes>>,
 }
 
-impl Block {
-    fn empty(shape: KvShape) -> Self {
-        Self {
-            keys: vec![[0.0; LANES]; shape.width()],
-            values: vec![[0.0; LANES]; shape.kv_heads * shape.value_panels() * LANES],
+impl KvPool {
+    /// A pool without blocks.
+    pub(super) fn new(shape: KvShape, layers: usize) -> Self {
+        Self { shape, layers, blocks: Vec::new() }
+    }
+
+    /// Makes `blocks` blocks.
+    pub(super) fn reserve(&mut self, blocks: usize) -> Result<(), TryReserveError> {
+        self.blocks.try_reserve_exact(blocks)?;
+        self.blocks.resize(blocks, Vec::new());
+        Ok(())
+    }
+
+    /// Stores `key` and `value`, each `[kv_heads, head_dim]`, of position `slot` of a block.
+    pub(super) fn write(&mut self, layer: usize, block: BlockId, slot: usize, key: &[f32], value: &[f32]) {
+        let shape = self.shape;
+        let panels = &mut self.blocks[block.index()];
+        if panels.is_empty() {
+            panels.resize(self.layers * shape.panels(), [0.0; LANES]);
         }
-    }
-
-    fn write(&mut self, shape: KvShape, slot: usize, key: &[f32], value: &[f32]) {
-        for (lanes, &key) in self.keys.iter_mut().zip(key) {
+        let (keys, values) = panels[layer * shape.panels()..][..shape.panels()].split_at_mut(shape.keys());
+        for (lanes, &key) in keys.iter_mut().zip(key) {
             lanes[slot] = key;
         }
-        let heads = value.chunks_exact(shape.head_dim).zip(self.values.chunks_exact_mut(shape.value_panels() * LANES));
+        let heads = value.chunks_exact(shape.head_dim).zip(values.chunks_exact_mut(shape.value_panels() * LANES));
         for (value, panels) in heads {
             for (value, panel) in value.chunks(LANES).zip(panels.chunks_exact_mut(LANES)) {
                 panel[slot][..value.len()].copy_from_slice(value);
             }
         }
     }
+
+    /// Copies a block.
+    pub(super) fn copy(&mut self, from: BlockId, to: BlockId) {
+        let mut copy = std::mem::take(&mut self.blocks[to.index()]);
+        copy.clone_from(&self.blocks[from.index()]);
+        self.blocks[to.index()] = copy;
+    }
+
+    /// A layer of the sequence that has this block table.
+    pub(super) fn layer<'a>(&'a self, layer: usize, blocks: &'a [BlockId]) -> LayerKv<'a> {
+        LayerKv { pool: self, layer, blocks }
+    }
 }
 
 /// Keys and values of one sequence in one layer.
-#[derive(Clone, Debug, Default)]
-pub(super) struct LayerKv {
-    blocks: Vec<Arc<Block>>,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LayerKv<'a> {
+    pool: &'a KvPool,
+    layer: usize,
+    blocks: &'a [BlockId],
 }
 
-impl LayerKv {
-    /// Stores `key` and `value`, each `[kv_heads, head_dim]`, at `position`; positions are written in order. A block that a
-    /// fork shares is copied first.
-    pub(super) fn write(&mut self, shape: KvShape, position: usize, key: &[f32], value: &[f32]) {
-        let index = position / LANES;
-        if index == self.blocks.len() {
-            self.blocks.push(Arc::new(Block::empty(shape)));
-        }
-        Arc::make_mut(&mut self.blocks[index]).write(shape, position % LANES, key, value);
+impl<'a> LayerKv<'a> {
+    fn panels(self, from: usize, count: usize) -> impl Iterator<Item = &'a [Lanes]> {
+        let from = self.layer * self.pool.shape.panels() + from;
+        self.blocks.iter().map(move |block| &self.pool.blocks[block.index()][from..from + count])
     }
 
     /// The keys of a head, block by block: `[head_dim]`, a lane is a position.
-    pub(super) fn keys(&self, shape: KvShape, head: usize) -> impl Iterator<Item = &[Lanes]> {
-        self.blocks.iter().map(move |block| &block.keys[head * shape.head_dim..][..shape.head_dim])
+    pub(super) fn keys(self, head: usize) -> impl Iterator<Item = &'a [Lanes]> {
+        let head_dim = self.pool.shape.head_dim;
+        self.panels(head * head_dim, head_dim)
     }
 
     /// Panel `panel` of the values of a head, block by block: `[LANES]` positions, a lane is an element of the head.
-    pub(super) fn values(&self, shape: KvShape, head: usize, panel: usize) -> impl Iterator<Item = &[Lanes]> {
-        let from = (head * shape.value_panels() + panel) * LANES;
-        self.blocks.iter().map(move |block| &block.values[from..from + LANES])
-    }
-}
-
-/// Keys and values of one sequence.
-#[derive(Clone, Debug)]
-pub(super) struct Sequence {
-    /// Positions held.
-    pub(super) length: usize,
-    /// One for each layer.
-    pub(super) layers: Vec<LayerKv>,
-}
-
-impl Sequence {
-    /// A sequence without positions.
-    pub(super) fn empty(layers: usize) -> Self {
-        Self { length: 0, layers: vec![LayerKv::default(); layers] }
-    }
-
-    /// The first `length` positions, sharing their blocks.
-    pub(super) fn prefix(&self, length: usize) -> Self {
-        let blocks = length.div_ceil(LANES);
-        let prefix = |layer: &LayerKv| LayerKv { blocks: layer.blocks[..blocks].to_vec() };
-        Self { length, layers: self.layers.iter().map(prefix).collect() }
+    pub(super) fn values(self, head: usize, panel: usize) -> impl Iterator<Item = &'a [Lanes]> {
+        let shape = self.pool.shape;
+        self.panels(shape.keys() + (head * shape.value_panels() + panel) * LANES, LANES)
     }
 }

@@ -1,5 +1,5 @@
 //! The llama family on candle tensors: weights and the walk of a step through them. Called by the backend in `mod`; knows
-//! rows and their positions, not sequences' names.
+//! rows, their positions and where their KV is.
 
 use candle_core::{Device, Result, Tensor};
 use candle_nn::ops::rms_norm;
@@ -9,10 +9,11 @@ use shoal_common::ids::TokenId;
 use super::ReferenceError;
 use super::attention::{Attention, Row};
 use super::kernel::Machine;
-use super::kv::{KvShape, Sequence};
+use super::kv::{KvPool, KvShape};
 use super::linear::Linear;
 use super::rope::{Angles, Rope};
 use super::swiglu::SwiGlu;
+use crate::backend::{BLOCK_TOKENS, BlockId};
 use crate::weights::{LayerPart, ModelFile, TensorName};
 
 /// A model of the llama family.
@@ -55,12 +56,20 @@ struct Layer {
 /// A row of a step: one token at its position.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    /// Index of the row's sequence in the step.
-    pub(super) sequence: usize,
+    /// Index of the row's slice in the step.
+    pub(super) slice: usize,
     /// Position within the sequence.
     pub(super) position: usize,
     /// The token there.
     pub(super) token: TokenId,
+}
+
+/// Where the KV of a step is.
+#[derive(Debug)]
+pub(super) struct StepKv<'a> {
+    pub(super) pool: &'a mut KvPool,
+    /// The block table of each slice.
+    pub(super) tables: Vec<&'a [BlockId]>,
 }
 
 impl Llama {
@@ -93,24 +102,24 @@ impl Llama {
         (self.layers.len() * self.kv.bytes()) as u64
     }
 
-    /// A sequence without positions.
-    pub(super) fn sequence(&self) -> Sequence {
-        Sequence::empty(self.layers.len())
+    /// A pool for this model's KV, without blocks.
+    pub(super) fn pool(&self) -> KvPool {
+        KvPool::new(self.kv, self.layers.len())
     }
 
-    /// Computes `places`, in which the rows of a sequence follow each other, and writes the logits of the rows `wanted` to
-    /// `logits`, `[wanted, vocab]`. Keys and values go to `sequences`; their lengths are the caller's to move.
+    /// Computes `places`, in which the rows of a slice follow each other, and writes the logits of the rows `wanted` to
+    /// `logits`, `[wanted, vocab]`. Keys and values go to `kv`, where each slice's table says.
     pub(super) fn forward(
         &self,
         places: &[Place],
         wanted: &[u32],
-        sequences: &mut [Sequence],
+        kv: &mut StepKv<'_>,
         logits: &mut [f32],
     ) -> Result<()> {
         let angles = self.rope.angles(places.iter().map(|place| place.position))?;
         let mut x = self.embed(places)?;
         for index in 0..self.layers.len() {
-            x = self.layer(index, &x, &angles, places, sequences)?;
+            x = self.layer(index, &x, &angles, places, kv)?;
         }
         if wanted.is_empty() {
             return Ok(());
@@ -139,12 +148,12 @@ impl Llama {
         x: &Tensor,
         angles: &Angles,
         places: &[Place],
-        sequences: &mut [Sequence],
+        kv: &mut StepKv<'_>,
     ) -> Result<Tensor> {
         let layer = &self.layers[index];
         let qkv = rms_norm(x, &layer.attn_norm, self.eps)?.apply_op1_no_bwd(&layer.qkv)?;
-        let queries = self.store(index, &qkv, angles, places, sequences)?;
-        let row = |place: &Place| Row { kv: &sequences[place.sequence].layers[index], position: place.position };
+        let queries = self.store(index, &qkv, angles, places, kv)?;
+        let row = |place: &Place| Row { kv: kv.pool.layer(index, kv.tables[place.slice]), position: place.position };
         let rows: Vec<Row<'_>> = places.iter().map(row).collect();
         let attention = Attention { machine: self.machine, shape: self.kv, rows: &rows };
         let x = (x + queries.apply_op1_no_bwd(&attention)?.apply_op1_no_bwd(&layer.out)?)?;
@@ -159,7 +168,7 @@ impl Llama {
         qkv: &Tensor,
         angles: &Angles,
         places: &[Place],
-        sequences: &mut [Sequence],
+        to: &mut StepKv<'_>,
     ) -> Result<Tensor> {
         let KvShape { kv_heads, head_dim } = self.kv;
         let (q, kv) = (self.heads * head_dim, kv_heads * head_dim);
@@ -168,7 +177,8 @@ impl Llama {
         let keys = angles.rotate(&part(q, kv_heads)?)?.flatten_all()?.to_vec1::<f32>()?;
         let values = part(q + kv, kv_heads)?.flatten_all()?.to_vec1::<f32>()?;
         for ((place, key), value) in places.iter().zip(keys.chunks_exact(kv)).zip(values.chunks_exact(kv)) {
-            sequences[place.sequence].layers[layer].write(self.kv, place.position, key, value);
+            let block = to.tables[place.slice][place.position / BLOCK_TOKENS];
+            to.pool.write(layer, block, place.position % BLOCK_TOKENS, key, value);
         }
         Ok(queries)
     }

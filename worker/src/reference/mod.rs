@@ -18,15 +18,13 @@ mod swiglu;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
-
 use rayon::ThreadPool;
 
 pub use self::error::ReferenceError;
 use self::kernel::Machine;
-use self::kv::Sequence;
-use self::llama::{Llama, Place};
-use crate::backend::{Backend, BackendError, LogitsBuffer, LogitsOf, SequenceId, Slice};
+use self::kv::KvPool;
+use self::llama::{Llama, Place, StepKv};
+use crate::backend::{Backend, BackendError, BlockId, LogitsBuffer, LogitsOf, Slice, StepCheck};
 use crate::weights::ModelFile;
 
 /// The arithmetic's name in the fingerprint.
@@ -36,8 +34,9 @@ pub const NUMERICS_CLASS: &str = "reference-f32";
 #[derive(Debug)]
 pub struct Reference {
     model: Llama,
-    pool: ThreadPool,
-    sequences: HashMap<SequenceId, Sequence>,
+    threads: ThreadPool,
+    kv: KvPool,
+    check: StepCheck,
 }
 
 impl Reference {
@@ -48,46 +47,19 @@ impl Reference {
 
     fn load_on(file: &ModelFile, threads: usize, machine: Machine) -> Result<Self, ReferenceError> {
         let name = |index| format!("compute-{index}");
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build()?;
-        let model = pool.install(|| Llama::load(file, machine))?;
-        Ok(Self { model, pool, sequences: HashMap::new() })
-    }
-
-    fn check(&self, slices: &[Slice<'_>]) -> Result<(), ReferenceError> {
-        let mut seen = HashSet::new();
-        for slice in slices {
-            if !seen.insert(slice.sequence) {
-                return Err(ReferenceError::Twice(slice.sequence));
-            }
-            self.check_slice(slice)?;
-        }
-        Ok(())
-    }
-
-    fn check_slice(&self, slice: &Slice<'_>) -> Result<(), ReferenceError> {
-        let Slice { sequence, start, tokens, .. } = *slice;
-        match self.sequences.get(&sequence).map(|held| held.length) {
-            None if start > 0 => return Err(ReferenceError::Unknown(sequence)),
-            Some(held) if start != held => return Err(ReferenceError::WrongStart { sequence, start, held }),
-            _ => {}
-        }
-        if tokens.is_empty() {
-            return Err(ReferenceError::Empty(sequence));
-        }
-        if tokens.iter().any(|token| token.index() >= self.model.vocab) {
-            return Err(ReferenceError::OutsideVocabulary(sequence));
-        }
-        let room = self.model.context.saturating_sub(start);
-        if tokens.len() > room { Err(ReferenceError::TooLong(sequence)) } else { Ok(()) }
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build()?;
+        let model = threads.install(|| Llama::load(file, machine))?;
+        let check = StepCheck::new(model.vocab, model.context);
+        Ok(Self { kv: model.pool(), model, threads, check })
     }
 }
 
 /// The rows of a step, and the indices of those whose logits are wanted.
 fn lay_out(slices: &[Slice<'_>]) -> (Vec<Place>, Vec<u32>) {
     let (mut places, mut wanted) = (Vec::new(), Vec::new());
-    for (sequence, slice) in slices.iter().enumerate() {
+    for (at, slice) in slices.iter().enumerate() {
         let begin = places.len() as u32;
-        let place = |(offset, &token)| Place { sequence, position: slice.start + offset, token };
+        let place = |(offset, &token)| Place { slice: at, position: slice.start + offset, token };
         places.extend(slice.tokens.iter().enumerate().map(place));
         let end = places.len() as u32;
         match slice.logits {
@@ -104,37 +76,24 @@ impl Backend for Reference {
         self.model.kv_bytes()
     }
 
-    fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError> {
-        self.check(slices)?;
-        let (places, wanted) = lay_out(slices);
-        let logits = logits.reset(wanted.len(), self.model.vocab);
-        let take = |slice: &Slice<'_>| self.sequences.remove(&slice.sequence).unwrap_or_else(|| self.model.sequence());
-        let mut held: Vec<Sequence> = slices.iter().map(take).collect();
-        let done = self.pool.install(|| self.model.forward(&places, &wanted, &mut held, logits));
-        for (slice, mut sequence) in slices.iter().zip(held) {
-            // After a failure the sequence is what it was: positions past its length are overwritten when they come again.
-            if done.is_ok() {
-                sequence.length += slice.tokens.len();
-            }
-            self.sequences.insert(slice.sequence, sequence);
-        }
-        Ok(done.map_err(ReferenceError::from)?)
-    }
-
-    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), BackendError> {
-        let source = self.sequences.get(&from).ok_or(ReferenceError::Unknown(from))?;
-        if self.sequences.contains_key(&to) {
-            return Err(ReferenceError::Exists(to).into());
-        }
-        if length > source.length {
-            return Err(ReferenceError::ForkTooLong { sequence: from, length, held: source.length }.into());
-        }
-        let prefix = source.prefix(length);
-        self.sequences.insert(to, prefix);
+    fn reserve(&mut self, blocks: usize) -> Result<(), BackendError> {
+        self.kv.reserve(blocks).map_err(ReferenceError::from)?;
+        self.check.reserve(blocks);
         Ok(())
     }
 
-    fn release(&mut self, sequence: SequenceId) {
-        self.sequences.remove(&sequence);
+    fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError> {
+        self.check.check(slices).map_err(ReferenceError::from)?;
+        let (places, wanted) = lay_out(slices);
+        let logits = logits.reset(wanted.len(), self.model.vocab);
+        let mut kv = StepKv { pool: &mut self.kv, tables: slices.iter().map(|slice| slice.blocks).collect() };
+        let done = self.threads.install(|| self.model.forward(&places, &wanted, &mut kv, logits));
+        Ok(done.map_err(ReferenceError::from)?)
+    }
+
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), BackendError> {
+        self.check.check_copy(from, to).map_err(ReferenceError::from)?;
+        self.kv.copy(from, to);
+        Ok(())
     }
 }

@@ -11,7 +11,7 @@ mod shares;
 pub use budget::Bounds;
 pub use plan::{Draw, Drawn, Feed, Fork, Freed, PlannedSlice, Row, StepPlan};
 pub use policy::{Load, Policy, Refused};
-pub use sequence::{GroupId, GroupShape, Scoring};
+pub use sequence::{GroupId, GroupShape, Scoring, SequenceId};
 
 #[cfg(test)]
 mod tests;

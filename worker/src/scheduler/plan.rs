@@ -3,8 +3,8 @@
 
 use shoal_common::ids::BranchIndex;
 
-use super::GroupId;
-use crate::backend::{LogitsOf, SequenceId};
+use super::{GroupId, SequenceId};
+use crate::backend::LogitsOf;
 
 /// One step, in the order in which it is carried out.
 #[derive(Debug, Default)]

@@ -14,9 +14,9 @@ use shoal_common::ids::BranchIndex;
 
 use super::budget::{Bounds, Budget};
 use super::plan::{Draw, Drawn, Feed, Fork, Freed, PlannedSlice, Row, StepPlan};
-use super::sequence::{Flow, Group, GroupId, GroupShape, Held, Unit};
+use super::sequence::{Flow, Group, GroupId, GroupShape, Held, SequenceId, Unit};
 use super::shares::Shares;
-use crate::backend::{LogitsOf, SequenceId};
+use crate::backend::LogitsOf;
 
 /// Rows of prompt scores in one step, over all groups: with a vocabulary of 128 k they are 32 MB of logits.
 pub const SCORE_ROWS: usize = 64;

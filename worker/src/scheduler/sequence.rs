@@ -6,7 +6,10 @@ use shoal_common::ids::BranchIndex;
 
 use super::budget::{Budget, Room};
 use super::plan::Feed;
-use crate::backend::SequenceId;
+
+/// A sequence that holds KV. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
 
 /// A group in this engine's life. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

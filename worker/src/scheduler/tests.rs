@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use shoal_common::ids::BranchIndex;
 
 use super::*;
-use crate::backend::{LogitsOf, SequenceId};
+use crate::backend::LogitsOf;
 
 /// Stands for the engine and its backend: carries plans out on counts, and complains about every plan a real one could
 /// not carry out.

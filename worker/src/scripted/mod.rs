@@ -1,25 +1,26 @@
 //! The scripted engine: a [`Backend`] without weights, for fast and exact tests of everything around the engine. The logits
 //! of a position are a hash of all tokens before it, so every mistake in feeding, forking or resuming a sequence changes
-//! the answer. Owns the sequences it was given; `text` says what it answers, `tokenizer` how that is spelled.
+//! the answer. `kv` holds the tokens, `text` says what is answered, `tokenizer` how that is spelled.
 //!
-//! It checks its caller as strictly as a real backend would: a wrong start, an unknown sequence, a token outside the
-//! vocabulary are errors, and a refused step changes nothing.
+//! It checks its caller as strictly as a real backend would, and a refused step changes nothing.
 
+mod kv;
 mod text;
 mod tokenizer;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::TryReserveError;
 use std::thread;
 use std::time::Duration;
 
 use shoal_common::config::{Faults, Script};
 use shoal_common::ids::{Digest, TokenId};
 
-use crate::backend::{Backend, BackendError, LogitsBuffer, LogitsOf, SequenceId, Slice};
-use text::{Trace, write_logits};
+use crate::backend::{Backend, BackendError, BadStep, BlockId, LogitsBuffer, Slice, StepCheck};
+use kv::Pool;
+use text::{State, write_logits};
 pub use text::{greedy, logits};
 pub use tokenizer::{BOS, EOS, VOCAB, bundle};
 
@@ -39,25 +40,13 @@ pub fn digest(script: &Script) -> Digest {
     Digest(*hasher.finalize().as_bytes())
 }
 
-/// Why a step or a fork was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why the pool was not made, or a step or a copy refused.
+#[derive(Debug, thiserror::Error)]
 enum ScriptedError {
-    #[error("sequence {} is unknown", .0.0)]
-    Unknown(SequenceId),
-    #[error("sequence {} exists already", .0.0)]
-    Exists(SequenceId),
-    #[error("sequence {} is in the step twice", .0.0)]
-    Twice(SequenceId),
-    #[error("the slice of sequence {} has no tokens", .0.0)]
-    Empty(SequenceId),
-    #[error("the slice of sequence {} starts at {start}, it holds {held} tokens", .sequence.0)]
-    WrongStart { sequence: SequenceId, start: usize, held: usize },
-    #[error("a token of sequence {} is outside the vocabulary", .0.0)]
-    OutsideVocabulary(SequenceId),
-    #[error("sequence {} would be longer than the context", .0.0)]
-    TooLong(SequenceId),
-    #[error("a fork of {length} tokens was asked of sequence {}, it holds {held}", .sequence.0)]
-    ForkTooLong { sequence: SequenceId, length: usize, held: usize },
+    #[error(transparent)]
+    BadStep(#[from] BadStep),
+    #[error("no memory for the kv")]
+    NoMemory(#[from] TryReserveError),
     #[error("the script says so")]
     Scripted,
 }
@@ -72,48 +61,23 @@ impl From<ScriptedError> for BackendError {
 #[derive(Debug)]
 pub struct Scripted {
     script: Script,
-    sequences: HashMap<SequenceId, Trace>,
+    pool: Pool,
+    check: StepCheck,
 }
 
 impl Scripted {
-    /// An engine that holds no sequence yet.
+    /// An engine without a pool yet.
     pub fn new(script: &Script) -> Self {
-        Self { script: *script, sequences: HashMap::new() }
-    }
-
-    fn check(&self, slices: &[Slice<'_>]) -> Result<(), ScriptedError> {
-        let mut seen = HashSet::new();
-        for slice in slices {
-            if !seen.insert(slice.sequence) {
-                return Err(ScriptedError::Twice(slice.sequence));
-            }
-            self.check_slice(slice)?;
-        }
-        Ok(())
-    }
-
-    fn check_slice(&self, slice: &Slice<'_>) -> Result<(), ScriptedError> {
-        let Slice { sequence, start, tokens, .. } = *slice;
-        match self.sequences.get(&sequence).map(Trace::len) {
-            None if start > 0 => return Err(ScriptedError::Unknown(sequence)),
-            Some(held) if start != held => return Err(ScriptedError::WrongStart { sequence, start, held }),
-            _ => {}
-        }
-        if tokens.is_empty() {
-            return Err(ScriptedError::Empty(sequence));
-        }
-        if tokens.iter().any(|token| token.index() >= VOCAB) {
-            return Err(ScriptedError::OutsideVocabulary(sequence));
-        }
-        let room = (self.script.context as usize).saturating_sub(start);
-        if tokens.len() > room { Err(ScriptedError::TooLong(sequence)) } else { Ok(()) }
+        let check = StepCheck::new(VOCAB, script.context as usize);
+        Self { script: *script, pool: Pool::default(), check }
     }
 
     /// The fault that this step has to play: a slice completes a trigger.
     fn planned_fault(&self, slices: &[Slice<'_>]) -> Option<Fault> {
         let completes = |slice: &Slice<'_>, trigger: &str| {
-            let before = self.sequences.get(&slice.sequence).map_or(&[][..], |held| held.tail(trigger.len() - 1));
-            let text: Vec<TokenId> = before.iter().chain(slice.tokens).copied().collect();
+            let from = slice.start.saturating_sub(trigger.len() - 1);
+            let before = self.pool.read(slice.blocks, from).take(slice.start - from);
+            let text: Vec<TokenId> = before.chain(slice.tokens.iter().copied()).collect();
             let spells = |window: &[TokenId]| window.iter().map(|token| token.0).eq(trigger.bytes().map(u32::from));
             text.windows(trigger.len()).any(spells)
         };
@@ -128,7 +92,7 @@ impl Scripted {
 /// What a step of a faulty script does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
-    /// Returns an error; no sequence changes.
+    /// Returns an error; nothing is written.
     Fail,
     /// Takes [`HANG`].
     Hang,
@@ -136,11 +100,17 @@ enum Fault {
 
 impl Backend for Scripted {
     fn kv_bytes_per_token(&self) -> u64 {
-        Trace::BYTES_PER_TOKEN
+        Pool::BYTES_PER_TOKEN
+    }
+
+    fn reserve(&mut self, blocks: usize) -> Result<(), BackendError> {
+        self.pool.reserve(blocks).map_err(ScriptedError::from)?;
+        self.check.reserve(blocks);
+        Ok(())
     }
 
     fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError> {
-        self.check(slices)?;
+        self.check.check(slices).map_err(ScriptedError::from)?;
         // The real cost of a step: this is the engine's own thread.
         thread::sleep(self.script.step);
         match self.planned_fault(slices) {
@@ -148,19 +118,15 @@ impl Backend for Scripted {
             Some(Fault::Fail) => return Err(ScriptedError::Scripted.into()),
             Some(Fault::Hang) => thread::sleep(HANG),
         }
+        slices.iter().for_each(|slice| self.pool.write(slice));
         let rows = logits.reset(slices.iter().map(Slice::rows).sum(), VOCAB);
         let mut rows = rows.chunks_exact_mut(VOCAB);
         for slice in slices {
-            let trace = self.sequences.entry(slice.sequence).or_insert_with(|| Trace::new(&self.script));
-            let last = slice.tokens.len() - 1;
-            for (index, &token) in slice.tokens.iter().enumerate() {
-                let state = trace.push(token);
-                let wanted = match slice.logits {
-                    LogitsOf::None => false,
-                    LogitsOf::Last => index == last,
-                    LogitsOf::All => true,
-                };
-                if let Some(row) = wanted.then(|| rows.next()).flatten() {
+            let first_wanted = slice.end() - slice.rows();
+            let mut state = State::begin(&self.script);
+            for (position, token) in self.pool.read(slice.blocks, 0).take(slice.end()).enumerate() {
+                state = state.after(token);
+                if let Some(row) = (position >= first_wanted).then(|| rows.next()).flatten() {
                     write_logits(row, state, &self.script);
                 }
             }
@@ -168,18 +134,9 @@ impl Backend for Scripted {
         Ok(())
     }
 
-    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), BackendError> {
-        let source = self.sequences.get(&from).ok_or(ScriptedError::Unknown(from))?;
-        if self.sequences.contains_key(&to) {
-            return Err(ScriptedError::Exists(to).into());
-        }
-        let held = source.len();
-        let fork = source.prefix(length).ok_or(ScriptedError::ForkTooLong { sequence: from, length, held })?;
-        self.sequences.insert(to, fork);
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), BackendError> {
+        self.check.check_copy(from, to).map_err(ScriptedError::from)?;
+        self.pool.copy(from, to);
         Ok(())
-    }
-
-    fn release(&mut self, sequence: SequenceId) {
-        self.sequences.remove(&sequence);
     }
 }

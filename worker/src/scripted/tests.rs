@@ -1,13 +1,14 @@
 //! The scripted engine as a backend like any other, and its promises to tests.
 
+use std::collections::HashSet;
 use std::num::NonZeroU32;
 
 use proptest::prelude::*;
 use shoal_common::wire::blob::TokenizerBundle;
 
 use super::*;
-
-const SEQUENCE: SequenceId = SequenceId(1);
+use crate::backend::LogitsOf;
+use crate::backend::tables::{Name, Tables};
 
 fn script() -> Script {
     Script { step: Duration::ZERO, salt: 7, ..Script::default() }
@@ -17,30 +18,44 @@ fn text_ids(text: &str) -> Vec<TokenId> {
     text.bytes().map(|byte| TokenId(u32::from(byte))).collect()
 }
 
-fn slice<'a>(sequence: SequenceId, start: usize, tokens: &'a [TokenId], logits: LogitsOf) -> Slice<'a> {
-    Slice { sequence, start, tokens, logits }
+/// An engine with the sequences it holds.
+struct Bench {
+    engine: Scripted,
+    tables: Tables,
 }
 
-/// All rows of `tokens` fed from `start` on, cut into chunks.
-fn rows_by_chunks(
-    engine: &mut Scripted,
-    id: SequenceId,
-    start: usize,
-    tokens: &[TokenId],
-    chunk: usize,
-) -> Vec<Vec<f32>> {
-    let mut buffer = LogitsBuffer::default();
-    let mut rows = Vec::new();
-    for (index, part) in tokens.chunks(chunk).enumerate() {
-        engine.forward(&[slice(id, start + index * chunk, part, LogitsOf::All)], &mut buffer).unwrap();
-        rows.extend((0..part.len()).map(|row| buffer.row(row).to_vec()));
+impl Bench {
+    fn new(script: &Script) -> Self {
+        let mut engine = Scripted::new(script);
+        let tables = Tables::reserve(&mut engine, 128);
+        Self { engine, tables }
     }
-    rows
+
+    /// All rows of `tokens` fed from `start` on, cut into chunks.
+    fn extend(&mut self, name: Name, start: usize, tokens: &[TokenId], chunk: usize) -> Vec<Vec<f32>> {
+        let mut buffer = LogitsBuffer::default();
+        let mut rows = Vec::new();
+        self.tables.grow(name, start + tokens.len());
+        for (index, part) in tokens.chunks(chunk).enumerate() {
+            let slice = self.tables.slice(name, start + index * chunk, part, LogitsOf::All);
+            self.engine.forward(&[slice], &mut buffer).unwrap();
+            rows.extend((0..part.len()).map(|row| buffer.row(row).to_vec()));
+        }
+        rows
+    }
+
+    /// All rows of a sequence of its own.
+    fn alone(&mut self, tokens: &[TokenId], chunk: usize) -> Vec<Vec<f32>> {
+        let name = self.tables.name();
+        let rows = self.extend(name, 0, tokens, chunk);
+        self.tables.release(name);
+        rows
+    }
 }
 
 fn refusal(result: Result<(), BackendError>) -> ScriptedError {
     let error = result.expect_err("was accepted");
-    error.source.downcast_ref::<ScriptedError>().expect("is one of ours").clone()
+    *error.source.downcast::<ScriptedError>().expect("is one of ours")
 }
 
 fn tokens(length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<TokenId>> {
@@ -51,36 +66,40 @@ proptest! {
     #[test]
     fn every_chunking_gives_the_same_bits(tokens in tokens(1..150)) {
         let whole: Vec<_> = (1..=tokens.len()).map(|end| logits(&script(), &tokens[..end])).collect();
+        let mut bench = Bench::new(&script());
         for chunk in [1, 7, 64, tokens.len()] {
-            prop_assert_eq!(&rows_by_chunks(&mut Scripted::new(&script()), SEQUENCE, 0, &tokens, chunk), &whole);
+            prop_assert_eq!(&bench.alone(&tokens, chunk), &whole);
         }
     }
 
     #[test]
     fn a_fork_equals_recomputing_its_prefix(tokens in tokens(2..60), rest in tokens(1..20), cut in 1_usize..60) {
         let cut = cut.min(tokens.len());
-        let mut engine = Scripted::new(&script());
-        rows_by_chunks(&mut engine, SEQUENCE, 0, &tokens, 64);
-        engine.fork(SEQUENCE, SequenceId(2), cut).unwrap();
-        let forked = rows_by_chunks(&mut engine, SequenceId(2), cut, &rest, 64);
-        let joined = [&tokens[..cut], &rest[..]].concat();
-        let fresh = rows_by_chunks(&mut Scripted::new(&script()), SEQUENCE, 0, &joined, 64);
+        let mut bench = Bench::new(&script());
+        let root = bench.tables.name();
+        bench.extend(root, 0, &tokens, 64);
+        let fork = bench.tables.fork(&mut bench.engine, root, cut).unwrap();
+        let forked = bench.extend(fork, cut, &rest, 64);
+        let fresh = bench.alone(&[&tokens[..cut], &rest[..]].concat(), 64);
         prop_assert_eq!(forked, fresh[cut..].to_vec());
         // The source is as it was.
-        let more = rows_by_chunks(&mut engine, SEQUENCE, tokens.len(), &rest, 64);
-        let all = rows_by_chunks(&mut Scripted::new(&script()), SEQUENCE, 0, &[&tokens[..], &rest[..]].concat(), 64);
+        let more = bench.extend(root, tokens.len(), &rest, 64);
+        let all = bench.alone(&[&tokens[..], &rest[..]].concat(), 64);
         prop_assert_eq!(more, all[tokens.len()..].to_vec());
     }
 
     #[test]
     fn strangers_in_a_step_change_nothing(ours in tokens(1..40), theirs in tokens(1..40)) {
-        let mut buffer = LogitsBuffer::default();
+        let mut bench = Bench::new(&script());
+        let names = [(); 3].map(|()| bench.tables.name());
+        names.iter().for_each(|name| bench.tables.grow(*name, 40));
         let step = [
-            slice(SequenceId(9), 0, &theirs, LogitsOf::None),
-            slice(SEQUENCE, 0, &ours, LogitsOf::Last),
-            slice(SequenceId(8), 0, &theirs, LogitsOf::All),
+            bench.tables.slice(names[0], 0, &theirs, LogitsOf::None),
+            bench.tables.slice(names[1], 0, &ours, LogitsOf::Last),
+            bench.tables.slice(names[2], 0, &theirs, LogitsOf::All),
         ];
-        Scripted::new(&script()).forward(&step, &mut buffer).unwrap();
+        let mut buffer = LogitsBuffer::default();
+        bench.engine.forward(&step, &mut buffer).unwrap();
         prop_assert_eq!(buffer.row(0), &logits(&script(), &ours)[..]);
         prop_assert_eq!(buffer.row(theirs.len()), &logits(&script(), &theirs)[..]);
     }
@@ -106,71 +125,78 @@ fn the_oracle_is_the_argmax_of_the_engine_s_rows() {
 
 #[test]
 fn a_wrong_step_is_refused_and_changes_nothing() {
-    let mut engine = Scripted::new(&Script { context: 5, ..script() });
-    let mut buffer = LogitsBuffer::default();
-    let abc = text_ids("abc");
-    let mut refuse = |engine: &mut Scripted, step: &[Slice<'_>]| refusal(engine.forward(step, &mut buffer));
-    let last = LogitsOf::Last;
-    assert_eq!(refuse(&mut engine, &[slice(SEQUENCE, 1, &abc, last)]), ScriptedError::Unknown(SEQUENCE));
-    rows_by_chunks(&mut engine, SEQUENCE, 0, &abc, 3);
-    for start in [0, 2, 4] {
-        let wrong = ScriptedError::WrongStart { sequence: SEQUENCE, start, held: 3 };
-        assert_eq!(refuse(&mut engine, &[slice(SEQUENCE, start, &abc[..1], last)]), wrong);
-    }
-    assert_eq!(refuse(&mut engine, &[slice(SEQUENCE, 3, &[], last)]), ScriptedError::Empty(SEQUENCE));
-    assert_eq!(refuse(&mut engine, &[slice(SEQUENCE, 3, &abc, last)]), ScriptedError::TooLong(SEQUENCE));
+    let mut bench = Bench::new(&Script { context: 5, ..script() });
+    let (name, abc) = (bench.tables.name(), text_ids("abc"));
+    bench.extend(name, 0, &abc, 3);
+    let table = bench.tables.slice(name, 0, &abc, LogitsOf::Last).blocks.to_vec();
+    let slice = |start, tokens| Slice { start, tokens, blocks: &table, logits: LogitsOf::Last };
     let outside = [TokenId(VOCAB as u32)];
-    assert_eq!(refuse(&mut engine, &[slice(SEQUENCE, 3, &outside, last)]), ScriptedError::OutsideVocabulary(SEQUENCE));
-    let one = slice(SEQUENCE, 3, &abc[..1], last);
-    assert_eq!(refuse(&mut engine, &[one, one]), ScriptedError::Twice(SEQUENCE));
-    let good_then_bad = [one, slice(SequenceId(2), 0, &outside, last)];
-    assert_eq!(refuse(&mut engine, &good_then_bad), ScriptedError::OutsideVocabulary(SequenceId(2)));
-    assert_eq!(rows_by_chunks(&mut engine, SEQUENCE, 3, &abc[..1], 1), [logits(&script(), &text_ids("abca"))]);
+    let elsewhere = Slice { start: 0, tokens: &outside, blocks: &[BlockId(100)], logits: LogitsOf::Last };
+    let wrong: [(&[Slice<'_>], BadStep); 4] = [
+        (&[slice(3, &[])], BadStep::Empty { slice: 0 }),
+        (&[slice(3, &abc)], BadStep::BeyondContext { slice: 0 }),
+        (&[slice(3, &abc[..1]), elsewhere], BadStep::OutsideVocabulary { slice: 1 }),
+        (&[slice(3, &abc[..1]), slice(3, &abc[..1])], BadStep::Clobbered(table[0])),
+    ];
+    for (step, expected) in wrong {
+        let refused = refusal(bench.engine.forward(step, &mut LogitsBuffer::default()));
+        assert!(matches!(refused, ScriptedError::BadStep(bad) if bad == expected), "{refused}");
+    }
+    assert_eq!(bench.extend(name, 3, &abc[..1], 1), [logits(&script(), &text_ids("abca"))]);
 }
 
 #[test]
-fn a_wrong_fork_is_refused() {
-    let mut engine = Scripted::new(&script());
-    let other = SequenceId(2);
-    assert_eq!(refusal(engine.fork(SEQUENCE, other, 0)), ScriptedError::Unknown(SEQUENCE));
-    rows_by_chunks(&mut engine, SEQUENCE, 0, &text_ids("abc"), 3);
-    let too_long = ScriptedError::ForkTooLong { sequence: SEQUENCE, length: 4, held: 3 };
-    assert_eq!(refusal(engine.fork(SEQUENCE, other, 4)), too_long);
-    engine.fork(SEQUENCE, other, 3).unwrap();
-    assert_eq!(refusal(engine.fork(SEQUENCE, other, 3)), ScriptedError::Exists(other));
-    engine.release(SEQUENCE);
-    engine.release(SEQUENCE);
-    assert_eq!(refusal(engine.fork(SEQUENCE, SequenceId(3), 1)), ScriptedError::Unknown(SEQUENCE));
-    rows_by_chunks(&mut engine, other, 3, &text_ids("d"), 1);
+fn a_wrong_copy_and_a_pool_too_large_are_refused() {
+    let mut bench = Bench::new(&script());
+    let refused = refusal(bench.engine.copy_block(BlockId(0), BlockId(128)));
+    assert!(matches!(refused, ScriptedError::BadStep(BadStep::OutsidePool(BlockId(128)))));
+    assert!(matches!(refusal(bench.engine.reserve(usize::MAX / 64)), ScriptedError::NoMemory(_)));
+}
+
+#[test]
+fn a_clobbered_block_changes_the_answer() {
+    let mut bench = Bench::new(&script());
+    let (ours, theirs) = (bench.tables.name(), bench.tables.name());
+    let tokens = text_ids("A text that is a good deal longer than one block.");
+    bench.extend(ours, 0, &tokens, 64);
+    bench.extend(theirs, 0, &text_ids("Another text, seventeen."), 64);
+    let blocks = |name| bench.tables.slice(name, 0, &[], LogitsOf::None).blocks[0];
+    let (mine, other) = (blocks(ours), blocks(theirs));
+    bench.engine.copy_block(other, mine).unwrap();
+    let next = bench.extend(ours, tokens.len(), &text_ids("!"), 1);
+    assert_ne!(next, [logits(&script(), &[tokens, text_ids("!")].concat())]);
 }
 
 #[test]
 fn a_failing_prompt_fails_its_step_and_only_where_faults_are_on() {
     let poisoned = text_ids("please !!fail!! now");
-    let mut buffer = LogitsBuffer::default();
-    let step = [slice(SEQUENCE, 0, &poisoned, LogitsOf::Last)];
-    Scripted::new(&script()).forward(&step, &mut buffer).unwrap();
-    let mut faulty = Scripted::new(&Script { faults: Faults::On, ..script() });
-    assert_eq!(refusal(faulty.forward(&step, &mut buffer)), ScriptedError::Scripted);
-    rows_by_chunks(&mut faulty, SEQUENCE, 0, &text_ids("harmless"), 64);
+    Bench::new(&script()).alone(&poisoned, 64);
+    let mut faulty = Bench::new(&Script { faults: Faults::On, ..script() });
+    let name = faulty.tables.name();
+    faulty.tables.grow(name, poisoned.len());
+    let step = [faulty.tables.slice(name, 0, &poisoned, LogitsOf::Last)];
+    let refused = refusal(faulty.engine.forward(&step, &mut LogitsBuffer::default()));
+    assert!(matches!(refused, ScriptedError::Scripted));
+    faulty.alone(&text_ids("harmless"), 64);
 }
 
 #[test]
 fn a_trigger_is_found_wherever_a_prefill_is_cut() {
     let script = Script { faults: Faults::On, ..script() };
-    for (text, fault) in [("ab!!fail!!cd", Fault::Fail), ("ab!!hang!!cd", Fault::Hang)] {
+    for (text, fault) in [("A lot of text!!fail!!cd", Fault::Fail), ("ab!!hang!!cd", Fault::Hang)] {
         let prompt = text_ids(text);
         for cut in 1..prompt.len() {
-            let mut engine = Scripted::new(&script);
-            let (head, tail) = prompt.split_at(cut);
-            let (head, tail) =
-                ([slice(SEQUENCE, 0, head, LogitsOf::None)], [slice(SEQUENCE, cut, tail, LogitsOf::Last)]);
-            let at_head = engine.planned_fault(&head);
+            let mut bench = Bench::new(&script);
+            let name = bench.tables.name();
+            bench.tables.grow(name, prompt.len());
+            let head = [bench.tables.slice(name, 0, &prompt[..cut], LogitsOf::None)];
+            let tail = [bench.tables.slice(name, cut, &prompt[cut..], LogitsOf::Last)];
+            let at_head = bench.engine.planned_fault(&head);
             if at_head.is_none() {
-                engine.forward(&head, &mut LogitsBuffer::default()).unwrap();
-                assert_eq!(engine.planned_fault(&tail), Some(fault), "{text} cut at {cut}");
+                bench.engine.forward(&head, &mut LogitsBuffer::default()).unwrap();
+                assert_eq!(bench.engine.planned_fault(&tail), Some(fault), "{text} cut at {cut}");
             } else {
-                assert_eq!((at_head, cut >= 10), (Some(fault), true), "{text} cut at {cut}");
+                assert_eq!((at_head, cut >= prompt.len() - 2), (Some(fault), true), "{text} cut at {cut}");
             }
         }
     }

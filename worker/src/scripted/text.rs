@@ -27,11 +27,11 @@ const SILENT: f32 = -60.0;
 pub(super) struct State(u64);
 
 impl State {
-    fn begin(script: &Script) -> Self {
+    pub(super) fn begin(script: &Script) -> Self {
         Self(mix(script.salt ^ 0x5348_4f41_4c00_0001))
     }
 
-    fn after(self, token: TokenId) -> Self {
+    pub(super) fn after(self, token: TokenId) -> Self {
         Self(mix(self.0.rotate_left(17) ^ u64::from(token.0)))
     }
 }
@@ -42,45 +42,6 @@ fn mix(value: u64) -> u64 {
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
-}
-
-/// The tokens of a sequence and the state after each: the scripted engine's KV.
-#[derive(Clone, Debug)]
-pub(super) struct Trace {
-    begin: State,
-    tokens: Vec<TokenId>,
-    states: Vec<State>,
-}
-
-impl Trace {
-    /// Size of a token and its state.
-    pub(super) const BYTES_PER_TOKEN: u64 = 12;
-
-    pub(super) fn new(script: &Script) -> Self {
-        Self { begin: State::begin(script), tokens: Vec::new(), states: Vec::new() }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
-    pub(super) fn push(&mut self, token: TokenId) -> State {
-        let state = self.states.last().copied().unwrap_or(self.begin).after(token);
-        self.tokens.push(token);
-        self.states.push(state);
-        state
-    }
-
-    /// The first `length` tokens, if there are so many.
-    pub(super) fn prefix(&self, length: usize) -> Option<Self> {
-        let (tokens, states) = (self.tokens.get(..length)?, self.states.get(..length)?);
-        Some(Self { begin: self.begin, tokens: tokens.to_vec(), states: states.to_vec() })
-    }
-
-    /// The last `count` tokens, or all.
-    pub(super) fn tail(&self, count: usize) -> &[TokenId] {
-        &self.tokens[self.tokens.len().saturating_sub(count)..]
-    }
 }
 
 /// Overwrites a row, `[VOCAB]`, with the logits that follow `state`.

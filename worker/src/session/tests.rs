@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::WorkerError;
-use crate::engine::tests::backend::{HashBackend, Held, VOCAB};
+use crate::engine::tests::backend::{HashBackend, VOCAB};
 use crate::engine::tests::bench::{CONTEXT, Heard, ROOMY, alone, fingerprint, submission};
 use crate::engine::{EngineThread, Served};
 use crate::model::LoadedModel;
@@ -40,7 +40,7 @@ fn model() -> LoadedModel {
         vocab_size: VOCAB,
         context: CONTEXT,
     };
-    LoadedModel { card, bundle: bundle(), backend: Box::new(HashBackend(Held::default())) }
+    LoadedModel { card, bundle: bundle(), backend: Box::new(HashBackend::default()) }
 }
 
 /// The router's side: an endpoint, and the worker that dials it.

@@ -7,7 +7,6 @@ mod restarts;
 mod tests;
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +22,7 @@ use shoal_common::wire::hello::{Hello, ModelCard, Status, WorkerState};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
-use crate::engine::{self, EngineHandle, EngineThread, Served};
+use crate::engine::{self, EngineHandle, EngineThread, Served, StartError};
 use crate::model::LoadedModel;
 use crate::scheduler::Bounds;
 use crate::session::{Offer, SessionActor, SessionArgs};
@@ -41,9 +40,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// Why a worker ended other than by its shutdown.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The engine's thread could not be started.
-    #[error("the engine's thread cannot be started")]
-    Thread(#[source] io::Error),
+    /// The engine could not be started.
+    #[error(transparent)]
+    Engine(#[from] StartError),
     /// The endpoint could not be made.
     #[error("no quic endpoint")]
     Endpoint(#[from] QuicError),
@@ -78,7 +77,7 @@ pub async fn run(
     let bounds = capacity::bounds(&config, &model.card, model.backend.kv_bytes_per_token());
     let LoadedModel { card, bundle, backend } = model;
     let card = capacity::held(card, &bounds);
-    let (engine, thread) = engine::spawn(Served::from(&card), bounds, backend).map_err(WorkerError::Thread)?;
+    let (engine, thread) = engine::spawn(Served::from(&card), bounds, backend)?;
     let offer = Arc::new(Offer { hello: hello(&config, &bounds, card), bundle });
     let (closer, closing) = shutdown::channel();
     let session = |router: &String| SessionArgs {

@@ -84,6 +84,11 @@ impl ModelFile {
         self.tensor(name)?.to_f32(name)
     }
 
+    /// Whether the weights of a linear layer or of the head are floats in the file.
+    pub fn has_float_weights(&self) -> bool {
+        self.tensors.iter().any(|(name, entry)| !name.is_vector() && entry.dtype.is_float())
+    }
+
     /// Elements of all tensors together.
     pub fn parameters(&self) -> u64 {
         self.tensors.values().map(|entry| entry.shape[0] as u64 * entry.shape[1] as u64).sum()

@@ -105,8 +105,8 @@ pub(crate) trait Simd: Copy {
     fn dot_bytes(self, sums: Self::I, weights: Self::W, values: Self::W) -> Self::I;
 }
 
-/// A kernel. `run` must be `#[inline(always)]`, and so must be all that it calls: else it is not compiled for the
-/// instruction set.
+/// A kernel. `run` must be `#[inline(always)]`, and so must be all that it calls, or it is not compiled for the instruction
+/// set; a closure cannot be.
 pub(crate) trait Op {
     /// What it returns.
     type Output;

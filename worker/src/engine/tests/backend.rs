@@ -1,12 +1,10 @@
 //! A backend whose logits are a hash of all tokens before them, so that any mistake in feeding, forking or resuming shows
-//! in the answer; with faults on order, and a window on what it holds.
-
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+//! in the answer; with faults on order. Its KV is the tokens, read anew for every row.
 
 use shoal_common::ids::TokenId;
 
-use crate::backend::{Backend, BackendError, LogitsBuffer, LogitsOf, SequenceId, Slice};
+use crate::backend::{BLOCK_TOKENS, Backend, BackendError, BlockId, LogitsBuffer, Slice, StepCheck};
+use crate::engine::tests::bench::CONTEXT;
 
 pub(crate) const VOCAB: u32 = 40;
 /// A step that is fed this token fails.
@@ -14,14 +12,20 @@ pub(crate) const FAILS: TokenId = TokenId(38);
 /// A step that is fed this token panics.
 pub(crate) const PANICS: TokenId = TokenId(39);
 
-/// Tokens of each sequence the backend holds.
-pub(crate) type Held = Arc<Mutex<BTreeMap<SequenceId, Vec<TokenId>>>>;
-
 #[derive(Debug, thiserror::Error)]
 #[error("on order")]
 struct OnOrder;
 
-pub(crate) struct HashBackend(pub(crate) Held);
+pub(crate) struct HashBackend {
+    pool: Vec<[TokenId; BLOCK_TOKENS]>,
+    check: StepCheck,
+}
+
+impl Default for HashBackend {
+    fn default() -> Self {
+        Self { pool: Vec::new(), check: StepCheck::new(VOCAB as usize, CONTEXT as usize) }
+    }
+}
 
 fn logits_after(tokens: &[TokenId], row: &mut [f32]) {
     let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.0.to_le_bytes()).collect();
@@ -41,41 +45,38 @@ impl Backend for HashBackend {
         1
     }
 
+    fn reserve(&mut self, blocks: usize) -> Result<(), BackendError> {
+        self.pool = vec![[TokenId(u32::MAX); BLOCK_TOKENS]; blocks];
+        self.check.reserve(blocks);
+        Ok(())
+    }
+
     fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError> {
         let fed = |token| slices.iter().any(|slice| slice.tokens.contains(&token));
         assert!(!fed(PANICS), "on order");
         if fed(FAILS) {
             return Err(BackendError { backend: "hash", source: Box::new(OnOrder) });
         }
-        let mut held = self.0.lock().unwrap();
+        self.check.check(slices).unwrap();
+        for slice in slices {
+            for (position, token) in (slice.start..).zip(slice.tokens) {
+                self.pool[slice.blocks[position / BLOCK_TOKENS].index()][position % BLOCK_TOKENS] = *token;
+            }
+        }
         let rows = slices.iter().map(Slice::rows).sum();
         let mut out = logits.reset(rows, VOCAB as usize).chunks_mut(VOCAB as usize);
         for slice in slices {
-            let sequence = held.entry(slice.sequence).or_default();
-            assert_eq!(sequence.len(), slice.start);
-            for (at, token) in slice.tokens.iter().enumerate() {
-                sequence.push(*token);
-                let wanted = match slice.logits {
-                    LogitsOf::None => false,
-                    LogitsOf::Last => at + 1 == slice.tokens.len(),
-                    LogitsOf::All => true,
-                };
-                if wanted {
-                    logits_after(sequence, out.next().unwrap());
-                }
+            let held: Vec<_> = slice.blocks.iter().flat_map(|block| self.pool[block.index()]).collect();
+            for end in slice.end() - slice.rows()..slice.end() {
+                logits_after(&held[..=end], out.next().unwrap());
             }
         }
         Ok(())
     }
 
-    fn fork(&mut self, from: SequenceId, to: SequenceId, length: usize) -> Result<(), BackendError> {
-        let mut held = self.0.lock().unwrap();
-        let copy = held[&from][..length].to_vec();
-        assert!(held.insert(to, copy).is_none());
+    fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), BackendError> {
+        self.check.check_copy(from, to).unwrap();
+        self.pool[to.index()] = self.pool[from.index()];
         Ok(())
-    }
-
-    fn release(&mut self, sequence: SequenceId) {
-        self.0.lock().unwrap().remove(&sequence);
     }
 }

@@ -5,8 +5,9 @@ use std::iter;
 
 use shoal_common::ids::TokenId;
 
-use super::{Bench, TINY, assert_same_bits};
-use crate::backend::{Backend, LogitsOf, SequenceId, Slice};
+use super::{Bench, Part, TINY, assert_same_bits};
+use crate::backend::LogitsOf;
+use crate::backend::tables::Name;
 
 const VOCAB: u32 = 512;
 /// Longer than a few KV blocks, and no multiple of one.
@@ -37,25 +38,25 @@ fn thirty_one_strangers_leave_no_trace() {
         let ours = text(1, LENGTH);
         let alone = bench.alone(&ours, 64);
         // Strangers of all lengths, some in prefill and some in decode, before and behind; all move on at every step.
-        let strangers: Vec<(SequenceId, Vec<TokenId>)> =
+        let strangers: Vec<(Name, Vec<TokenId>)> =
             (0..31).map(|i| (bench.name(), text(100 + i, 1 + (i as usize * 11) % 90))).collect();
         let sequence = bench.name();
         let mut among = Vec::new();
         for (step, chunk) in ours.chunks(13).enumerate() {
-            let slice = |(name, tokens): &(SequenceId, Vec<TokenId>)| {
+            let slice = |(name, tokens): &(Name, Vec<TokenId>)| {
                 let size = tokens.len().div_ceil(12);
                 let tokens = tokens.clone().into_iter().skip(step * size).take(size).collect::<Vec<_>>();
                 (*name, step * size, tokens)
             };
             let parts: Vec<_> = strangers.iter().map(slice).filter(|(_, _, tokens)| !tokens.is_empty()).collect();
-            let mut slices: Vec<Slice<'_>> = parts
+            let mut slices: Vec<Part<'_>> = parts
                 .iter()
-                .map(|(name, start, tokens)| Slice { sequence: *name, start: *start, tokens, logits: LogitsOf::Last })
+                .map(|(name, start, tokens)| Part { sequence: *name, start: *start, tokens, logits: LogitsOf::Last })
                 .collect();
             let before = (step * 5) % (slices.len() + 1);
-            let own = Slice { sequence, start: step * 13, tokens: chunk, logits: LogitsOf::All };
+            let own = Part { sequence, start: step * 13, tokens: chunk, logits: LogitsOf::All };
             slices.insert(before, own);
-            bench.run(&slices).unwrap();
+            bench.run(&slices);
             among.extend(bench.rows(before..before + chunk.len()));
         }
         assert_same_bits(format, &among, &alone);
@@ -68,23 +69,23 @@ fn any_batch_size_gives_a_decode_the_same_bits() {
     let prompt = text(1, 20);
     let alone = bench.alone(&prompt, usize::MAX);
     for batch in 1..=40 {
-        let names: Vec<SequenceId> = (0..batch).map(|_| bench.name()).collect();
+        let names: Vec<Name> = (0..batch).map(|_| bench.name()).collect();
         for (index, &name) in names.iter().enumerate() {
             let own = if index == batch / 2 { prompt.clone() } else { text(index as u32 + 7, 20) };
             bench.extend(name, 0, &own[..19], usize::MAX);
         }
         let last: Vec<TokenId> =
             (0..batch).map(|index| if index == batch / 2 { prompt[19] } else { TokenId(index as u32) }).collect();
-        let slice = |(&sequence, token)| Slice {
+        let slice = |(&sequence, token)| Part {
             sequence,
             start: 19,
             tokens: std::slice::from_ref(token),
             logits: LogitsOf::Last,
         };
-        let slices: Vec<Slice<'_>> = names.iter().zip(&last).map(slice).collect();
-        bench.run(&slices).unwrap();
+        let slices: Vec<Part<'_>> = names.iter().zip(&last).map(slice).collect();
+        bench.run(&slices);
         assert_same_bits(&format!("batch of {batch}"), &bench.rows(batch / 2..batch / 2 + 1), &alone[19..]);
-        names.into_iter().for_each(|name| bench.backend.release(name));
+        names.into_iter().for_each(|name| bench.tables.release(name));
     }
 }
 
@@ -96,17 +97,16 @@ fn a_fork_goes_on_as_if_it_had_been_computed() {
         bench.extend(root, 0, &trunk, 64);
         // Within a block, at its end, at its beginning, nothing, everything.
         for length in [37, 48, 49, 0, 70] {
-            let (left, right) = (bench.name(), bench.name());
-            bench.backend.fork(root, left, length).unwrap();
-            bench.backend.fork(left, right, length).unwrap();
+            let left = bench.fork(root, length);
+            let right = bench.fork(left, length);
             for (seed, branch) in [(5, left), (6, right)] {
                 let tail = text(seed, 40);
                 let forked = bench.extend(branch, length, &tail, 7);
                 let recomputed = bench.alone(&[&trunk[..length], &tail].concat(), 64);
                 assert_same_bits(&format!("{format} fork at {length}"), &forked, &recomputed[length..]);
             }
-            bench.backend.release(left);
-            bench.backend.release(right);
+            bench.tables.release(left);
+            bench.tables.release(right);
         }
         let after = bench.extend(root, 70, &text(9, 5), 1);
         let untouched = bench.alone(&[trunk, text(9, 5)].concat(), usize::MAX);
@@ -117,13 +117,30 @@ fn a_fork_goes_on_as_if_it_had_been_computed() {
 #[test]
 fn a_fork_outlives_its_root() {
     let mut bench = Bench::tiny("tiny/base", 2);
-    let (root, branch) = (bench.name(), bench.name());
+    let root = bench.name();
     bench.extend(root, 0, &text(1, 40), 64);
-    bench.backend.fork(root, branch, 25).unwrap();
-    bench.backend.release(root);
+    let branch = bench.fork(root, 25);
+    bench.tables.release(root);
     let forked = bench.extend(branch, 25, &text(2, 20), 64);
     let recomputed = bench.alone(&[&text(1, 40)[..25], &text(2, 20)].concat(), 64);
     assert_same_bits("fork without root", &forked, &recomputed[25..]);
+}
+
+#[test]
+fn where_a_sequence_s_blocks_are_and_what_they_held_before_does_not_show() {
+    for format in TINY {
+        let mut bench = Bench::tiny(format, 2);
+        let fresh = bench.alone(&text(1, LENGTH), 64);
+        let others: Vec<Name> = (0..8).map(|_| bench.name()).collect();
+        // Interleaved, so that a sequence's blocks are scattered; released in another order, so that they come back mixed.
+        for start in (0..96).step_by(12) {
+            for (seed, &name) in others.iter().enumerate() {
+                bench.extend(name, start, &text(50 + seed as u32, 96)[start..start + 12], 12);
+            }
+        }
+        [3, 0, 7, 5, 1, 6, 2, 4].into_iter().for_each(|at: usize| bench.tables.release(others[at]));
+        assert_same_bits(format, &bench.alone(&text(1, LENGTH), 7), &fresh);
+    }
 }
 
 #[test]
@@ -151,7 +168,7 @@ fn last_and_all_give_the_same_row() {
     let mut bench = Bench::tiny("tiny/base", 2);
     let (tokens, sequence) = (text(1, 30), bench.name());
     let all = bench.alone(&tokens, usize::MAX);
-    bench.run(&[Slice { sequence, start: 0, tokens: &tokens[..12], logits: LogitsOf::None }]).unwrap();
-    bench.run(&[Slice { sequence, start: 12, tokens: &tokens[12..], logits: LogitsOf::Last }]).unwrap();
+    bench.run(&[Part { sequence, start: 0, tokens: &tokens[..12], logits: LogitsOf::None }]);
+    bench.run(&[Part { sequence, start: 12, tokens: &tokens[12..], logits: LogitsOf::Last }]);
     assert_same_bits("last", &bench.rows(0..1), &all[29..]);
 }

@@ -14,7 +14,8 @@ use shoal_common::ids::TokenId;
 
 use super::Reference;
 use super::kernel::Machine;
-use crate::backend::{Backend, BackendError, LogitsBuffer, LogitsOf, SequenceId, Slice};
+use crate::backend::tables::{Name, Tables};
+use crate::backend::{Backend, LogitsBuffer, LogitsOf, Slice};
 use crate::weights::ModelFile;
 
 /// The tiny golden model in every format.
@@ -35,17 +36,33 @@ fn tokens(ids: &[u32]) -> Vec<TokenId> {
     ids.iter().copied().map(TokenId).collect()
 }
 
-/// A backend with its logits, and names for sequences that are never given twice.
+/// Blocks of a test's pool: 32 sequences of a few hundred tokens.
+const BLOCKS: usize = 1024;
+
+/// A backend with its logits, and the sequences it holds.
 struct Bench {
     backend: Reference,
     logits: LogitsBuffer,
-    named: u64,
+    tables: Tables,
+}
+
+/// A slice whose sequence has a name.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    sequence: Name,
+    start: usize,
+    tokens: &'a [TokenId],
+    logits: LogitsOf,
 }
 
 impl Bench {
     fn open(path: &std::path::Path, threads: usize) -> Self {
-        let backend = Reference::load(&ModelFile::open(path).unwrap(), threads).unwrap();
-        Self { backend, logits: LogitsBuffer::default(), named: 0 }
+        Self::over(Reference::load(&ModelFile::open(path).unwrap(), threads).unwrap())
+    }
+
+    fn over(mut backend: Reference) -> Self {
+        let tables = Tables::reserve(&mut backend, BLOCKS);
+        Self { backend, logits: LogitsBuffer::default(), tables }
     }
 
     fn tiny(format: &str, threads: usize) -> Self {
@@ -54,17 +71,23 @@ impl Bench {
 
     fn portable(format: &str) -> Self {
         let file = ModelFile::open(&golden(format)).unwrap();
-        let backend = Reference::load_on(&file, 1, Machine::portable()).unwrap();
-        Self { backend, logits: LogitsBuffer::default(), named: 0 }
+        Self::over(Reference::load_on(&file, 1, Machine::portable()).unwrap())
     }
 
-    fn name(&mut self) -> SequenceId {
-        self.named += 1;
-        SequenceId(self.named)
+    fn name(&mut self) -> Name {
+        self.tables.name()
     }
 
-    fn run(&mut self, slices: &[Slice<'_>]) -> Result<(), BackendError> {
-        self.backend.forward(slices, &mut self.logits)
+    /// One step.
+    fn run(&mut self, parts: &[Part<'_>]) {
+        parts.iter().for_each(|part| self.tables.grow(part.sequence, part.start + part.tokens.len()));
+        let slices = parts.iter().map(|part| self.tables.slice(part.sequence, part.start, part.tokens, part.logits));
+        let slices: Vec<Slice<'_>> = slices.collect();
+        self.backend.forward(&slices, &mut self.logits).unwrap();
+    }
+
+    fn fork(&mut self, from: Name, length: usize) -> Name {
+        self.tables.fork(&mut self.backend, from, length).unwrap()
     }
 
     /// The logits of `rows` rows of the last step.
@@ -73,11 +96,11 @@ impl Bench {
     }
 
     /// The logits of every token of `tokens`, which continue `sequence` at `start`, computed `chunk` at a time.
-    fn extend(&mut self, sequence: SequenceId, start: usize, tokens: &[TokenId], chunk: usize) -> Vec<Vec<f32>> {
+    fn extend(&mut self, sequence: Name, start: usize, tokens: &[TokenId], chunk: usize) -> Vec<Vec<f32>> {
         let mut rows = Vec::new();
         for (index, tokens) in tokens.chunks(chunk).enumerate() {
             let start = start + index * chunk;
-            self.run(&[Slice { sequence, start, tokens, logits: LogitsOf::All }]).unwrap();
+            self.run(&[Part { sequence, start, tokens, logits: LogitsOf::All }]);
             rows.extend(self.rows(0..tokens.len()));
         }
         rows
@@ -87,7 +110,7 @@ impl Bench {
     fn alone(&mut self, tokens: &[TokenId], chunk: usize) -> Vec<Vec<f32>> {
         let sequence = self.name();
         let rows = self.extend(sequence, 0, tokens, chunk);
-        self.backend.release(sequence);
+        self.tables.release(sequence);
         rows
     }
 
@@ -102,7 +125,7 @@ impl Bench {
             assert_eq!(argmax(&row), expected as usize, "{what}: step {step}, margin {by}");
             row = self.extend(sequence, prompt.len() + step, &[TokenId(expected)], 1).remove(0);
         }
-        self.backend.release(sequence);
+        self.tables.release(sequence);
     }
 }
 

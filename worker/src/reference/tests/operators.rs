@@ -5,9 +5,10 @@ use candle_core::{Device, Tensor};
 
 use super::super::attention::{Attention, Row};
 use super::super::kernel::Machine;
-use super::super::kv::{KvShape, LayerKv};
+use super::super::kv::{KvPool, KvShape};
 use super::super::linear::Linear;
 use super::super::swiglu::SwiGlu;
+use crate::backend::BlockId;
 
 /// Values between -1 and 1 without a pattern.
 fn values(seed: u32, length: usize) -> Vec<f32> {
@@ -49,12 +50,14 @@ fn attention_of_odd_heads_is_its_definition() {
     let (shape, heads, length) = (KvShape { kv_heads: 2, head_dim: 24 }, 18, 40);
     let width = shape.kv_heads * shape.head_dim;
     let (keys, stored) = (values(1, length * width), values(2, length * width));
-    let mut kv = LayerKv::default();
+    let (mut pool, table) = (KvPool::new(shape, 2), [BlockId(3), BlockId(0), BlockId(2)]);
+    pool.reserve(4).unwrap();
     for position in 0..length {
         let range = position * width..(position + 1) * width;
-        kv.write(shape, position, &keys[range.clone()], &stored[range]);
+        pool.write(1, table[position / 16], position % 16, &keys[range.clone()], &stored[range]);
     }
-    let rows: Vec<Row<'_>> = [0, 15, 16, 39].map(|position| Row { kv: &kv, position }).to_vec();
+    let kv = pool.layer(1, &table);
+    let rows: Vec<Row<'_>> = [0, 15, 16, 39].map(|position| Row { kv, position }).to_vec();
     let queries = values(3, rows.len() * heads * shape.head_dim);
     let tensor = Tensor::from_slice(&queries, (rows.len(), heads, shape.head_dim), &Device::Cpu).unwrap();
     let out = tensor.apply_op1_no_bwd(&Attention { machine: Machine::detect(), shape, rows: &rows }).unwrap();

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Bench, argmax, assert_same_bits, lines, tokens};
-use crate::backend::{LogitsOf, SequenceId, Slice};
+use super::{Bench, Part, argmax, assert_same_bits, lines, tokens};
+use crate::backend::LogitsOf;
+use crate::backend::tables::Name;
 
 /// Margin below which two tokens are as good as each other.
 const MARGIN: f32 = 1e-3;
@@ -44,7 +45,7 @@ fn logprob(row: &[f32], token: u32) -> f64 {
 
 /// A golden prompt on its way through the steps.
 struct Running<'a> {
-    sequence: SequenceId,
+    sequence: Name,
     line: &'a Greedy,
     /// Logits of its next token.
     row: Vec<f32>,
@@ -56,10 +57,10 @@ impl Bench {
         let next: Vec<_> = running.iter().map(|it| tokens(&it.line.greedy_ids[step..=step])).collect();
         let slice = |(it, tokens): (&Running<'_>, _)| {
             let start = it.line.prompt_ids.len() + step;
-            Slice { sequence: it.sequence, start, tokens, logits: LogitsOf::Last }
+            Part { sequence: it.sequence, start, tokens, logits: LogitsOf::Last }
         };
-        let slices: Vec<Slice<'_>> = running.iter().zip(next.iter().map(Vec::as_slice)).map(slice).collect();
-        self.run(&slices).unwrap();
+        let slices: Vec<Part<'_>> = running.iter().zip(next.iter().map(Vec::as_slice)).map(slice).collect();
+        self.run(&slices);
         let rows = self.rows(0..slices.len());
         running.iter_mut().zip(rows).for_each(|(it, row)| it.row = row);
     }
@@ -117,11 +118,11 @@ fn real_model_has_the_same_bits_in_a_batch() {
     let alone = bench.alone(&prompt, 1);
     let strangers: Vec<_> = all.iter().map(|line| (bench.name(), tokens(&line.prompt_ids))).collect();
     let sequence = bench.name();
-    let mut slices: Vec<Slice<'_>> = strangers
+    let mut slices: Vec<Part<'_>> = strangers
         .iter()
-        .map(|(name, tokens)| Slice { sequence: *name, start: 0, tokens, logits: LogitsOf::Last })
+        .map(|(name, tokens)| Part { sequence: *name, start: 0, tokens, logits: LogitsOf::Last })
         .collect();
-    slices.insert(3, Slice { sequence, start: 0, tokens: &prompt, logits: LogitsOf::All });
-    bench.run(&slices).unwrap();
+    slices.insert(3, Part { sequence, start: 0, tokens: &prompt, logits: LogitsOf::All });
+    bench.run(&slices);
     assert_same_bits("in a batch", &bench.rows(3..3 + prompt.len()), &alone);
 }

@@ -3,16 +3,14 @@
 use shoal_common::ids::TokenId;
 
 use super::{Bench, assert_same_bits, tokens};
-use crate::backend::{Backend, LogitsOf, SequenceId, Slice};
+use crate::backend::{Backend, BackendError, BlockId, LogitsBuffer, LogitsOf, Slice};
 
-const NOBODY: SequenceId = SequenceId(999);
-
-fn slice(sequence: SequenceId, start: usize, tokens: &[TokenId]) -> Slice<'_> {
-    Slice { sequence, start, tokens, logits: LogitsOf::Last }
+fn slice<'a>(start: usize, tokens: &'a [TokenId], blocks: &'a [BlockId]) -> Slice<'a> {
+    Slice { start, tokens, blocks, logits: LogitsOf::Last }
 }
 
-fn reason(error: crate::backend::BackendError) -> String {
-    error.source.to_string()
+fn reason(refused: Result<(), BackendError>) -> String {
+    refused.unwrap_err().source.to_string()
 }
 
 #[test]
@@ -20,20 +18,20 @@ fn a_step_that_makes_no_sense_is_an_error_and_changes_nothing() {
     let mut bench = Bench::tiny("tiny/base", 1);
     let (held, some) = (bench.name(), tokens(&[1, 2, 3, 4, 5]));
     bench.extend(held, 0, &some, 64);
-    let outside = tokens(&[1, 512]);
-    let long = vec![TokenId(1); 1 << 14];
-    let fresh = bench.name();
-    let cases: [(&[Slice<'_>], &str); 7] = [
-        (&[slice(held, 4, &some)], "starts at 4, it holds 5"),
-        (&[slice(held, 6, &some)], "starts at 6, it holds 5"),
-        (&[slice(NOBODY, 1, &some)], "unknown"),
-        (&[slice(held, 5, &[])], "no tokens"),
-        (&[slice(held, 5, &some), slice(held, 10, &some)], "twice"),
-        (&[slice(held, 5, &some), slice(fresh, 0, &outside)], "outside the vocabulary"),
-        (&[slice(held, 5, &some), slice(fresh, 0, &long)], "longer than the context"),
+    bench.tables.grow(held, 10);
+    let ours = bench.tables.slice(held, 5, &some, LogitsOf::Last).blocks.to_vec();
+    let elsewhere: Vec<BlockId> = (100..1100).map(BlockId).collect();
+    let (outside, long) = (tokens(&[1, 512]), vec![TokenId(1); 1 << 14]);
+    let cases: [(&[Slice<'_>], &str); 6] = [
+        (&[slice(5, &[], &ours)], "no tokens"),
+        (&[slice(5, &some, &ours), slice(0, &outside, &elsewhere)], "outside the vocabulary"),
+        (&[slice(5, &some, &ours), slice(0, &long, &elsewhere)], "beyond the context"),
+        (&[slice(5, &some, &ours), slice(16, &some, &elsewhere[..1])], "too short"),
+        (&[slice(5, &some, &ours), slice(0, &some, &elsewhere[990..])], "outside the pool"),
+        (&[slice(5, &some, &ours), slice(0, &some, &ours)], "named twice"),
     ];
     for (slices, expected) in cases {
-        let refusal = reason(bench.run(slices).unwrap_err());
+        let refusal = reason(bench.backend.forward(slices, &mut LogitsBuffer::default()));
         assert!(refusal.contains(expected), "{refusal}");
     }
     let after = bench.extend(held, 5, &some, 64);
@@ -42,24 +40,17 @@ fn a_step_that_makes_no_sense_is_an_error_and_changes_nothing() {
 }
 
 #[test]
-fn a_fork_takes_only_what_there_is() {
+fn a_copy_outside_the_pool_is_an_error() {
     let mut bench = Bench::tiny("tiny/base", 1);
-    let (held, other) = (bench.name(), bench.name());
-    bench.extend(held, 0, &tokens(&[1, 2, 3]), 64);
-    assert!(reason(bench.backend.fork(held, other, 4).unwrap_err()).contains("it holds 3"));
-    assert!(reason(bench.backend.fork(NOBODY, other, 0).unwrap_err()).contains("unknown"));
-    assert!(reason(bench.backend.fork(held, held, 1).unwrap_err()).contains("exists"));
-    bench.backend.fork(held, other, 3).unwrap();
+    assert!(reason(bench.backend.copy_block(BlockId(0), BlockId(1 << 20))).contains("outside the pool"));
+    assert!(reason(bench.backend.copy_block(BlockId(1 << 20), BlockId(0))).contains("outside the pool"));
+    assert!(reason(bench.backend.copy_block(BlockId(3), BlockId(3))).contains("onto itself"));
 }
 
 #[test]
-fn a_released_sequence_is_gone_and_releasing_nobody_is_nothing() {
+fn more_kv_than_any_machine_has_is_an_error() {
     let mut bench = Bench::tiny("tiny/base", 1);
-    let held = bench.name();
-    bench.extend(held, 0, &tokens(&[1, 2, 3]), 64);
-    bench.backend.release(held);
-    bench.backend.release(NOBODY);
-    assert!(reason(bench.run(&[slice(held, 3, &tokens(&[4]))]).unwrap_err()).contains("unknown"));
+    assert!(reason(bench.backend.reserve(usize::MAX / 64)).contains("no memory"));
 }
 
 #[test]

@@ -1,0 +1,210 @@
+//! The numerics contract as tests for any backend: equal bits of every logit, whatever shares the step, wherever a prefill
+//! was cut, whichever blocks it got, however many threads, on any instruction set. [`keeps_the_contract`] makes the tests.
+
+use std::iter;
+
+use shoal_common::ids::TokenId;
+
+use super::bench::{Bench, Instructions, Part, Setup, assert_same_bits, golden};
+use super::tables::Name;
+use super::{Backend, LogitsOf};
+
+/// Opens a backend; `None` for an instruction set that this CPU does not have.
+pub(crate) type Open = fn(Setup<'_>) -> Option<Box<dyn Backend>>;
+
+/// The tiny golden model in every format.
+const TINY: [&str; 4] =
+    ["tiny/base", "tiny/gguf/tiny-f32.gguf", "tiny/gguf/tiny-q4_1.gguf", "tiny/gguf/tiny-q8_0.gguf"];
+const VOCAB: u32 = 512;
+/// Longer than a few KV blocks, and no multiple of one.
+const LENGTH: usize = 151;
+
+fn bench(open: Open, format: &str, threads: usize) -> Bench {
+    let setup = Setup { model: &golden(format), threads, instructions: Instructions::Best };
+    Bench::over(open(setup).expect("the best is there"))
+}
+
+/// Some text: ids that follow no pattern the model could hide a mistake behind.
+fn text(seed: u32, length: usize) -> Vec<TokenId> {
+    let step = |state: &u32| Some(state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+    iter::successors(step(&seed), step).map(|state| TokenId((state >> 16) % VOCAB)).take(length).collect()
+}
+
+pub(crate) fn a_prefill_may_be_cut_anywhere(open: Open) {
+    for format in TINY {
+        let mut bench = bench(open, format, 2);
+        let whole = bench.alone(&text(1, LENGTH), usize::MAX);
+        for chunk in [1, 7, 64] {
+            let cut = bench.alone(&text(1, LENGTH), chunk);
+            assert_same_bits(&format!("{format} in chunks of {chunk}"), &cut, &whole);
+        }
+    }
+}
+
+pub(crate) fn thirty_one_strangers_leave_no_trace(open: Open) {
+    for format in TINY {
+        let mut bench = bench(open, format, 2);
+        let ours = text(1, LENGTH);
+        let alone = bench.alone(&ours, 64);
+        // Strangers of all lengths, some in prefill and some in decode, before and behind; all move on at every step.
+        let strangers: Vec<(Name, Vec<TokenId>)> =
+            (0..31).map(|i| (bench.name(), text(100 + i, 1 + (i as usize * 11) % 90))).collect();
+        let sequence = bench.name();
+        let mut among = Vec::new();
+        for (step, chunk) in ours.chunks(13).enumerate() {
+            let slice = |(name, tokens): &(Name, Vec<TokenId>)| {
+                let size = tokens.len().div_ceil(12);
+                let tokens = tokens.clone().into_iter().skip(step * size).take(size).collect::<Vec<_>>();
+                (*name, step * size, tokens)
+            };
+            let parts: Vec<_> = strangers.iter().map(slice).filter(|(_, _, tokens)| !tokens.is_empty()).collect();
+            let mut slices: Vec<Part<'_>> = parts
+                .iter()
+                .map(|(name, start, tokens)| Part { sequence: *name, start: *start, tokens, logits: LogitsOf::Last })
+                .collect();
+            let before = (step * 5) % (slices.len() + 1);
+            let own = Part { sequence, start: step * 13, tokens: chunk, logits: LogitsOf::All };
+            slices.insert(before, own);
+            bench.run(&slices);
+            among.extend(bench.rows(before..before + chunk.len()));
+        }
+        assert_same_bits(format, &among, &alone);
+    }
+}
+
+pub(crate) fn any_batch_size_gives_a_decode_the_same_bits(open: Open) {
+    let mut bench = bench(open, "tiny/gguf/tiny-q4_1.gguf", 2);
+    let prompt = text(1, 20);
+    let alone = bench.alone(&prompt, usize::MAX);
+    for batch in 1..=40 {
+        let names: Vec<Name> = (0..batch).map(|_| bench.name()).collect();
+        for (index, &name) in names.iter().enumerate() {
+            let own = if index == batch / 2 { prompt.clone() } else { text(index as u32 + 7, 20) };
+            bench.extend(name, 0, &own[..19], usize::MAX);
+        }
+        let last: Vec<TokenId> =
+            (0..batch).map(|index| if index == batch / 2 { prompt[19] } else { TokenId(index as u32) }).collect();
+        let slice = |(&sequence, token)| Part {
+            sequence,
+            start: 19,
+            tokens: std::slice::from_ref(token),
+            logits: LogitsOf::Last,
+        };
+        let slices: Vec<Part<'_>> = names.iter().zip(&last).map(slice).collect();
+        bench.run(&slices);
+        assert_same_bits(&format!("batch of {batch}"), &bench.rows(batch / 2..batch / 2 + 1), &alone[19..]);
+        names.into_iter().for_each(|name| bench.tables.release(name));
+    }
+}
+
+pub(crate) fn a_fork_goes_on_as_if_it_had_been_computed(open: Open) {
+    for format in TINY {
+        let mut bench = bench(open, format, 2);
+        let (root, trunk) = (bench.name(), text(1, 70));
+        bench.extend(root, 0, &trunk, 64);
+        // Within a block, at its end, at its beginning, nothing, everything.
+        for length in [37, 48, 49, 0, 70] {
+            let left = bench.fork(root, length);
+            let right = bench.fork(left, length);
+            for (seed, branch) in [(5, left), (6, right)] {
+                let tail = text(seed, 40);
+                let forked = bench.extend(branch, length, &tail, 7);
+                let recomputed = bench.alone(&[&trunk[..length], &tail].concat(), 64);
+                assert_same_bits(&format!("{format} fork at {length}"), &forked, &recomputed[length..]);
+            }
+            bench.tables.release(left);
+            bench.tables.release(right);
+        }
+        let after = bench.extend(root, 70, &text(9, 5), 1);
+        let untouched = bench.alone(&[trunk, text(9, 5)].concat(), usize::MAX);
+        assert_same_bits(&format!("{format} root"), &after, &untouched[70..]);
+    }
+}
+
+pub(crate) fn a_fork_outlives_its_root(open: Open) {
+    let mut bench = bench(open, "tiny/base", 2);
+    let root = bench.name();
+    bench.extend(root, 0, &text(1, 40), 64);
+    let branch = bench.fork(root, 25);
+    bench.tables.release(root);
+    let forked = bench.extend(branch, 25, &text(2, 20), 64);
+    let recomputed = bench.alone(&[&text(1, 40)[..25], &text(2, 20)].concat(), 64);
+    assert_same_bits("fork without root", &forked, &recomputed[25..]);
+}
+
+pub(crate) fn where_blocks_are_and_what_they_held_before_does_not_show(open: Open) {
+    for format in TINY {
+        let mut bench = bench(open, format, 2);
+        let fresh = bench.alone(&text(1, LENGTH), 64);
+        let others: Vec<Name> = (0..8).map(|_| bench.name()).collect();
+        // Interleaved, so that a sequence's blocks are scattered; released in another order, so that they come back mixed.
+        for start in (0..96).step_by(12) {
+            for (seed, &name) in others.iter().enumerate() {
+                bench.extend(name, start, &text(50 + seed as u32, 96)[start..start + 12], 12);
+            }
+        }
+        [3, 0, 7, 5, 1, 6, 2, 4].into_iter().for_each(|at: usize| bench.tables.release(others[at]));
+        assert_same_bits(format, &bench.alone(&text(1, LENGTH), 7), &fresh);
+    }
+}
+
+pub(crate) fn the_number_of_threads_does_not_show(open: Open) {
+    for format in TINY {
+        let one = bench(open, format, 1).alone(&text(1, LENGTH), 64);
+        for threads in [2, 5] {
+            let several = bench(open, format, threads).alone(&text(1, LENGTH), 64);
+            assert_same_bits(&format!("{format} on {threads} threads"), &several, &one);
+        }
+    }
+}
+
+pub(crate) fn the_instruction_set_does_not_show(open: Open) {
+    for format in TINY {
+        let here = bench(open, format, 2).alone(&text(1, LENGTH), 64);
+        let on = |number| {
+            open(Setup { model: &golden(format), threads: 1, instructions: Instructions::Number(number) })
+        };
+        let sets: Vec<_> = (0..).map_while(on).collect();
+        assert!(!sets.is_empty(), "the portable one is always there");
+        for (number, backend) in sets.into_iter().enumerate() {
+            let there = Bench::over(backend).alone(&text(1, LENGTH), 64);
+            assert_same_bits(&format!("{format} on set {number}"), &there, &here);
+        }
+    }
+}
+
+pub(crate) fn last_and_all_give_the_same_row(open: Open) {
+    let mut bench = bench(open, "tiny/base", 2);
+    let (tokens, sequence) = (text(1, 30), bench.name());
+    let all = bench.alone(&tokens, usize::MAX);
+    bench.run(&[Part { sequence, start: 0, tokens: &tokens[..12], logits: LogitsOf::None }]);
+    bench.run(&[Part { sequence, start: 12, tokens: &tokens[12..], logits: LogitsOf::Last }]);
+    assert_same_bits("last", &bench.rows(0..1), &all[29..]);
+}
+
+/// The contract's tests for the backend that `$open` opens.
+macro_rules! keeps_the_contract {
+    ($open:expr) => {
+        $crate::backend::contract::keeps_the_contract! {
+            $open;
+            a_prefill_may_be_cut_anywhere
+            thirty_one_strangers_leave_no_trace
+            any_batch_size_gives_a_decode_the_same_bits
+            a_fork_goes_on_as_if_it_had_been_computed
+            a_fork_outlives_its_root
+            where_blocks_are_and_what_they_held_before_does_not_show
+            the_number_of_threads_does_not_show
+            the_instruction_set_does_not_show
+            last_and_all_give_the_same_row
+        }
+    };
+    ($open:expr; $($promise:ident)+) => {
+        $(
+            #[test]
+            fn $promise() {
+                $crate::backend::contract::$promise($open);
+            }
+        )+
+    };
+}
+pub(crate) use keeps_the_contract;
