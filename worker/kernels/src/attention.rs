@@ -181,24 +181,16 @@ impl Attend<'_> {
     /// Writes the scores and returns the largest of each query.
     #[inline(always)]
     fn score<S: Simd, const Q: usize>(&mut self, s: S, limits: &[usize; Q], blocks: usize) -> [f32; Q] {
-        let scale = s.splat(1.0 / (self.shape.head_dim as f32).sqrt());
         let mut largest = [s.splat(f32::NEG_INFINITY); Q];
-        for block in 0..blocks {
-            let mut scores = [s.splat(0.0); Q];
-            let keys = self.block(block).as_chunks::<LANES>().0;
-            let queries = self.scratch.queries.as_chunks::<TOGETHER>().0;
-            for (keys, queries) in keys[..self.shape.head_dim].iter().zip(queries) {
-                let keys = s.load_f16(keys);
-                for query in 0..Q {
-                    scores[query] = s.fma(keys, s.splat(queries[query]), scores[query]);
-                }
-            }
-            let to = &mut self.scratch.weights[block * TOGETHER..][..Q];
-            for query in 0..Q {
-                let score = mask(s, s.mul(scores[query], scale), limits[query] + 1, block);
-                largest[query] = s.max(score, largest[query]);
-                s.store(score, &mut to[query]);
-            }
+        let mut block = 0;
+        // Few queries are few chains of multiply-adds, each of which waits for the last: two blocks hide that.
+        while Q * 2 <= TOGETHER && block + 2 <= blocks {
+            self.score_blocks::<S, Q, 2>(s, limits, block, &mut largest);
+            block += 2;
+        }
+        while block < blocks {
+            self.score_blocks::<S, Q, 1>(s, limits, block, &mut largest);
+            block += 1;
         }
         let mut lanes = [0.0; LANES];
         let mut best = [0.0; Q];
@@ -207,6 +199,41 @@ impl Attend<'_> {
             best[query] = lanes.iter().fold(f32::NEG_INFINITY, |best, &lane| if lane > best { lane } else { best });
         }
         best
+    }
+
+    #[inline(always)]
+    fn score_blocks<S: Simd, const Q: usize, const B: usize>(
+        &mut self,
+        s: S,
+        limits: &[usize; Q],
+        first: usize,
+        largest: &mut [S::F; Q],
+    ) {
+        let scale = s.splat(1.0 / (self.shape.head_dim as f32).sqrt());
+        let mut scores = [[s.splat(0.0); Q]; B];
+        let dim = self.shape.head_dim;
+        let mut keys: [&[[u16; LANES]]; B] = [&[]; B];
+        for within in 0..B {
+            keys[within] = &self.block(first + within).as_chunks::<LANES>().0[..dim];
+        }
+        let queries = &self.scratch.queries.as_chunks::<TOGETHER>().0[..dim];
+        for element in 0..dim {
+            for within in 0..B {
+                let keys = s.load_f16(&keys[within][element]);
+                for query in 0..Q {
+                    scores[within][query] = s.fma(keys, s.splat(queries[element][query]), scores[within][query]);
+                }
+            }
+        }
+        for within in 0..B {
+            let block = first + within;
+            let to = &mut self.scratch.weights[block * TOGETHER..][..Q];
+            for query in 0..Q {
+                let score = mask(s, s.mul(scores[within][query], scale), limits[query] + 1, block);
+                largest[query] = s.max(score, largest[query]);
+                s.store(score, &mut to[query]);
+            }
+        }
     }
 
     /// Turns scores into weights and returns their sums.
@@ -231,22 +258,44 @@ impl Attend<'_> {
     /// The weighted values, divided by the sums of the weights.
     #[inline(always)]
     fn mix<S: Simd, const Q: usize>(&self, s: S, sums: &[f32; Q], blocks: usize) {
+        let columns = self.shape.value_stride() / LANES;
+        let mut column = 0;
+        // As many accumulators as hide the latency of a multiply-add, and as fit the registers.
+        while Q * 4 <= 16 && column + 4 <= columns {
+            self.mix_columns::<S, Q, 4>(s, sums, blocks, column);
+            column += 4;
+        }
+        while Q * 2 <= 16 && column + 2 <= columns {
+            self.mix_columns::<S, Q, 2>(s, sums, blocks, column);
+            column += 2;
+        }
+        while column < columns {
+            self.mix_columns::<S, Q, 1>(s, sums, blocks, column);
+            column += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn mix_columns<S: Simd, const Q: usize, const C: usize>(&self, s: S, sums: &[f32; Q], blocks: usize, first: usize) {
         let (dim, columns) = (self.shape.head_dim, self.shape.value_stride() / LANES);
-        for column in 0..columns {
-            let mut mixed = [s.splat(0.0); Q];
-            for block in 0..blocks {
-                let values = &self.block(block)[dim * BLOCK_POSITIONS..];
-                let values = values.as_chunks::<LANES>().0.iter().skip(column).step_by(columns);
-                let weights = &self.scratch.weights[block * TOGETHER..][..Q];
-                for (position, values) in values.take(BLOCK_POSITIONS).enumerate() {
-                    let values = s.load_f16(values);
+        let mut mixed = [[s.splat(0.0); Q]; C];
+        for block in 0..blocks {
+            let values = self.block(block)[dim * BLOCK_POSITIONS..].as_chunks::<LANES>().0;
+            let weights = &self.scratch.weights[block * TOGETHER..][..Q];
+            for (position, values) in values.chunks_exact(columns).take(BLOCK_POSITIONS).enumerate() {
+                let values = &values[first..first + C];
+                for within in 0..C {
+                    let value = s.load_f16(&values[within]);
                     for query in 0..Q {
-                        mixed[query] = s.fma(values, s.splat(weights[query][position]), mixed[query]);
+                        mixed[within][query] = s.fma(value, s.splat(weights[query][position]), mixed[within][query]);
                     }
                 }
             }
-            for query in 0..Q {
-                self.write(s, query, column, s.mul(mixed[query], s.splat(1.0 / sums[query])));
+        }
+        for query in 0..Q {
+            let share = s.splat(1.0 / sums[query]);
+            for within in 0..C {
+                self.write(s, query, first + within, s.mul(mixed[within][query], share));
             }
         }
     }

@@ -5,6 +5,8 @@
 //! is exact in integers; with minima also `sum = fma(minimum, scale_x x sum of quants, sum)`; with 16 weights to a scale the
 //! two halves of a block one after the other. The bias is added last.
 
+use std::ops::Range;
+
 use crate::activations::{Activations, Group, RowBlocks, TOGETHER};
 use crate::matrix::{Encoding, Matrix, PANEL, Part};
 use crate::pool::Pool;
@@ -56,13 +58,8 @@ impl Matrix {
             for item in items {
                 let (pass, share) = (item / shares, item % shares);
                 let groups = pass * groups_per_pass..x.groups().min((pass + 1) * groups_per_pass);
-                for panel in share * grain..panels.min((share + 1) * grain) {
-                    let (part, panel) = self.part_of(panel);
-                    for group in groups.clone() {
-                        let tile = Tile { part, panel, group: x.group(group), y: &y, shape };
-                        dispatch(isa, tile);
-                    }
-                }
+                let panels = share * grain..panels.min((share + 1) * grain);
+                dispatch(isa, Share { matrix: self, panels, x, groups, y: &y, shape });
             }
         });
     }
@@ -90,6 +87,30 @@ struct Shape {
     write: Write,
 }
 
+/// Some panels times the rows of some groups.
+struct Share<'a> {
+    matrix: &'a Matrix,
+    panels: Range<usize>,
+    x: &'a Activations,
+    groups: Range<usize>,
+    y: &'a Shared<f32>,
+    shape: Shape,
+}
+
+impl Op for Share<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for panel in self.panels {
+            let (part, panel) = self.matrix.part_of(panel);
+            for group in self.groups.clone() {
+                Tile { part, panel, group: self.x.group(group), y: self.y, shape: self.shape }.run(s);
+            }
+        }
+    }
+}
+
 /// One panel times the rows of one group.
 struct Tile<'a> {
     part: &'a Part,
@@ -99,9 +120,7 @@ struct Tile<'a> {
     shape: Shape,
 }
 
-impl Op for Tile<'_> {
-    type Output = ();
-
+impl Tile<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         match self.part.encoding {
@@ -114,9 +133,7 @@ impl Op for Tile<'_> {
             Encoding::HalfBytesMin => self.with(s, Wide::<8, 2, true>::of(self.part, self.panel)),
         }
     }
-}
 
-impl Tile<'_> {
     #[inline(always)]
     fn with<S: Simd, P: Panel>(&self, s: S, panel: P) {
         match self.group.rows {

@@ -169,27 +169,35 @@ impl Op for StoreRow<'_> {
             if let Some(norms) = norms {
                 norm(query, &norms.query, norms.eps);
             }
-            rotate(query, angles);
+            rotate(s, query, angles);
         }
         let (keys, values) = rest.split_at_mut(heads.values_at() - heads.keys_at());
         for (head, key) in keys.chunks_exact_mut(heads.dim).take(heads.kv).enumerate() {
             if let Some(norms) = norms {
                 norm(key, &norms.key, norms.eps);
             }
-            rotate(key, angles);
+            rotate(s, key, angles);
             slot.store(s, head, key, &values[head * heads.dim..][..heads.dim]);
         }
     }
 }
 
-/// Rotates pairs (i, i + half). Written for the compiler to vectorise: lanes are independent, and multiply-adds are said.
+/// Rotates pairs (i, i + half).
 #[inline(always)]
-fn rotate(head: &mut [f32], angles: &[f32]) {
+fn rotate<S: Simd>(s: S, head: &mut [f32], angles: &[f32]) {
     let half = head.len() / 2;
     let (low, high) = head.split_at_mut(half);
     let (cosines, sines) = angles.split_at(half);
-    for (((a, b), cosine), sine) in low.iter_mut().zip(high).zip(cosines).zip(sines) {
-        let rotated = a.mul_add(*cosine, -(*b * *sine));
+    let (low, low_rest) = low.as_chunks_mut::<LANES>();
+    let (high, high_rest) = high.as_chunks_mut::<LANES>();
+    let ((cosines, cosines_rest), (sines, sines_rest)) = (cosines.as_chunks::<LANES>(), sines.as_chunks::<LANES>());
+    for (((low, high), cosine), sine) in low.iter_mut().zip(high).zip(cosines).zip(sines) {
+        let ((a, b), (cosine, sine)) = ((s.load(low), s.load(high)), (s.load(cosine), s.load(sine)));
+        s.store(s.fma(a, cosine, s.sub(s.splat(0.0), s.mul(b, sine))), low);
+        s.store(s.fma(b, cosine, s.mul(a, sine)), high);
+    }
+    for (((a, b), cosine), sine) in low_rest.iter_mut().zip(high_rest).zip(cosines_rest).zip(sines_rest) {
+        let rotated = a.mul_add(*cosine, 0.0 - *b * *sine);
         *b = b.mul_add(*cosine, *a * *sine);
         *a = rotated;
     }

@@ -115,11 +115,13 @@ pub(crate) trait Op {
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// Runs `op` on `isa`, which this CPU has: an [`Isa`] cannot be made otherwise.
+/// Runs `op` on `isa`, which this CPU has: an [`Isa`] cannot be made otherwise. Costs some 10 ns: an op is worth a
+/// microsecond.
+#[inline(always)]
 pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
     use crate::isa::Kind;
     match isa.kind() {
-        Kind::Portable => op.run(portable::Portable),
+        Kind::Portable => portable::run(op),
         // SAFETY: an `Isa` is only made for instructions that the CPU has.
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 => unsafe { avx2::run(op) },

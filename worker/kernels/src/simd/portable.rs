@@ -2,11 +2,17 @@
 
 use half::f16;
 
-use super::{LANES, Simd};
+use super::{LANES, Op, Simd};
 
 /// What every CPU can do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Portable;
+
+/// Runs `op` with these operations.
+#[inline(never)]
+pub(crate) fn run<O: Op>(op: O) -> O::Output {
+    op.run(Portable)
+}
 
 type F = [f32; LANES];
 type I = [i32; LANES];
