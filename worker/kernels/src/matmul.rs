@@ -75,6 +75,9 @@ impl Matrix {
     }
 }
 
+/// Bytes that weights are asked for ahead of their use: few rows are over before the next line has come from memory.
+const PREFETCH: usize = 4096;
+
 /// Panels that are claimed at once, at most.
 const MOST_PANELS: usize = 64;
 
@@ -212,6 +215,11 @@ impl<const L: usize, const MIN: bool> Panel for Halves<'_, L, MIN> {
         let scale = s.load_f16(&self.scales[block]);
         // SAFETY: there are as many tiles as scales, and the block is one of them.
         let tile = unsafe { self.quants.add(block * L * 64) };
+        if R <= 2 {
+            for line in 0..L {
+                s.prefetch(tile.wrapping_add(PREFETCH + line * 64));
+            }
+        }
         let dots = if L == 4 { nibbles(s, tile, x, !MIN) } else { bytes::<S, R, 0, 8>(s, tile, x, &x.minus128) };
         for row in 0..R {
             let both = s.mul(scale, s.splat(x.scales[row]));

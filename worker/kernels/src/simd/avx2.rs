@@ -201,6 +201,11 @@ impl Simd for Avx2 {
         unsafe { [_mm256_set1_epi32(from.cast::<i32>().read_unaligned()); 2] }
     }
     #[inline(always)]
+    fn prefetch(self, from: *const u8) {
+        // SAFETY: a hint; it never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+    #[inline(always)]
     fn dot_nibbles(self, sums: I, weights: I, values: I) -> I {
         // Two products of at most 15 x 127 never saturate 16 bits.
         let products = both!(_mm256_maddubs_epi16, weights, values);

@@ -96,6 +96,8 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `from` is valid for reads of 4 bytes.
     unsafe fn quad(self, from: *const i8) -> Self::W;
+    /// Asks for the cache line at `from` ahead of its use. Any address may be given.
+    fn prefetch(self, from: *const u8);
     /// Adds to each lane the products of its four `weights`, of 0 to 15, and four signed `values` of -127 to 127.
     fn dot_nibbles(self, sums: Self::I, weights: Self::W, values: Self::W) -> Self::I;
     /// What sums of [`Simd::dot_bytes`] begin with, where `minus128` is -128 times the sum of the values.

@@ -255,6 +255,8 @@ impl Simd for Neon {
         unsafe { [vreinterpretq_s8_s32(vdupq_n_s32(from.cast::<i32>().read_unaligned())); 4] }
     }
     #[inline(always)]
+    fn prefetch(self, _from: *const u8) {}
+    #[inline(always)]
     fn dot_nibbles(self, sums: I, weights: W, values: W) -> I {
         all!(sdot, sums, weights, values)
     }

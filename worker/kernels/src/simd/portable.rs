@@ -151,6 +151,8 @@ impl Simd for Portable {
         [unsafe { from.cast::<[u8; 4]>().read() }; LANES]
     }
     #[inline(always)]
+    fn prefetch(self, _from: *const u8) {}
+    #[inline(always)]
     fn dot_nibbles(self, sums: I, weights: W, values: W) -> I {
         dot(sums, weights, values, i32::from)
     }
