@@ -2,6 +2,7 @@
 //! before.
 
 mod bits;
+mod families;
 mod goldens;
 mod operators;
 mod real_model;
