@@ -44,7 +44,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let bytes = cpu.weight_bytes();
         (Box::new(cpu), bytes)
     };
-    println!("load: {:.2} s, {threads} threads, {:.1} MB of weights", begin.elapsed().as_secs_f64(), bytes as f64 / 1e6);
+    println!(
+        "load: {:.2} s, {threads} threads, {:.1} MB of weights",
+        begin.elapsed().as_secs_f64(),
+        bytes as f64 / 1e6
+    );
     let mut logits = LogitsBuffer::default();
     let vocab = file.config.vocab as u32;
     let prompt: Vec<TokenId> = (0..PREFILL as u32).map(|i| TokenId(i * 7919 % vocab)).collect();
@@ -58,16 +62,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("prefill {PREFILL}: {prefill:.0} tokens/s");
     for batch in [1, 8, MOST] {
         let rate = best(|| decode(&mut *backend, &mut logits, batch))?;
-        let read = if batch == 1 { format!(", {:.1} GB/s of weights", rate * bytes as f64 / 1e9) } else { String::new() };
+        let read =
+            if batch == 1 { format!(", {:.1} GB/s of weights", rate * bytes as f64 / 1e9) } else { String::new() };
         println!("decode of {batch} together, {PREFILL} tokens deep: {rate:.1} tokens/s{read}");
     }
     Ok(())
 }
 
 /// The best rate of some runs, each of which says how many tokens it computed.
-fn best(
-    mut run: impl FnMut() -> Result<usize, Box<dyn std::error::Error>>,
-) -> Result<f64, Box<dyn std::error::Error>> {
+fn best(mut run: impl FnMut() -> Result<usize, Box<dyn std::error::Error>>) -> Result<f64, Box<dyn std::error::Error>> {
     let mut best = 0f64;
     for _ in 0..RUNS {
         let begin = Instant::now();

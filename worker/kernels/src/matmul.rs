@@ -249,7 +249,14 @@ impl<'a, const L: usize, const G: usize, const MIN: bool> Wide<'a, L, G, MIN> {
     }
 
     #[inline(always)]
-    fn group<S: Simd, const R: usize>(self, s: S, at: usize, dots: [S::I; R], x: (&[f32; TOGETHER], &[f32; TOGETHER]), sums: &mut [S::F; R]) {
+    fn group<S: Simd, const R: usize>(
+        self,
+        s: S,
+        at: usize,
+        dots: [S::I; R],
+        x: (&[f32; TOGETHER], &[f32; TOGETHER]),
+        sums: &mut [S::F; R],
+    ) {
         let scale = s.load(&self.scales[at]);
         for row in 0..R {
             let both = s.mul(scale, s.splat(x.0[row]));

@@ -249,7 +249,8 @@ impl Part {
         for (input, to) in to.iter_mut().enumerate() {
             let group = input / self.encoding.group();
             let (scale, minimum) = if self.encoding.scales_are_halves() {
-                let widen = |values: &[[u16; PANEL]]| values.get(group).map_or(0.0, |v| f16::from_bits(v[lane]).to_f32());
+                let widen =
+                    |values: &[[u16; PANEL]]| values.get(group).map_or(0.0, |v| f16::from_bits(v[lane]).to_f32());
                 (widen(self.half_scales(panel)), widen(self.half_minima(panel)))
             } else {
                 let take = |values: &[[f32; PANEL]]| values.get(group).map_or(0.0, |v| v[lane]);

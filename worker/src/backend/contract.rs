@@ -161,9 +161,8 @@ pub(crate) fn the_number_of_threads_does_not_show(open: Open) {
 pub(crate) fn the_instruction_set_does_not_show(open: Open) {
     for format in TINY {
         let here = bench(open, format, 2).alone(&text(1, LENGTH), 64);
-        let on = |number| {
-            open(Setup { model: &golden(format), threads: 1, instructions: Instructions::Number(number) })
-        };
+        let on =
+            |number| open(Setup { model: &golden(format), threads: 1, instructions: Instructions::Number(number) });
         let sets: Vec<_> = (0..).map_while(on).collect();
         assert!(!sets.is_empty(), "the portable one is always there");
         for (number, backend) in sets.into_iter().enumerate() {

@@ -17,7 +17,7 @@ use shoal_common::config::Quant;
 use shoal_kernels::{Isa, KvPool, OutOfMemory, Pool};
 
 use self::model::{Model, Work};
-use crate::backend::{BadStep, Backend, BackendError, BlockId, LogitsBuffer, LogitsOf, Slice, StepCheck};
+use crate::backend::{Backend, BackendError, BadStep, BlockId, LogitsBuffer, LogitsOf, Slice, StepCheck};
 use crate::weights::{ModelFile, WeightsError};
 
 /// The arithmetic's name in the fingerprint. With weights that were quantised at load, how is added.

@@ -4,10 +4,12 @@
 
 use shoal_common::config::Quant;
 use shoal_common::ids::TokenId;
-use shoal_kernels::{Activations, Attention, HeadNorms, Heads, KvPool, KvShape, Matrix, Pool, Rope, Rows, Spans, Write, padded};
+use shoal_kernels::{
+    Activations, Attention, HeadNorms, Heads, KvPool, KvShape, Matrix, Pool, Rope, Rows, Spans, Write, padded,
+};
 
 use super::pack;
-use crate::weights::{LayerPart, ModelFile, ModelShape, TensorName, TensorType, TensorView, WeightsError};
+use crate::weights::{LayerPart, ModelFile, ModelShape, RowOrder, TensorName, TensorType, TensorView, WeightsError};
 
 /// A model of the llama family.
 #[derive(Debug)]
@@ -120,7 +122,7 @@ impl Model {
             match &self.embedding {
                 Embedding::Tied => self.head.weights_of(token.index(), to),
                 Embedding::Own { dtype, shape, bytes } => {
-                    let order = crate::weights::RowOrder::Plain;
+                    let order = RowOrder::Plain;
                     pack::row_f32(&TensorView { dtype: *dtype, shape: *shape, order, bytes }, token.index(), to);
                 }
             }
@@ -184,7 +186,7 @@ impl Layer {
         Ok(Self {
             attn_norm: vector(file, name(AttnNorm))?,
             qkv: matrix(shape.hidden, &[(Q, QBias), (K, KBias), (V, VBias)])?,
-            head_norms: None,
+            head_norms: head_norms(file, layer)?,
             out: matrix(shape.heads * shape.head_dim, &[(O, O)])?,
             ffn_norm: vector(file, name(FfnNorm))?,
             gate_up: matrix(shape.hidden, &[(Gate, Gate), (Up, Up)])?,
@@ -195,6 +197,15 @@ impl Layer {
     fn bytes(&self) -> usize {
         [&self.qkv, &self.out, &self.gate_up, &self.down].into_iter().map(Matrix::bytes).sum()
     }
+}
+
+fn head_norms(file: &ModelFile, layer: usize) -> Result<Option<HeadNorms>, WeightsError> {
+    if !file.config.qk_norm {
+        return Ok(None);
+    }
+    let read = |part| file.tensor_f32(TensorName::Layer { layer, part });
+    let (query, key) = (read(LayerPart::QNorm)?, read(LayerPart::KNorm)?);
+    Ok(Some(HeadNorms { query, key, eps: file.config.rms_eps }))
 }
 
 /// A vector with zeros up to a whole block.

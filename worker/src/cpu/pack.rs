@@ -91,7 +91,8 @@ fn q8_0(values: &[f32], to: Group<'_>) {
 
 /// The value of the largest magnitude becomes -8; to the nearest quant, half to even.
 fn q4_0(values: &[f32], to: Group<'_>) {
-    let largest = values.iter().fold(0.0f32, |largest, &value| if value.abs() > largest.abs() { value } else { largest });
+    let largest =
+        values.iter().fold(0.0f32, |largest, &value| if value.abs() > largest.abs() { value } else { largest });
     *to.scale = stored(largest / -8.0);
     for (quant, value) in to.quants.iter_mut().zip(values) {
         let nearest = quotient(*value, *to.scale).round_ties_even().clamp(-8.0, 7.0);

@@ -62,9 +62,7 @@ fn from_files(name: &Name, path: &Path, engine: Engine, threads: Option<u32>) ->
             tracing::info!(instructions = %backend.isa(), weight_bytes = backend.weight_bytes(), "weights packed");
             (Box::new(backend), cpu::numerics_class(&file, quant))
         }
-        Engine::Reference => {
-            (Box::new(Reference::load(&file, threads.get())?), reference::NUMERICS_CLASS.to_owned())
-        }
+        Engine::Reference => (Box::new(Reference::load(&file, threads.get())?), reference::NUMERICS_CLASS.to_owned()),
     };
     let facts = Facts {
         weights: file.digest,

@@ -8,7 +8,9 @@ use std::hint::black_box;
 use std::num::NonZero;
 use std::time::{Duration, Instant};
 
-use shoal_kernels::{Activations, Attention, Encoding, Heads, Isa, KvPool, KvShape, Matrix, Pool, Rope, Rows, Spans, Write};
+use shoal_kernels::{
+    Activations, Attention, Encoding, Heads, Isa, KvPool, KvShape, Matrix, Pool, Rope, Rows, Spans, Write,
+};
 
 mod limits;
 
@@ -80,7 +82,13 @@ fn rows_of(count: usize, width: usize) -> Rows {
     rows
 }
 
-fn matmul(pool: &mut Pool, (inputs, outputs): (usize, usize), encoding: Encoding, rows: &[usize], limits: &limits::Limits) {
+fn matmul(
+    pool: &mut Pool,
+    (inputs, outputs): (usize, usize),
+    encoding: Encoding,
+    rows: &[usize],
+    limits: &limits::Limits,
+) {
     let mut matrices = Vec::new();
     while matrices.iter().map(Matrix::bytes).sum::<usize>() < COLD_BYTES {
         let mut matrix = Matrix::new(inputs);

@@ -198,9 +198,7 @@ impl Simd for Neon {
     #[inline(always)]
     fn to_exponent(self, a: I) -> I {
         // SAFETY: `self` exists.
-        unsafe {
-            [vshlq_n_s32::<23>(a[0]), vshlq_n_s32::<23>(a[1]), vshlq_n_s32::<23>(a[2]), vshlq_n_s32::<23>(a[3])]
-        }
+        unsafe { [vshlq_n_s32::<23>(a[0]), vshlq_n_s32::<23>(a[1]), vshlq_n_s32::<23>(a[2]), vshlq_n_s32::<23>(a[3])] }
     }
     #[inline(always)]
     fn store_i8(self, value: I, to: &mut [i8; LANES]) {
@@ -244,8 +242,12 @@ impl Simd for Neon {
             let low = [vdupq_n_s8(15); 4];
             let lows = all!(vandq_s8, both, low);
             let both = all!(vreinterpretq_u8_s8, both);
-            let highs =
-                [vshrq_n_u8::<4>(both[0]), vshrq_n_u8::<4>(both[1]), vshrq_n_u8::<4>(both[2]), vshrq_n_u8::<4>(both[3])];
+            let highs = [
+                vshrq_n_u8::<4>(both[0]),
+                vshrq_n_u8::<4>(both[1]),
+                vshrq_n_u8::<4>(both[2]),
+                vshrq_n_u8::<4>(both[3]),
+            ];
             (lows, all!(vreinterpretq_s8_u8, highs))
         }
     }

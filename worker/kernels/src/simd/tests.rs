@@ -58,9 +58,8 @@ impl Everything {
     #[inline(always)]
     fn dots<S: Simd>(&self, s: S) -> Vec<i32> {
         // SAFETY: 64 bytes and 4.
-        let (weights, (low, high), values) = unsafe {
-            (s.bytes(self.weights.as_ptr()), s.nibbles(self.weights.as_ptr()), s.quad(self.values.as_ptr()))
-        };
+        let (weights, (low, high), values) =
+            unsafe { (s.bytes(self.weights.as_ptr()), s.nibbles(self.weights.as_ptr()), s.quad(self.values.as_ptr())) };
         let minus128 = self.values.iter().map(|&value| -128 * i32::from(value)).sum();
         let dots = [
             s.dot_nibbles(s.splat_i(7), low, values),

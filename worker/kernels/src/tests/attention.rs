@@ -98,8 +98,11 @@ fn exact(bench: &Bench, values: &[f32]) -> Vec<f64> {
 
 fn heads() -> impl Strategy<Value = Heads> {
     let shared = prop::sample::select(vec![1, 2, 3, 4, 7, 12]);
-    (1..4usize, shared, prop::sample::select(vec![2, 16, 24, 64, 80]))
-        .prop_map(|(kv, shared, dim)| Heads { queries: kv * shared, kv, dim })
+    (1..4usize, shared, prop::sample::select(vec![2, 16, 24, 64, 80])).prop_map(|(kv, shared, dim)| Heads {
+        queries: kv * shared,
+        kv,
+        dim,
+    })
 }
 
 proptest! {

@@ -23,8 +23,7 @@ fn has_minima(encoding: Encoding) -> bool {
 
 /// The weights of one output: all quants that the encoding can hold occur, the extremes often.
 fn weights_of(encoding: Encoding, inputs: usize, output: usize) -> Weights {
-    let is_nibbles =
-        matches!(encoding, Encoding::Nibbles | Encoding::NibblesMin | Encoding::NibblesWideMin);
+    let is_nibbles = matches!(encoding, Encoding::Nibbles | Encoding::NibblesMin | Encoding::NibblesWideMin);
     let values = numbers(output as u64 + 1, padded(inputs));
     let quant = |(input, value): (usize, &f32)| match (is_nibbles, input < inputs) {
         (_, false) => 0,

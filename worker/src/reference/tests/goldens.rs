@@ -9,26 +9,26 @@ use crate::backend::bench::{golden, lines, tokens};
 /// Largest difference of a logit.
 const LOGIT: f32 = 2e-3;
 /// Margin below which two tokens are as good as each other.
-const MARGIN: f32 = 1e-3;
+pub(super) const MARGIN: f32 = 1e-3;
 
 #[derive(Deserialize)]
-struct Line {
-    model: Option<String>,
+pub(super) struct Line {
+    pub(super) model: Option<String>,
     file: Option<String>,
-    prompt_id: String,
-    prompt_ids: Vec<u32>,
+    pub(super) prompt_id: String,
+    pub(super) prompt_ids: Vec<u32>,
     #[serde(alias = "last_position_logits_key")]
-    logits_key: Option<String>,
-    greedy_ids: Vec<u32>,
-    margins: Vec<f32>,
+    pub(super) logits_key: Option<String>,
+    pub(super) greedy_ids: Vec<u32>,
+    pub(super) margins: Vec<f32>,
 }
 
-fn tensor(file: &SafeTensors<'_>, key: &str) -> Vec<f32> {
+pub(super) fn tensor(file: &SafeTensors<'_>, key: &str) -> Vec<f32> {
     let bytes = file.tensor(key).unwrap().data().to_vec();
     bytes.as_chunks().0.iter().map(|&le| f32::from_le_bytes(le)).collect()
 }
 
-fn assert_close(what: &str, ours: &[f32], golden: &[f32]) {
+pub(super) fn assert_close(what: &str, ours: &[f32], golden: &[f32]) {
     assert_eq!(ours.len(), golden.len(), "{what}");
     let worst = ours.iter().zip(golden).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst <= LOGIT, "{what}: logits differ by {worst}");

@@ -1,6 +1,7 @@
 //! The promises of the reference backend: it agrees with the goldens, and its bits depend on nothing but the tokens
 //! before.
 
+mod families;
 mod goldens;
 mod operators;
 mod real_model;

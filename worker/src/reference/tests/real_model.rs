@@ -3,8 +3,8 @@
 use serde::Deserialize;
 
 use super::assert_greedy;
-use crate::backend::bench::{Bench, Part, argmax, assert_same_bits, lines, logprob, real_model, tokens};
 use crate::backend::LogitsOf;
+use crate::backend::bench::{Bench, Part, argmax, assert_same_bits, lines, logprob, real_model, tokens};
 use crate::backend::tables::Name;
 
 /// Margin below which two tokens are as good as each other.
