@@ -91,7 +91,7 @@ pub(crate) enum Command {
     Worker(Worker),
     /// Report every fault of the configuration and show the plan, without starting
     #[command(after_help = CHECK_HELP)]
-    Check,
+    Check(Check),
     /// Make the certificates of a cluster
     #[command(after_help = CERT_HELP)]
     Cert {
@@ -197,11 +197,35 @@ struct WorkerFlags {
 }
 
 const CHECK_HELP: &str = "\
-Reads the configuration as the other commands do, with the same environment, and starts nothing. Exit code 0: it is good. \
-1: it is not, and every fault is on stderr with its place, its reason and what to do.
+Reads the configuration as the other commands do, with the same environment, and the model files as a worker does, and \
+starts nothing. Says who hosts what and what it takes of memory. Exit code 0: it is good. 1: it is not, and every fault is \
+on stderr with its place, its reason and what to do.
 
-Example:
-  shoal check --config cluster.toml";
+Examples:
+  shoal check --config cluster.toml
+  shoal check --model SmolLM2-135M-Instruct.Q4_1.gguf
+  shoal check --model ./my-model-directory --ppl text.txt    what quantisation costs on this text";
+
+/// `shoal check`
+#[derive(Args, Debug)]
+pub(crate) struct Check {
+    /// Check this model (a GGUF file or a Hugging Face directory) instead of a configuration
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: Option<PathBuf>,
+    /// Print the perplexity of this text, with the engine that serves and with the reference engine
+    #[arg(long, value_name = "TEXT FILE")]
+    pub(crate) ppl: Option<PathBuf>,
+}
+
+impl Check {
+    /// What the flags say over the configuration.
+    pub(crate) fn overrides(&self) -> Overrides {
+        let source = self.model.clone().map(ModelFlagSource::Path);
+        let model = source.map(|source| ModelFlag { name: None, source });
+        let scope = if model.is_some() { Scope::Dev } else { Scope::Whole };
+        Overrides { scope, model, ..Overrides::default() }
+    }
+}
 
 const CERT_HELP: &str = "\
 Every link between router and worker is mutual TLS: a process proves its role and its name by a certificate of the \

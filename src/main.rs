@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
-        Command::Check => return check(&load(&cli.global, &Overrides::default())?),
+        Command::Check(flags) => return check(&cli.global, flags),
         Command::Cert { command } => cert::run(command)?,
         Command::Pull(order) => pull(order)?,
         Command::Dev(flags) => {
@@ -93,12 +93,19 @@ fn load(global: &Global, overrides: &Overrides) -> Result<Config, config::Config
 }
 
 /// The plan goes to stdout, what is wrong with the model files to stderr.
-fn check(config: &Config) -> anyhow::Result<ExitCode> {
-    let (plan, faults) = check::plan(config);
+fn check(global: &Global, flags: &cli::Check) -> anyhow::Result<ExitCode> {
+    let config = match flags.model {
+        Some(_) => config::load(global.config.as_deref(), &flags.overrides())?,
+        None => load(global, &flags.overrides())?,
+    };
+    let (plan, faults) = check::plan(&config);
     print!("{plan}");
     let good = faults.is_empty();
     for fault in faults {
         eprintln!("shoal: {:#}", anyhow::Error::from(fault));
+    }
+    if let Some(text) = flags.ppl.as_deref().filter(|_| good) {
+        check::perplexity::print(&config, text)?;
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

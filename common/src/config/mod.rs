@@ -192,6 +192,16 @@ pub struct ModelConfig {
     pub source: ModelSource,
 }
 
+impl ModelConfig {
+    /// Where its files are and what computes with them; `None` for the scripted engine.
+    pub fn files(&self) -> Option<(&Path, Engine)> {
+        match &self.source {
+            ModelSource::Files { path, engine } => Some((path, *engine)),
+            ModelSource::Scripted(_) => None,
+        }
+    }
+}
+
 /// Where a model's weights come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelSource {

@@ -119,6 +119,15 @@ impl Matrix {
         self.parts.iter().map(Part::bytes).sum()
     }
 
+    /// Bytes that `outputs` outputs of `inputs` weights take once they are packed.
+    pub fn bytes_of(encoding: Encoding, inputs: usize, outputs: usize) -> usize {
+        let weights = outputs.next_multiple_of(PANEL) * padded(inputs);
+        let groups = weights / encoding.group();
+        let each = if encoding.scales_are_halves() { size_of::<u16>() } else { size_of::<f32>() };
+        let numbers = if encoding.has_minima() { 2 } else { 1 };
+        weights * encoding.lines() / 8 + groups * each * numbers
+    }
+
     pub(crate) fn parts(&self) -> &[Part] {
         &self.parts
     }

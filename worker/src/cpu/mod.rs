@@ -5,6 +5,7 @@
 //! promise it row by row ([`shoal_kernels`]), and nothing here mixes rows.
 
 mod blocks;
+mod footprint;
 mod model;
 mod pack;
 
@@ -16,6 +17,7 @@ use std::num::NonZero;
 use shoal_common::config::Quant;
 use shoal_kernels::{Isa, KvPool, OutOfMemory, Pool};
 
+pub use self::footprint::Footprint;
 use self::model::{Model, Work};
 use crate::backend::{Backend, BackendError, BadStep, BlockId, LogitsBuffer, LogitsOf, Slice, StepCheck};
 use crate::weights::{ModelFile, WeightsError};

@@ -18,14 +18,15 @@ pub(super) fn push(
     let tensor = file.tensor(name)?;
     let bias = bias.map(|bias| file.tensor_f32(bias)).transpose()?;
     let outputs = tensor.shape[0];
-    if let Some(encoding) = blocks::encoding(tensor.dtype) {
+    let encoding = encoding(tensor.dtype, quant);
+    if !tensor.dtype.is_float() {
         let read = |output, weights: &mut Weights| blocks::take_apart(tensor.dtype, tensor.row(output), weights);
         matrix.push(pool, encoding, outputs, bias.as_deref(), read);
         return Ok(());
     }
-    let (encoding, quantise): (Encoding, fn(&[f32], Group<'_>)) = match quant {
-        Quant::Q8_0 => (Encoding::Bytes, q8_0),
-        Quant::Q4_0 => (Encoding::Nibbles, q4_0),
+    let quantise = match quant {
+        Quant::Q8_0 => q8_0,
+        Quant::Q4_0 => q4_0,
     };
     matrix.push(pool, encoding, outputs, bias.as_deref(), |output, weights| {
         let values = floats(tensor.dtype, tensor.row(output));
@@ -35,6 +36,14 @@ pub(super) fn push(
         }
     });
     Ok(())
+}
+
+/// How the weights of a tensor are packed.
+pub(super) fn encoding(dtype: TensorType, quant: Quant) -> Encoding {
+    blocks::encoding(dtype).unwrap_or(match quant {
+        Quant::Q8_0 => Encoding::Bytes,
+        Quant::Q4_0 => Encoding::Nibbles,
+    })
 }
 
 /// The weights of one output, or an embedding: what its stored bytes stand for. `to` is `[cols]`.

@@ -250,6 +250,17 @@ fn weights_are_read_back_as_they_were_packed() {
 }
 
 #[test]
+fn bytes_are_known_before_anything_is_packed() {
+    let pool = &mut pools().pop().unwrap();
+    for encoding in ENCODINGS {
+        for (inputs, outputs) in [(32, 16), (75, 21), (576, 960)] {
+            let matrix = matrix(pool, encoding, inputs, &[outputs], None);
+            assert_eq!(Matrix::bytes_of(encoding, inputs, outputs), matrix.bytes(), "{encoding:?}");
+        }
+    }
+}
+
+#[test]
 fn what_is_not_finite_harms_its_own_row_only() {
     for pool in &mut pools() {
         let matrix = matrix(pool, Encoding::Nibbles, 64, &[20], None);

@@ -2,11 +2,12 @@
 
 use std::num::NonZero;
 
-use shoal_common::config::Quant;
+use shoal_common::config::{Engine, Quant};
 
 use super::open;
+use crate::backend::Backend;
 use crate::backend::bench::{Bench, Instructions, Setup, argmax, assert_same_bits, golden, lines, tokens};
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Footprint};
 use crate::reference::Reference;
 use crate::weights::ModelFile;
 
@@ -52,7 +53,8 @@ fn every_family_in_every_format_is_close_to_the_reference() {
         let mut reference = Bench::over(Box::new(Reference::load(&file, threads).unwrap()));
         let (mut error, mut rows, mut agree) = (0f64, 0, 0);
         for line in &prompts {
-            let text = tokens(&[&line.prompt_ids[..], &line.greedy_ids].concat());
+            let mut text = tokens(&[&line.prompt_ids[..], &line.greedy_ids].concat());
+            text.truncate(file.config.context);
             for (ours, theirs) in ours.alone(&text, 64).iter().zip(reference.alone(&text, 64)) {
                 error += relative_error(&theirs, ours);
                 agree += usize::from(argmax(ours) == argmax(&theirs));
@@ -81,6 +83,21 @@ fn biases_and_head_norms_have_the_same_bits_however_a_prompt_is_computed() {
         for rows in (0..).map_while(|number| on(Instructions::Number(number), 64)) {
             assert_same_bits(file, &rows, &whole);
         }
+    }
+}
+
+#[test]
+fn a_footprint_is_what_a_model_then_takes() {
+    for format in FILES {
+        let file = ModelFile::open(&golden(format)).unwrap();
+        for quant in [Quant::Q8_0, Quant::Q4_0] {
+            let backend = Cpu::load(&file, NonZero::<usize>::MIN, quant).unwrap();
+            let Footprint { weight_bytes, kv_bytes_per_token } = Footprint::of(&file, Engine::Cpu(quant));
+            assert_eq!(weight_bytes, backend.weight_bytes() as u64, "{format}");
+            assert_eq!(kv_bytes_per_token, backend.kv_bytes_per_token(), "{format}");
+        }
+        let reference = Reference::load(&file, 1).unwrap();
+        assert_eq!(Footprint::of(&file, Engine::Reference).kv_bytes_per_token, reference.kv_bytes_per_token());
     }
 }
 

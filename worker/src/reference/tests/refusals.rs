@@ -4,7 +4,7 @@ use shoal_common::ids::TokenId;
 
 use super::tiny;
 use crate::backend::bench::{assert_same_bits, tokens};
-use crate::backend::{Backend, BackendError, BlockId, LogitsBuffer, LogitsOf, Slice};
+use crate::backend::{BackendError, BlockId, LogitsBuffer, LogitsOf, Slice};
 
 fn slice<'a>(start: usize, tokens: &'a [TokenId], blocks: &'a [BlockId]) -> Slice<'a> {
     Slice { start, tokens, blocks, logits: LogitsOf::Last }
