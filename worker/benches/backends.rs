@@ -2,7 +2,8 @@
 //! also the bytes of weights that a second of decoding reads.
 //!
 //! `SHOAL_TEST_MODEL=/path/to/model.gguf cargo bench -p shoal-worker --bench backends`; `-- reference` measures the
-//! reference backend instead of the cpu backend, `-- q4_0` quantises a model of floats to 4 bits, `-- 1` takes one thread.
+//! reference backend instead of the cpu backend, `-- q4_0` quantises a model of floats to 4 bits, `-- 1` takes one thread,
+//! `-- one` decodes only one sequence.
 
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -60,7 +61,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok(PREFILL)
     })?;
     println!("prefill {PREFILL}: {prefill:.0} tokens/s");
-    for batch in [1, 8, MOST] {
+    let batches = [1, 8, MOST].into_iter().filter(|batch| !is_asked("one") || *batch == 1);
+    for batch in batches {
         let rate = best(|| decode(&mut *backend, &mut logits, batch))?;
         let read =
             if batch == 1 { format!(", {:.1} GB/s of weights", rate * bytes as f64 / 1e9) } else { String::new() };

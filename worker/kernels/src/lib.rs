@@ -26,7 +26,7 @@ pub use attention::Attention;
 pub use isa::Isa;
 pub use kv::{BLOCK_POSITIONS, KvPool, KvShape, OutOfMemory, Spans};
 pub use matmul::Write;
-pub use matrix::{Encoding, Matrix, Weights};
+pub use matrix::{Encoding, Matrix, SUPER_BLOCK, Weights};
 pub use pool::Pool;
 pub use rope::{HeadNorms, Heads, Rope};
 pub use rows::{BLOCK, Rows, padded};

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use crate::activations::{Activations, Group, RowBlocks, TOGETHER};
-use crate::matrix::{Encoding, Matrix, PANEL, Part};
+use crate::matrix::{Encoding, Matrix, PANEL, Part, SUPER_BLOCK};
 use crate::pool::Pool;
 use crate::rows::{BLOCK, Rows, Shared};
 use crate::simd::{LANES, Op, Simd, dispatch};
@@ -134,6 +134,7 @@ impl Tile<'_> {
             Encoding::BytesWideMin => self.with(s, Wide::<8, 1, true>::of(self.part, self.panel)),
             Encoding::HalfBytes => self.with(s, Wide::<8, 2, false>::of(self.part, self.panel)),
             Encoding::HalfBytesMin => self.with(s, Wide::<8, 2, true>::of(self.part, self.panel)),
+            Encoding::SixBits => self.with(s, SixBits::of(self.part, self.panel)),
         }
     }
 
@@ -285,6 +286,60 @@ impl<const L: usize, const G: usize, const MIN: bool> Panel for Wide<'_, L, G, M
         } else {
             let dots = if L == 4 { nibbles(s, tile, x, !MIN) } else { bytes::<S, R, 0, 8>(s, tile, x, &x.minus128) };
             self.group(s, block, dots, (&x.scales, &x.sums), sums);
+        }
+    }
+}
+
+/// 16 weights to a whole number times a common half-precision scale.
+#[derive(Clone, Copy)]
+struct SixBits<'a> {
+    quants: *const u8,
+    scales: &'a [[i8; PANEL]],
+    supers: &'a [[u16; PANEL]],
+}
+
+impl<'a> SixBits<'a> {
+    #[inline(always)]
+    fn of(part: &'a Part, panel: usize) -> Self {
+        Self { quants: part.quants(panel), scales: part.whole_scales(panel), supers: part.supers(panel) }
+    }
+}
+
+impl Panel for SixBits<'_> {
+    #[inline(always)]
+    fn block<S: Simd, const R: usize>(self, s: S, block: usize, x: &RowBlocks, sums: &mut [S::F; R]) {
+        let common = s.load_f16(&self.supers[block / (SUPER_BLOCK / BLOCK)]);
+        assert!(2 * block + 1 < self.scales.len());
+        // SAFETY: there are as many tiles of six lines as pairs of scales, and the block is one of them.
+        let tile = unsafe { self.quants.add(block * 6 * 64) };
+        if R <= 2 {
+            for line in 0..6 {
+                s.prefetch(tile.wrapping_add(PREFETCH + line * 64));
+            }
+        }
+        for half in 0..2 {
+            let scale = s.mul(common, s.load_i8(&self.scales[2 * block + half]));
+            let mut dots = [s.splat_i(0); R];
+            for row in 0..R {
+                // -128 times the sum, by 4: 32 is subtracted from each quant.
+                dots[row] = s.splat_i(x.half_minus128[half][row] >> 2);
+            }
+            for quad in 0..4 {
+                // SAFETY: a tile of six bits has six lines; a block of a row has 8 x 4 quants.
+                unsafe {
+                    let (low, high) = s.nibbles(tile.add(64 * quad));
+                    let top = s.bytes(tile.add(64 * (4 + half)));
+                    let weights = s.six_bits(if half == 0 { low } else { high }, top, quad);
+                    for row in 0..R {
+                        let values = s.quad(x.quants[row].as_ptr().add(BLOCK / 2 * half + 4 * quad));
+                        dots[row] = s.dot_nibbles(dots[row], weights, values);
+                    }
+                }
+            }
+            for row in 0..R {
+                let both = s.mul(scale, s.splat(x.scales[row]));
+                sums[row] = s.fma(s.float(dots[row]), both, sums[row]);
+            }
         }
     }
 }

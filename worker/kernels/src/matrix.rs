@@ -26,24 +26,31 @@ pub enum Encoding {
     Bytes,
     /// Quants -128 to 127; 32 to a scale and minimum (Q5_1, Q5_K).
     BytesWideMin,
-    /// Quants -128 to 127; 16 to a scale (Q6_K, Q3_K).
+    /// Quants -128 to 127; 16 to a scale (Q3_K).
     HalfBytes,
     /// Quants -128 to 127; 16 to a scale and minimum (Q2_K).
     HalfBytesMin,
+    /// Quants 0 to 63 stand for -32 to 31; 16 to a scale, which is a whole number of -128 to 127 times a half-precision
+    /// scale of 256 (Q6_K).
+    SixBits,
 }
+
+/// Weights to a common scale of [`Encoding::SixBits`].
+pub const SUPER_BLOCK: usize = 256;
 
 impl Encoding {
     fn lines(self) -> usize {
         match self {
             Self::Nibbles | Self::NibblesMin | Self::NibblesWideMin => 4,
             Self::Bytes | Self::BytesWideMin | Self::HalfBytes | Self::HalfBytesMin => 8,
+            Self::SixBits => 6,
         }
     }
 
     /// Weights to a scale.
     pub fn group(self) -> usize {
         match self {
-            Self::HalfBytes | Self::HalfBytesMin => BLOCK / 2,
+            Self::HalfBytes | Self::HalfBytesMin | Self::SixBits => BLOCK / 2,
             _ => BLOCK,
         }
     }
@@ -60,10 +67,12 @@ impl Encoding {
 /// One output's weights, to be packed.
 #[derive(Debug)]
 pub struct Weights {
-    /// `[padded(inputs)]`: 0 to 15 for nibbles; any for bytes, as two's complement.
+    /// `[padded(inputs)]`: 0 to 15 for nibbles, 0 to 63 for six bits; any for bytes, as two's complement.
     pub quants: Vec<u8>,
-    /// One for each group.
+    /// One for each group; for six bits the whole number.
     pub scales: Vec<f32>,
+    /// One for each 256 weights: the common scales of six bits; unused otherwise.
+    pub supers: Vec<f32>,
     /// One for each group; unused without minima.
     pub minima: Vec<f32>,
 }
@@ -86,6 +95,9 @@ pub(crate) struct Part {
     half_minima: Vec<[u16; PANEL]>,
     scales: Vec<[f32; PANEL]>,
     minima: Vec<[f32; PANEL]>,
+    /// Of six bits: the whole numbers as above, and `[panels, super-blocks, PANEL]`.
+    whole_scales: Vec<[i8; PANEL]>,
+    supers: Vec<[u16; PANEL]>,
     /// `[panels, PANEL]`, or nothing.
     bias: Vec<[f32; PANEL]>,
 }
@@ -123,6 +135,10 @@ impl Matrix {
     pub fn bytes_of(encoding: Encoding, inputs: usize, outputs: usize) -> usize {
         let weights = outputs.next_multiple_of(PANEL) * padded(inputs);
         let groups = weights / encoding.group();
+        if encoding == Encoding::SixBits {
+            let supers = outputs.next_multiple_of(PANEL) * super_blocks(inputs.div_ceil(BLOCK));
+            return weights * 6 / 8 + groups + supers * size_of::<u16>();
+        }
         let each = if encoding.scales_are_halves() { size_of::<u16>() } else { size_of::<f32>() };
         let numbers = if encoding.has_minima() { 2 } else { 1 };
         weights * encoding.lines() / 8 + groups * each * numbers
@@ -147,7 +163,11 @@ impl Matrix {
     ) {
         let (panels, blocks) = (outputs.div_ceil(PANEL), self.blocks());
         let scales = panels * blocks * BLOCK / encoding.group();
-        let [halves, wide] = if encoding.scales_are_halves() { [scales, 0] } else { [0, scales] };
+        let [halves, wide, whole] = match encoding {
+            Encoding::SixBits => [0, 0, scales],
+            _ if encoding.scales_are_halves() => [scales, 0, 0],
+            _ => [0, scales, 0],
+        };
         let minima = |count: usize| if encoding.has_minima() { count } else { 0 };
         let mut part = Part {
             encoding,
@@ -158,6 +178,8 @@ impl Matrix {
             half_minima: vec![[0; PANEL]; minima(halves)],
             scales: vec![[0.0; PANEL]; wide],
             minima: vec![[0.0; PANEL]; minima(wide)],
+            whole_scales: vec![[0; PANEL]; whole],
+            supers: vec![[0; PANEL]; if whole > 0 { panels * super_blocks(blocks) } else { 0 }],
             bias: Vec::new(),
         };
         if let Some(bias) = bias {
@@ -186,6 +208,8 @@ impl Part {
             + size_of_val(&self.half_minima[..])
             + size_of_val(&self.scales[..])
             + size_of_val(&self.minima[..])
+            + size_of_val(&self.whole_scales[..])
+            + size_of_val(&self.supers[..])
     }
 
     fn pack(&mut self, pool: &mut Pool, blocks: usize, read: &(impl Fn(usize, &mut Weights) + Sync)) {
@@ -194,13 +218,20 @@ impl Part {
         let quants = Shared::new(&mut self.quants);
         let [half_scales, half_minima] = [&mut self.half_scales, &mut self.half_minima].map(|v| Shared::new(v));
         let [scales, minima] = [&mut self.scales, &mut self.minima].map(|v| Shared::new(v));
+        let (whole_scales, supers) = (Shared::new(&mut self.whole_scales), Shared::new(&mut self.supers));
+        let commons = super_blocks(blocks);
         pool.split(outputs.div_ceil(PANEL), 4, |_, panels| {
-            let mut weights =
-                Weights { quants: vec![0; blocks * BLOCK], scales: vec![0.0; groups], minima: vec![0.0; groups] };
+            let mut weights = Weights {
+                quants: vec![0; blocks * BLOCK],
+                scales: vec![0.0; groups],
+                supers: vec![0.0; commons],
+                minima: vec![0.0; groups],
+            };
             for panel in panels {
                 for (lane, output) in (panel * PANEL..outputs.min((panel + 1) * PANEL)).enumerate() {
                     weights.quants.fill(0);
                     weights.scales.fill(0.0);
+                    weights.supers.fill(0.0);
                     weights.minima.fill(0.0);
                     read(output, &mut weights);
                     // SAFETY: each panel is packed by one thread, and the parts of different panels are disjoint. The
@@ -208,7 +239,10 @@ impl Part {
                     unsafe {
                         pack_quants(encoding, lane, &weights.quants, quants.part(panel * lines, lines));
                         let at = panel * groups;
-                        if encoding.scales_are_halves() {
+                        if encoding == Encoding::SixBits {
+                            pack_whole(lane, &weights.scales, whole_scales.part(at, groups));
+                            pack_halves(lane, &weights.supers, supers.part(panel * commons, commons));
+                        } else if encoding.scales_are_halves() {
                             pack_halves(lane, &weights.scales, half_scales.part(at, groups));
                         } else {
                             pack_wide(lane, &weights.scales, scales.part(at, groups));
@@ -246,6 +280,14 @@ impl Part {
         part_of(&self.minima, panel, self.panels())
     }
 
+    pub(crate) fn whole_scales(&self, panel: usize) -> &[[i8; PANEL]] {
+        part_of(&self.whole_scales, panel, self.panels())
+    }
+
+    pub(crate) fn supers(&self, panel: usize) -> &[[u16; PANEL]] {
+        part_of(&self.supers, panel, self.panels())
+    }
+
     pub(crate) fn bias(&self, panel: usize) -> Option<&[f32; PANEL]> {
         self.bias.get(panel)
     }
@@ -257,7 +299,10 @@ impl Part {
         let quants = &self.quants[panel * lines..][..lines];
         for (input, to) in to.iter_mut().enumerate() {
             let group = input / self.encoding.group();
-            let (scale, minimum) = if self.encoding.scales_are_halves() {
+            let (scale, minimum) = if self.encoding == Encoding::SixBits {
+                let common = f16::from_bits(self.supers(panel)[input / SUPER_BLOCK][lane]).to_f32();
+                (common * f32::from(self.whole_scales(panel)[group][lane]), 0.0)
+            } else if self.encoding.scales_are_halves() {
                 let widen =
                     |values: &[[u16; PANEL]]| values.get(group).map_or(0.0, |v| f16::from_bits(v[lane]).to_f32());
                 (widen(self.half_scales(panel)), widen(self.half_minima(panel)))
@@ -282,6 +327,7 @@ fn part_of<T>(values: &[T], panel: usize, panels: usize) -> &[T] {
 fn place(encoding: Encoding, lane: usize, input: usize) -> (usize, usize, u32) {
     let (tile, within) = (input / BLOCK * encoding.lines(), input % BLOCK);
     let (quad, byte) = (within / 4, lane * 4 + within % 4);
+    // Six bits begin like nibbles; what they have more lies in the two lines behind.
     if encoding.lines() == 8 { (tile + quad, byte, 0) } else { (tile + quad % 4, byte, (quad / 4) as u32 * 4) }
 }
 
@@ -294,7 +340,21 @@ fn pack_quants(encoding: Encoding, lane: usize, quants: &[u8], to: &mut [Bytes])
         } else {
             to[line].0[byte] |= (quant & 15) << shift;
         }
+        if encoding == Encoding::SixBits {
+            let (line, shift) = high_place(input);
+            to[line].0[byte] |= quant >> 4 << shift;
+        }
     }
+}
+
+/// Line and shift of the two high bits of an input of [`Encoding::SixBits`].
+fn high_place(input: usize) -> (usize, u32) {
+    let (tile, quad) = (input / BLOCK * Encoding::SixBits.lines(), input % BLOCK / 4);
+    (tile + 4 + quad / 4, (quad % 4 * 2) as u32)
+}
+
+fn super_blocks(blocks: usize) -> usize {
+    (blocks * BLOCK).div_ceil(SUPER_BLOCK)
 }
 
 fn quant_of(encoding: Encoding, quants: &[Bytes], lane: usize, input: usize) -> i32 {
@@ -303,6 +363,10 @@ fn quant_of(encoding: Encoding, quants: &[Bytes], lane: usize, input: usize) -> 
     match encoding {
         Encoding::Nibbles => (stored >> shift & 15) - 8,
         Encoding::NibblesMin | Encoding::NibblesWideMin => stored >> shift & 15,
+        Encoding::SixBits => {
+            let (line, high) = high_place(input);
+            (stored >> shift & 15 | i32::from(quants[line].0[byte] >> high & 3) << 4) - 32
+        }
         _ => stored - 128,
     }
 }
@@ -311,6 +375,12 @@ fn quant_of(encoding: Encoding, quants: &[Bytes], lane: usize, input: usize) -> 
 fn pack_halves(lane: usize, values: &[f32], to: &mut [[u16; PANEL]]) {
     for (to, &value) in to.iter_mut().zip(values) {
         to[lane] = f16::from_f32(value).to_bits();
+    }
+}
+
+fn pack_whole(lane: usize, values: &[f32], to: &mut [[i8; PANEL]]) {
+    for (to, &value) in to.iter_mut().zip(values) {
+        to[lane] = value as i8;
     }
 }
 

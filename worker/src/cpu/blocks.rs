@@ -4,12 +4,9 @@
 //! checked to be whole blocks when the file was opened.
 
 use half::f16;
-use shoal_kernels::{Encoding, Weights};
+use shoal_kernels::{Encoding, SUPER_BLOCK, Weights};
 
 use crate::weights::TensorType;
-
-/// Elements of a block of the K types.
-const K_BLOCK: usize = 256;
 
 /// How a block type is packed; `None` for the float types.
 pub(super) fn encoding(dtype: TensorType) -> Option<Encoding> {
@@ -20,7 +17,8 @@ pub(super) fn encoding(dtype: TensorType) -> Option<Encoding> {
         TensorType::Q4_K => Encoding::NibblesWideMin,
         TensorType::Q5_0 | TensorType::Q8_0 => Encoding::Bytes,
         TensorType::Q5_1 | TensorType::Q5_K => Encoding::BytesWideMin,
-        TensorType::Q3_K | TensorType::Q6_K => Encoding::HalfBytes,
+        TensorType::Q3_K => Encoding::HalfBytes,
+        TensorType::Q6_K => Encoding::SixBits,
         TensorType::Q2_K => Encoding::HalfBytesMin,
     })
 }
@@ -31,8 +29,10 @@ pub(super) fn take_apart(dtype: TensorType, row: &[u8], weights: &mut Weights) {
     let groups = encoding(dtype).map_or(1, |encoding| dtype.block_elements() / encoding.group());
     let quants = weights.quants.chunks_mut(dtype.block_elements());
     let scales = weights.scales.chunks_mut(groups).zip(weights.minima.chunks_mut(groups));
-    for ((block, quants), (scales, minima)) in blocks.zip(quants).zip(scales) {
-        let to = Block { quants, scales, minima };
+    let elements = dtype.block_elements();
+    for (index, ((block, quants), (scales, minima))) in blocks.zip(quants).zip(scales).enumerate() {
+        let common = &mut weights.supers[index * elements / SUPER_BLOCK];
+        let to = Block { quants, scales, minima, common };
         match dtype {
             TensorType::F32 | TensorType::F16 | TensorType::BF16 => {}
             TensorType::Q4_0 => q4_0(block, to),
@@ -54,6 +54,8 @@ struct Block<'a> {
     quants: &'a mut [u8],
     scales: &'a mut [f32],
     minima: &'a mut [f32],
+    /// The common scale of 256 weights.
+    common: &'a mut f32,
 }
 
 fn half(bytes: &[u8], at: usize) -> f32 {
@@ -178,17 +180,18 @@ fn q5_k(block: &[u8], mut to: Block<'_>) {
 
 /// 16 groups of 16: four bits and two more to a quant, eight to a scale.
 fn q6_k(block: &[u8], to: Block<'_>) {
-    let (low, high, scales, scale) = (&block[..128], &block[128..192], &block[192..208], half(block, 208));
+    let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
+    *to.common = half(block, 208);
     for (to, packed) in to.scales.iter_mut().zip(scales) {
-        *to = scale * f32::from(packed.cast_signed());
+        *to = f32::from(packed.cast_signed());
     }
     for (element, quant) in to.quants.iter_mut().enumerate() {
         let (part, within) = (element / 128, element % 128);
         let (quarter, lane) = (within / 32, within % 32);
         let four = low[part * 64 + quarter % 2 * 32 + lane] >> (quarter / 2 * 4) & 15;
         let two = high[part * 32 + lane] >> (quarter * 2) & 3;
-        *quant = (four | two << 4).wrapping_sub(32);
+        *quant = four | two << 4;
     }
 }
 
-const _: () = assert!(K_BLOCK == 2 * 128, "the K types come in two parts of 128");
+const _: () = assert!(SUPER_BLOCK == 2 * 128, "the K types come in two parts of 128");

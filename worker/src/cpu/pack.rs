@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use shoal_common::config::Quant;
-use shoal_kernels::{BLOCK, Encoding, Matrix, Pool, Weights};
+use shoal_kernels::{BLOCK, Encoding, Matrix, Pool, SUPER_BLOCK, Weights};
 
 use super::blocks;
 use crate::weights::{ModelFile, TensorName, TensorType, TensorView, WeightsError};
@@ -52,14 +52,23 @@ pub(super) fn row_f32(tensor: &TensorView<'_>, row: usize, to: &mut [f32]) {
         return to.copy_from_slice(&floats(tensor.dtype, tensor.row(row)));
     };
     let groups = to.len() / encoding.group();
-    let mut weights = Weights { quants: vec![0; to.len()], scales: vec![0.0; groups], minima: vec![0.0; groups] };
+    let mut weights = Weights {
+        quants: vec![0; to.len()],
+        scales: vec![0.0; groups],
+        supers: vec![0.0; to.len().div_ceil(SUPER_BLOCK)],
+        minima: vec![0.0; groups],
+    };
     blocks::take_apart(tensor.dtype, tensor.row(row), &mut weights);
-    let is_centred = encoding == Encoding::Nibbles;
     for (group, to) in to.chunks_mut(encoding.group()).enumerate() {
         let quants = &weights.quants[group * encoding.group()..];
+        let (centre, common) = match encoding {
+            Encoding::Nibbles => (8.0, 1.0),
+            Encoding::SixBits => (32.0, weights.supers[group * encoding.group() / SUPER_BLOCK]),
+            _ => (0.0, 1.0),
+        };
         for (to, &quant) in to.iter_mut().zip(quants) {
-            let quant = if is_centred { f32::from(quant) - 8.0 } else { f32::from(quant.cast_signed()) };
-            *to = quant * weights.scales[group] + weights.minima[group];
+            let quant = f32::from(quant.cast_signed()) - centre;
+            *to = quant * (common * weights.scales[group]) + weights.minima[group];
         }
     }
 }

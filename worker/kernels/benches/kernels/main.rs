@@ -17,7 +17,7 @@ mod limits;
 /// Inputs and outputs of the layers of SmolLM2-135M and of a 1B llama.
 const SHAPES: [(usize, usize); 7] =
     [(576, 960), (576, 3072), (1536, 576), (576, 49152), (2048, 3072), (2048, 16384), (8192, 2048)];
-const ENCODINGS: [Encoding; 4] = [Encoding::Nibbles, Encoding::NibblesMin, Encoding::Bytes, Encoding::HalfBytes];
+const ENCODINGS: [Encoding; 4] = [Encoding::Nibbles, Encoding::NibblesMin, Encoding::Bytes, Encoding::SixBits];
 /// Weights that are passed over before any is read again: larger than every cache.
 const COLD_BYTES: usize = 160 << 20;
 /// Repetitions last as long as this, and the best of five is taken.
@@ -95,7 +95,8 @@ fn matmul(
         matrix.push(pool, encoding, outputs, None, |output, weights| {
             let mut seed = output as u32;
             weights.quants.iter_mut().for_each(|quant| *quant = (noise(&mut seed) & 15) as u8);
-            weights.scales.fill(0.01);
+            weights.scales.fill(1.0);
+            weights.supers.fill(0.01);
             weights.minima.fill(-0.05);
         });
         matrices.push(matrix);

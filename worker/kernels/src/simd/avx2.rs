@@ -60,6 +60,15 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> F {
+        // SAFETY: 16 bytes are readable; the load needs no alignment.
+        unsafe {
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            let wide = [_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes))];
+            self.float(wide)
+        }
+    }
+    #[inline(always)]
     fn store_f16(self, value: F, to: &mut [u16; LANES]) {
         // SAFETY: 32 bytes are writable; the stores need no alignment.
         unsafe {
@@ -201,13 +210,29 @@ impl Simd for Avx2 {
         unsafe { [_mm256_set1_epi32(from.cast::<i32>().read_unaligned()); 2] }
     }
     #[inline(always)]
+    fn six_bits(self, nibbles: I, high: I, which: usize) -> I {
+        // SAFETY: `self` exists. Shifts of 16 bits: the mask takes away what crosses bytes.
+        unsafe {
+            let [a, b] = high;
+            let moved = match which {
+                0 => [_mm256_slli_epi16::<4>(a), _mm256_slli_epi16::<4>(b)],
+                1 => [_mm256_slli_epi16::<2>(a), _mm256_slli_epi16::<2>(b)],
+                2 => high,
+                _ => [_mm256_srli_epi16::<2>(a), _mm256_srli_epi16::<2>(b)],
+            };
+            let mask = _mm256_set1_epi8(0x30);
+            let top = [_mm256_and_si256(moved[0], mask), _mm256_and_si256(moved[1], mask)];
+            [_mm256_or_si256(nibbles[0], top[0]), _mm256_or_si256(nibbles[1], top[1])]
+        }
+    }
+    #[inline(always)]
     fn prefetch(self, from: *const u8) {
         // SAFETY: a hint; it never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
     #[inline(always)]
     fn dot_nibbles(self, sums: I, weights: I, values: I) -> I {
-        // Two products of at most 15 x 127 never saturate 16 bits.
+        // Two products of at most 63 x 127 never saturate 16 bits.
         let products = both!(_mm256_maddubs_epi16, weights, values);
         self.add_i(sums, self.add_pairs(products))
     }

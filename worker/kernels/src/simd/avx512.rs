@@ -44,6 +44,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> __m512 {
+        // SAFETY: 16 bytes are readable; the load needs no alignment.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+    }
+    #[inline(always)]
     fn store_f16(self, value: __m512, to: &mut [u16; LANES]) {
         // SAFETY: 32 bytes are writable; the store needs no alignment.
         unsafe {
@@ -178,6 +183,19 @@ impl Simd for Avx512 {
     unsafe fn quad(self, from: *const i8) -> __m512i {
         // SAFETY: the caller's promise; the read needs no alignment.
         unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    fn six_bits(self, nibbles: __m512i, high: __m512i, which: usize) -> __m512i {
+        // SAFETY: see the top. Shifts of 16 bits: the mask takes away what crosses bytes.
+        unsafe {
+            let moved = match which {
+                0 => _mm512_slli_epi16::<4>(high),
+                1 => _mm512_slli_epi16::<2>(high),
+                2 => high,
+                _ => _mm512_srli_epi16::<2>(high),
+            };
+            _mm512_or_si512(nibbles, _mm512_and_si512(moved, _mm512_set1_epi8(0x30)))
+        }
     }
     #[inline(always)]
     fn prefetch(self, from: *const u8) {

@@ -34,6 +34,8 @@ pub(crate) trait Simd: Copy {
     fn store(self, value: Self::F, to: &mut [f32; LANES]);
     /// Half-precision values, widened.
     fn load_f16(self, from: &[u16; LANES]) -> Self::F;
+    /// Signed bytes, widened.
+    fn load_i8(self, from: &[i8; LANES]) -> Self::F;
     /// Rounded to half precision, half to even.
     fn store_f16(self, value: Self::F, to: &mut [u16; LANES]);
     /// `a + b`
@@ -96,9 +98,11 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `from` is valid for reads of 4 bytes.
     unsafe fn quad(self, from: *const i8) -> Self::W;
+    /// Bytes of 0 to 15 with two more bits on top: the lowest two of `high`, the next, the third or the fourth, by `which`.
+    fn six_bits(self, nibbles: Self::W, high: Self::W, which: usize) -> Self::W;
     /// Asks for the cache line at `from` ahead of its use. Any address may be given.
     fn prefetch(self, from: *const u8);
-    /// Adds to each lane the products of its four `weights`, of 0 to 15, and four signed `values` of -127 to 127.
+    /// Adds to each lane the products of its four `weights`, of 0 to 63, and four signed `values` of -127 to 127.
     fn dot_nibbles(self, sums: Self::I, weights: Self::W, values: Self::W) -> Self::I;
     /// What sums of [`Simd::dot_bytes`] begin with, where `minus128` is -128 times the sum of the values.
     fn begin_bytes(self, minus128: i32) -> Self::I;

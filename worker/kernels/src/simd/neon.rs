@@ -118,6 +118,21 @@ impl Simd for Neon {
         unsafe { [widen(at), widen(at.add(4)), widen(at.add(8)), widen(at.add(12))] }
     }
     #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> F {
+        // SAFETY: 16 bytes are readable.
+        unsafe {
+            let bytes = vld1q_s8(from.as_ptr());
+            let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes)));
+            let wide = [
+                vmovl_s16(vget_low_s16(low)),
+                vmovl_s16(vget_high_s16(low)),
+                vmovl_s16(vget_low_s16(high)),
+                vmovl_s16(vget_high_s16(high)),
+            ];
+            self.float(wide)
+        }
+    }
+    #[inline(always)]
     fn store_f16(self, value: F, to: &mut [u16; LANES]) {
         let at = to.as_mut_ptr();
         // SAFETY: 32 bytes are writable.
@@ -255,6 +270,19 @@ impl Simd for Neon {
     unsafe fn quad(self, from: *const i8) -> W {
         // SAFETY: the caller's promise; the read needs no alignment.
         unsafe { [vreinterpretq_s8_s32(vdupq_n_s32(from.cast::<i32>().read_unaligned())); 4] }
+    }
+    #[inline(always)]
+    fn six_bits(self, nibbles: W, high: W, which: usize) -> W {
+        // SAFETY: `self` exists.
+        unsafe {
+            let (high, shift) = (all!(vreinterpretq_u8_s8, high), [vdupq_n_s8(4 - 2 * which as i8); 4]);
+            let moved = all!(vshlq_u8, high, shift);
+            let mask = [vdupq_n_u8(0x30); 4];
+            let top = all!(vandq_u8, moved, mask);
+            let nibbles = all!(vreinterpretq_u8_s8, nibbles);
+            let joined = all!(vorrq_u8, nibbles, top);
+            all!(vreinterpretq_s8_u8, joined)
+        }
     }
     #[inline(always)]
     fn prefetch(self, _from: *const u8) {}

@@ -23,6 +23,11 @@ fn each<A: Copy, B: Copy, C>(a: [A; LANES], b: [B; LANES], f: impl Fn(A, B) -> C
     std::array::from_fn(|lane| f(a[lane], b[lane]))
 }
 
+#[inline(always)]
+fn each4(a: [u8; 4], b: [u8; 4], f: impl Fn(u8, u8) -> u8) -> [u8; 4] {
+    std::array::from_fn(|byte| f(a[byte], b[byte]))
+}
+
 impl Simd for Portable {
     type F = F;
     type I = I;
@@ -43,6 +48,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn load_f16(self, from: &[u16; LANES]) -> F {
         from.map(|bits| f16::from_bits(bits).to_f32())
+    }
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> F {
+        from.map(f32::from)
     }
     #[inline(always)]
     fn store_f16(self, value: F, to: &mut [u16; LANES]) {
@@ -149,6 +158,12 @@ impl Simd for Portable {
     unsafe fn quad(self, from: *const i8) -> W {
         // SAFETY: the caller's promise; an array of bytes has no alignment.
         [unsafe { from.cast::<[u8; 4]>().read() }; LANES]
+    }
+    #[inline(always)]
+    fn six_bits(self, nibbles: W, high: W, which: usize) -> W {
+        each(nibbles, high, |nibbles, high| {
+            each4(nibbles, high, |nibble, high| nibble | (high >> (2 * which) & 3) << 4)
+        })
     }
     #[inline(always)]
     fn prefetch(self, _from: *const u8) {}

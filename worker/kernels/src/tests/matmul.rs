@@ -4,9 +4,9 @@ use half::f16;
 use proptest::prelude::*;
 
 use super::{bits, numbers, pools, rows};
-use crate::{Activations, BLOCK, Encoding, Matrix, Pool, Rows, Weights, Write, padded};
+use crate::{Activations, BLOCK, Encoding, Matrix, Pool, Rows, SUPER_BLOCK, Weights, Write, padded};
 
-const ENCODINGS: [Encoding; 7] = [
+const ENCODINGS: [Encoding; 8] = [
     Encoding::Nibbles,
     Encoding::NibblesMin,
     Encoding::NibblesWideMin,
@@ -14,6 +14,7 @@ const ENCODINGS: [Encoding; 7] = [
     Encoding::BytesWideMin,
     Encoding::HalfBytes,
     Encoding::HalfBytesMin,
+    Encoding::SixBits,
 ];
 
 fn has_minima(encoding: Encoding) -> bool {
@@ -27,15 +28,21 @@ fn weights_of(encoding: Encoding, inputs: usize, output: usize) -> Weights {
     let values = numbers(output as u64 + 1, padded(inputs));
     let quant = |(input, value): (usize, &f32)| match (is_nibbles, input < inputs) {
         (_, false) => 0,
+        _ if encoding == Encoding::SixBits => ((value * 64.0) as i32 & 63) as u8,
         (true, true) => ((value * 16.0) as i32 & 15) as u8,
         (false, true) if input % 5 == 0 => 128,
         (false, true) => ((value * 256.0) as i32 & 255) as u8,
     };
     let groups = padded(inputs) / encoding.group();
     let exact = |value: f32| f16::from_f32(value).to_f32();
+    let scale = |value: f32| match encoding {
+        Encoding::SixBits => (value * 127.0).clamp(-128.0, 127.0).round(),
+        _ => exact(value * 0.01),
+    };
     Weights {
         quants: values.iter().enumerate().map(quant).collect(),
-        scales: numbers(output as u64 + 77, groups).into_iter().map(|value| exact(value * 0.01)).collect(),
+        scales: numbers(output as u64 + 77, groups).into_iter().map(scale).collect(),
+        supers: numbers(output as u64 + 55, padded(inputs).div_ceil(SUPER_BLOCK)).into_iter().map(exact).collect(),
         minima: numbers(output as u64 + 99, groups).into_iter().map(|value| exact(value * 0.1)).collect(),
     }
 }
@@ -64,10 +71,12 @@ fn written_out(encoding: Encoding, x: &[f32], weights: &Weights) -> f32 {
             let weight = |stored: u8| match encoding {
                 Encoding::Nibbles => i32::from(stored) - 8,
                 Encoding::NibblesMin | Encoding::NibblesWideMin => i32::from(stored),
+                Encoding::SixBits => i32::from(stored) - 32,
                 _ => i32::from(stored.cast_signed()),
             };
             let dot: i32 = quants.iter().zip(stored).map(|(x, stored)| x * weight(*stored)).sum();
-            sum = (dot as f32).mul_add(weights.scales[group] * scale, sum);
+            let common = if encoding == Encoding::SixBits { weights.supers[block * BLOCK / SUPER_BLOCK] } else { 1.0 };
+            sum = (dot as f32).mul_add(common * weights.scales[group] * scale, sum);
             if has_minima(encoding) {
                 let total: i32 = quants.iter().sum();
                 sum = weights.minima[group].mul_add(scale * total as f32, sum);
@@ -93,7 +102,7 @@ proptest! {
 
     #[test]
     fn a_product_is_what_is_written_out_on_every_instruction_set(
-        which in 0..ENCODINGS.len(), inputs in 1..180usize, outputs in 1..70usize, count in 1..30usize, seed: u32,
+        which in 0..ENCODINGS.len(), inputs in 1..600usize, outputs in 1..70usize, count in 1..30usize, seed: u32,
     ) {
         let encoding = ENCODINGS[which];
         let values = numbers(u64::from(seed), count * inputs);
@@ -240,10 +249,13 @@ fn weights_are_read_back_as_they_were_packed() {
                 let quant = match encoding {
                     Encoding::Nibbles => f32::from(stored) - 8.0,
                     Encoding::NibblesMin | Encoding::NibblesWideMin => f32::from(stored),
+                    Encoding::SixBits => f32::from(stored) - 32.0,
                     _ => f32::from(stored.cast_signed()),
                 };
                 let minimum = if has_minima(encoding) { weights.minima[group] } else { 0.0 };
-                assert_eq!(*value, quant * weights.scales[group] + minimum, "{encoding:?} {output} {input}");
+                let common = if encoding == Encoding::SixBits { weights.supers[input / SUPER_BLOCK] } else { 1.0 };
+                let expected = quant * (common * weights.scales[group]) + minimum;
+                assert_eq!(*value, expected, "{encoding:?} {output} {input}");
             }
         }
     }
