@@ -116,20 +116,22 @@ impl<'a> Connection<'a> {
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .expect("the path is a constant and the authority was parsed");
-        let response = self.open().await?.send_request(request).await.map_err(BenchError::Broken)?;
+        let response = match self.send_on_kept(&request).await {
+            Some(response) => response,
+            None => {
+                let sender = self.sender.insert(self.server.dial().await?);
+                sender.send_request(request).await.map_err(BenchError::Broken)?
+            }
+        };
         if response.status() == StatusCode::OK { Ok(response) } else { Err(refusal(path, response).await) }
     }
 
-    async fn open(&mut self) -> Result<&mut SendRequest<Full<Bytes>>, BenchError> {
-        let kept = match self.sender.take() {
-            Some(mut sender) => sender.ready().await.is_ok().then_some(sender),
-            None => None,
-        };
-        let sender = match kept {
-            Some(sender) => sender,
-            None => self.server.dial().await?,
-        };
-        Ok(self.sender.insert(sender))
+    /// `None` where there is no connection any more. A server may close one between two answers without a word, so a request
+    /// that fails on a kept one says nothing of the server; on a new one it does.
+    async fn send_on_kept(&mut self, request: &Request<Full<Bytes>>) -> Option<Response<Incoming>> {
+        let sender = self.sender.as_mut()?;
+        sender.ready().await.ok()?;
+        sender.send_request(request.clone()).await.ok()
     }
 }
 

@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use futures_util::{Stream, StreamExt, stream};
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Barrier;
 
 use super::client::{Connection, Server};
@@ -285,6 +285,36 @@ async fn a_connection_that_the_server_closes_is_dialled_again() {
     .await;
     let order = Order { concurrency: vec![1], ..order(url) };
     assert_eq!(run(&order).await.expect("all are answered").rows.len(), 1);
+}
+
+/// Reads one request of a client of this module: its head and body come at once.
+async fn read_request(client: &mut TcpStream) -> usize {
+    client.read(&mut [0; 4096]).await.expect("the client is there")
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_the_server_closes_at_a_request_is_no_failure_and_a_new_one_is() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let server = Server::parse(&format!("http://{}", listener.local_addr().expect("it is bound"))).expect("an address");
+    let serving = tokio::spawn(async move {
+        let body = four_tokens().iter().map(|event| format!("data: {event}\n\n")).collect::<String>();
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        for _ in 0..2 {
+            let (mut client, _) = listener.accept().await.expect("a client");
+            read_request(&mut client).await;
+            client.write_all(answer.as_bytes()).await.expect("the client reads");
+            // The next one is read and not answered.
+            read_request(&mut client).await;
+        }
+        let (mut client, _) = listener.accept().await.expect("a client");
+        read_request(&mut client).await;
+    });
+    let mut connection = Connection::new(&server);
+    let mut ask = async || answer::measure(&mut connection, Bytes::from("{}"), Duration::from_secs(60), |_| {}).await;
+    assert_eq!(ask().await.expect("the first connection").tokens(), 4);
+    assert_eq!(ask().await.expect("the second connection").tokens(), 4);
+    assert!(matches!(ask().await, Err(BenchError::Broken(_))));
+    serving.await.expect("the server saw three connections");
 }
 
 #[tokio::test]

@@ -1,15 +1,18 @@
 //! The command line: what can be said, and the help that teaches it. Owns the flags and what they mean for the
 //! configuration; reads nothing and starts nothing.
 
+mod bench;
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde_json::{Map, Value};
 use shoal_common::config::{Exposure, ModelFlag, ModelFlagSource, Overrides, Scope};
 use shoal_common::ids::Name;
 
-use crate::bench;
+use bench::BENCH_HELP;
+pub(crate) use bench::Bench;
 
 /// Serves LLM completions from your own machines: same request, same bytes.
 #[derive(Debug, Parser)]
@@ -286,109 +289,6 @@ pub(crate) struct Pull {
     pub(crate) token_env: String,
 }
 
-const BENCH_HELP: &str = "\
-Sends streamed, greedy completions over HTTP in a closed loop: each of --concurrency clients sends its next request when \
-its last one is answered. Works with every server that has OpenAI's /v1/completions: Shoal, llama-server, vLLM. The figures \
-of a row are the median of its runs; TTFT is the time to the first text, ITL the time between two chunks, TPOT the time \
-per token after the first. Prompts are words, the same for the same --seed; no two requests have the same prompt.
-
---arrive-long N tells what a long prompt does to others: --concurrency streams run, a prompt of N tokens comes, and the \
-times between their tokens before and until its first token are told apart.
-
-Examples:
-  shoal bench                                       one client, the server on port 8080
-  shoal bench --concurrency 1,8,32 --runs 5 --json results.json
-  shoal bench --url http://127.0.0.1:9000 --model NAME --prompt-tokens 512 --max-tokens 1
-  shoal bench --concurrency 8 --shared-prefix 1024  8 clients whose prompts begin alike
-  shoal bench --concurrency 8 --arrive-long 4096
-
-Measure servers side by side on a machine that does nothing else: scripts/bench-peers does.";
-
-/// `shoal bench`
-#[derive(Args, Debug)]
-pub(crate) struct Bench {
-    /// The server
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
-    url: String,
-    /// Model to ask for [default: the one that the server lists]
-    #[arg(long, value_name = "NAME")]
-    model: Option<String>,
-    /// Models to ask for in turn
-    #[arg(long, value_name = "A,B", value_delimiter = ',', conflicts_with = "model")]
-    models: Vec<String>,
-    /// Clients at once; several values give a row each
-    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    concurrency: Vec<u32>,
-    /// Requests in a run [default: 2 per client, 4 at least]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    requests: Option<u32>,
-    /// Runs of a row
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    runs: u32,
-    /// Requests before a row that are not counted [default: 1 per client, 4 at most]
-    #[arg(long, value_name = "N")]
-    warm: Option<u32>,
-    /// Tokens of a prompt
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    prompt_tokens: u32,
-    /// Tokens of an answer [default: 128; 512 with --arrive-long]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    max_tokens: Option<u32>,
-    /// Tokens before each prompt that are the same for all
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
-    shared_prefix: u32,
-    /// Send prompts as random token ids below --vocab: exact lengths, on every server
-    #[arg(long, requires = "vocab")]
-    prompt_ids: bool,
-    /// Size of the vocabulary
-    #[arg(long, value_name = "N", requires = "prompt_ids", value_parser = clap::value_parser!(u32).range(2..))]
-    vocab: Option<u32>,
-    /// Which prompts: the same number, the same prompts
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-    /// Members of every request's body, over what is there
-    #[arg(long, value_name = "JSON", default_value = "{}", value_parser = json_object)]
-    extra: Map<String, Value>,
-    /// A prompt of so many tokens comes while the others stream
-    #[arg(long, value_name = "N", conflicts_with = "requests", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    arrive_long: Option<u32>,
-    /// Seconds for one answer
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
-    timeout: u64,
-    /// Write every run there as JSON; - writes it to stdout in place of the table
-    #[arg(long, value_name = "PATH")]
-    pub(crate) json: Option<PathBuf>,
-}
-
-fn json_object(text: &str) -> Result<Map<String, Value>, serde_json::Error> {
-    serde_json::from_str(text)
-}
-
-impl Bench {
-    /// What is to be measured.
-    pub(crate) fn order(&self) -> bench::Order {
-        let count = |number: u32| number as usize;
-        let models = self.model.iter().chain(&self.models).cloned().collect();
-        let material = self.vocab.map_or(bench::Material::Words, |vocab| bench::Material::Ids { vocab });
-        let (tokens, shared) = (count(self.prompt_tokens), count(self.shared_prefix));
-        let prompt = bench::PromptPlan { material, tokens, shared, seed: self.seed };
-        let (mode, max_tokens) = match self.arrive_long {
-            Some(tokens) => (bench::Mode::ArriveLong { tokens: count(tokens) }, 512),
-            None => (bench::Mode::ClosedLoop { requests: self.requests.map(count) }, 128),
-        };
-        let max_tokens = self.max_tokens.unwrap_or(max_tokens);
-        bench::Order {
-            url: self.url.clone(),
-            requests: bench::RequestPlan { models, prompt, max_tokens, extra: self.extra.clone() },
-            mode,
-            concurrency: self.concurrency.iter().copied().map(count).collect(),
-            runs: count(self.runs),
-            warm: self.warm.map(count),
-            timeout: Duration::from_secs(self.timeout),
-        }
-    }
-}
-
 impl Dev {
     /// What the flags say over the configuration.
     pub(crate) fn overrides(&self) -> Overrides {
@@ -433,101 +333,5 @@ impl WorkerFlags {
     fn apply(&self, overrides: &mut Overrides) {
         overrides.slots = self.slots;
         overrides.threads = self.threads;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use clap::CommandFactory;
-    use clap::error::ErrorKind;
-
-    use super::*;
-
-    fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(line.split(' '))
-    }
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn the_flags_of_dev_become_overrides() {
-        let line = "shoal dev --model m.gguf --model-name m --listen 0.0.0.0:1 --quic 127.0.0.1:2 --insecure --workers 3 \
-                    --slots 4 --threads 5 --data-dir d --config c.toml";
-        let cli = parse(line).expect("a good line");
-        let Command::Dev(dev) = &cli.command else { panic!("{:?}", cli.command) };
-        let overrides = dev.overrides();
-        let model = overrides.model.expect("a model");
-        assert!(matches!(model.source, ModelFlagSource::Path(path) if path == Path::new("m.gguf")));
-        assert_eq!(model.name.as_deref(), Some("m"));
-        assert_eq!((overrides.scope, overrides.exposure), (Scope::Dev, Some(Exposure::Insecure)));
-        assert_eq!((overrides.listen.as_deref(), overrides.quic.as_deref()), (Some("0.0.0.0:1"), Some("127.0.0.1:2")));
-        assert_eq!((overrides.workers, overrides.slots, overrides.threads), (Some(3), Some(4), Some(5)));
-        assert_eq!(overrides.data_dir.as_deref(), Some(Path::new("d")));
-        assert_eq!(cli.global.config.as_deref(), Some(Path::new("c.toml")));
-    }
-
-    #[test]
-    fn a_flag_that_is_not_given_overrides_nothing() {
-        let cli = parse("shoal router").expect("a good line");
-        let Command::Router(router) = cli.command else { panic!("{:?}", cli.command) };
-        let overrides = router.overrides();
-        assert_eq!((overrides.listen, overrides.exposure, overrides.workers), (None, None, None));
-        assert_eq!(router.name.as_str(), "router");
-    }
-
-    #[test]
-    fn the_flags_of_bench_become_an_order() {
-        let order = |line: &str| match parse(line).expect("a good line").command {
-            Command::Bench(bench) => bench.order(),
-            other => panic!("{other:?}"),
-        };
-        let plain = order("shoal bench");
-        assert_eq!((plain.url.as_str(), &plain.concurrency[..]), ("http://127.0.0.1:8080", &[1][..]));
-        assert_eq!((plain.requests.max_tokens, plain.requests.models.len(), plain.runs), (128, 0, 3));
-        assert_eq!(plain.mode, bench::Mode::ClosedLoop { requests: None });
-
-        let line = "shoal bench --models a,b --concurrency 1,8 --extra {\"peft\":\"x\"} --prompt-ids --vocab 99 --arrive-long 7";
-        let full = order(line);
-        assert_eq!((full.requests.models.join("+"), &full.concurrency[..]), ("a+b".to_owned(), &[1, 8][..]));
-        assert_eq!(full.requests.extra["peft"], "x");
-        assert_eq!(full.requests.prompt.material, bench::Material::Ids { vocab: 99 });
-        assert_eq!((full.mode, full.requests.max_tokens), (bench::Mode::ArriveLong { tokens: 7 }, 512));
-    }
-
-    #[test]
-    fn what_cannot_be_meant_is_refused() {
-        for line in [
-            "shoal dev --model a --scripted",
-            "shoal dev --scripted --workers 0",
-            "shoal dev --scripted --workers 17",
-            "shoal worker",
-            "shoal router --name ../x",
-            "shoal cert issue --dir d --role king --name n",
-            "shoal pull",
-            "shoal bench --concurrency 0",
-            "shoal bench --concurrency 1,,8",
-            "shoal bench --model a --models b,c",
-            "shoal bench --vocab 100",
-            "shoal bench --prompt-ids",
-            "shoal bench --extra [1]",
-            "shoal bench --arrive-long 9 --requests 3",
-        ] {
-            let error = parse(line).expect_err(line);
-            assert_eq!(error.exit_code(), 2, "{line}");
-        }
-    }
-
-    #[test]
-    fn every_command_has_help_with_an_example() {
-        for command in ["dev", "router", "worker", "check", "cert", "pull", "bench"] {
-            let help = parse(&format!("shoal {command} --help")).expect_err("help ends the command");
-            assert_eq!(help.kind(), ErrorKind::DisplayHelp);
-            assert!(help.to_string().contains(&format!("  shoal {command} ")), "{help}");
-        }
     }
 }
