@@ -11,6 +11,8 @@ use super::stats::{Pick, Spread};
 pub(super) struct Figures {
     /// From the first request to the last answer.
     pub(super) seconds: f64,
+    /// Requests answered.
+    pub(super) requests: f64,
     /// Generated tokens per second of all clients together.
     pub(super) tokens_per_s: f64,
     pub(super) requests_per_s: f64,
@@ -42,6 +44,7 @@ impl Figures {
         let output_tokens = sum(Timeline::tokens);
         Self {
             seconds,
+            requests: answers.len() as f64,
             tokens_per_s: output_tokens / seconds,
             requests_per_s: answers.len() as f64 / seconds,
             ttft_ms: Spread::of(answers.iter().filter_map(Timeline::first_text)),
@@ -63,6 +66,7 @@ impl Figures {
         };
         Some(Self {
             seconds: of(|run| run.seconds)?,
+            requests: of(|run| run.requests)?,
             tokens_per_s: of(|run| run.tokens_per_s)?,
             requests_per_s: of(|run| run.requests_per_s)?,
             ttft_ms: spread(|run| run.ttft_ms),

@@ -97,9 +97,9 @@ impl Report {
 
     fn notes_on(&self, row: &Row<Figures>) -> Vec<String> {
         let (at, figures) = (row.concurrency, &row.median);
-        let asked = figures.requests_per_s * figures.seconds * f64::from(self.max_tokens);
+        let asked = figures.requests * f64::from(self.max_tokens);
         let mut notes = Vec::new();
-        if figures.output_tokens < asked * 0.99 {
+        if figures.output_tokens < asked {
             notes.push(format!(
                 "concurrency {at}: answers were shorter than asked for ({:.0} of {asked:.0} tokens)",
                 figures.output_tokens
@@ -253,6 +253,7 @@ mod tests {
         let spread = |p50| Some(Spread { p50, p90: p50 * 2.0, p99: p50 * 10.0, max: p50 * 20.0 });
         let run = |tokens_per_s| Figures {
             seconds: 4.0,
+            requests: 8.0,
             tokens_per_s,
             requests_per_s: 2.0,
             ttft_ms: spread(101.0),
