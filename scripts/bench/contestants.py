@@ -80,32 +80,24 @@ def llama_server(binary, model, file, setup, port):
     return Contestant("llama-server", model, command, {}, "/health", 180)
 
 
-def vllm(venv, model, folder, setup, port):
-    command = [
-        venv / "bin/vllm",
-        "serve",
-        folder,
-        "--served-model-name",
-        MODEL_NAME,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        port,
-    ]
-    command += ["--dtype", "bfloat16", "--max-model-len", max(2048, setup.context), "--max-num-seqs", setup.slots]
+def vllm(venv, model, folder, setup, port, name="vllm"):
+    """By itself vLLM leaves one core to its HTTP process and computes on the others; `vllm-all-cores` computes on as many
+    as every other server. Which is faster depends on the model and on how free the machine is."""
+    command = [venv / "bin/vllm", "serve", folder, "--served-model-name", MODEL_NAME, "--host", "127.0.0.1"]
+    command += ["--port", port, "--dtype", "bfloat16", "--max-num-seqs", setup.slots]
+    command += ["--max-model-len", max(2048, setup.context)]
     environment = {
-        # By itself it leaves a core to its HTTP process, one of two.
-        "VLLM_CPU_OMP_THREADS_BIND": f"0-{setup.threads - 1}",
-        "OMP_NUM_THREADS": str(setup.threads),
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_CACHE_ROOT": str(venv / "cache"),
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
+    if name == "vllm-all-cores":
+        environment |= {"VLLM_CPU_OMP_THREADS_BIND": f"0-{setup.threads - 1}", "OMP_NUM_THREADS": str(setup.threads)}
     # Its documentation asks for both; what is not there is done without.
     wanted = [venv / "lib/libiomp5.so", pathlib.Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")]
     environment["LD_PRELOAD"] = ":".join(str(file) for file in wanted if file.exists())
-    return Contestant("vllm", model, command, environment, "/health", 900)
+    return Contestant(name, model, command, environment, "/health", 900)
 
 
 def free_port():

@@ -101,7 +101,7 @@ class Peers:
         done = self.vllm / ".installed"
         if done.exists():
             return
-        say("installing vLLM (5 minutes, 8 GB) ...")
+        say("installing vLLM (5 minutes, 6 GB) ...")
         shutil.rmtree(self.vllm, ignore_errors=True)
         make_venv(self.vllm)
         pip = [self.vllm / "bin/python", "-m", "pip"]
