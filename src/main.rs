@@ -2,6 +2,7 @@
 //! an exit code. The composition root, nothing else: router and worker meet here only.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
+mod bench;
 mod cert;
 mod check;
 mod cli;
@@ -39,6 +40,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Check(flags) => return check(&cli.global, flags),
         Command::Cert { command } => cert::run(command)?,
         Command::Pull(order) => pull(order)?,
+        Command::Bench(flags) => bench(flags)?,
         Command::Dev(flags) => {
             // Dev mode reads a file only where one is named: the example that lies about is not the model that is meant.
             let config = config::load(cli.global.config.as_deref(), &flags.overrides())?;
@@ -122,5 +124,20 @@ fn pull(flags: &cli::Pull) -> anyhow::Result<()> {
     let path = pull::pull(&hub, &order)?;
     let path: &Path = &path;
     println!("{}", std::path::absolute(path).context("the working directory is gone")?.display());
+    Ok(())
+}
+
+/// On one thread: the processor belongs to the server that is measured.
+fn bench(flags: &cli::Bench) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let report = runtime.context("cannot start the runtime")?.block_on(bench::run(&flags.order()))?;
+    match flags.json.as_deref() {
+        Some(path) if path == Path::new("-") => println!("{}", report.json()),
+        Some(path) => {
+            print!("{report}");
+            report.save(path)?;
+        }
+        None => print!("{report}"),
+    }
     Ok(())
 }
