@@ -2,6 +2,7 @@
 //! an exit code. The composition root, nothing else: router and worker meet here only.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
+mod bench;
 mod cert;
 mod check;
 mod cli;
@@ -36,9 +37,10 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
-        Command::Check => return check(&load(&cli.global, &Overrides::default())?),
+        Command::Check(flags) => return check(&cli.global, flags),
         Command::Cert { command } => cert::run(command)?,
         Command::Pull(order) => pull(order)?,
+        Command::Bench(flags) => bench(flags)?,
         Command::Dev(flags) => {
             // Dev mode reads a file only where one is named: the example that lies about is not the model that is meant.
             let config = config::load(cli.global.config.as_deref(), &flags.overrides())?;
@@ -93,12 +95,19 @@ fn load(global: &Global, overrides: &Overrides) -> Result<Config, config::Config
 }
 
 /// The plan goes to stdout, what is wrong with the model files to stderr.
-fn check(config: &Config) -> anyhow::Result<ExitCode> {
-    let (plan, faults) = check::plan(config);
+fn check(global: &Global, flags: &cli::Check) -> anyhow::Result<ExitCode> {
+    let config = match flags.model {
+        Some(_) => config::load(global.config.as_deref(), &flags.overrides())?,
+        None => load(global, &flags.overrides())?,
+    };
+    let (plan, faults) = check::plan(&config);
     print!("{plan}");
     let good = faults.is_empty();
     for fault in faults {
         eprintln!("shoal: {:#}", anyhow::Error::from(fault));
+    }
+    if let Some(text) = flags.ppl.as_deref().filter(|_| good) {
+        check::perplexity::print(&config, text)?;
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -115,5 +124,20 @@ fn pull(flags: &cli::Pull) -> anyhow::Result<()> {
     let path = pull::pull(&hub, &order)?;
     let path: &Path = &path;
     println!("{}", std::path::absolute(path).context("the working directory is gone")?.display());
+    Ok(())
+}
+
+/// On one thread: the processor belongs to the server that is measured.
+fn bench(flags: &cli::Bench) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let report = runtime.context("cannot start the runtime")?.block_on(bench::run(&flags.order()))?;
+    match flags.json.as_deref() {
+        Some(path) if path == Path::new("-") => println!("{}", report.json()),
+        Some(path) => {
+            print!("{report}");
+            report.save(path)?;
+        }
+        None => print!("{report}"),
+    }
     Ok(())
 }

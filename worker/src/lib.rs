@@ -1,7 +1,7 @@
 //! The worker: hosts a model and streams tokens to routers.
 //!
-//! 1. [`model::load`] checks and reads a model ([`weights`]) into a [`backend::Backend`]: the candle [`mod@reference`], or
-//!    the [`scripted`] one of the tests.
+//! 1. [`model::load`] checks and reads a model ([`weights`]) into a [`backend::Backend`]: [`cpu`] on our own kernels, the
+//!    candle [`mod@reference`] that it is tested against, or the [`scripted`] one of the tests.
 //! 2. [`run`] starts the engine over it and supervises one session per router (`supervisor`).
 //! 3. A [`session`] dials its router, takes groups off QUIC streams and hands them to the [`engine`].
 //! 4. The [`engine`] is one OS thread: the [`scheduler`]'s policy plans a step, the backend computes it, the [`sampler`]
@@ -10,6 +10,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod backend;
+pub mod cpu;
 pub mod emit;
 pub mod engine;
 mod metrics;

@@ -20,6 +20,7 @@ mod source;
 mod tests;
 mod workers;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -192,13 +193,62 @@ pub struct ModelConfig {
     pub source: ModelSource,
 }
 
+impl ModelConfig {
+    /// Where its files are and what computes with them; `None` for the scripted engine.
+    pub fn files(&self) -> Option<(&Path, Engine)> {
+        match &self.source {
+            ModelSource::Files { path, engine } => Some((path, *engine)),
+            ModelSource::Scripted(_) => None,
+        }
+    }
+}
+
 /// Where a model's weights come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelSource {
-    /// A GGUF file or a Hugging Face directory.
-    Path(PathBuf),
+    /// Files of weights.
+    Files {
+        /// A GGUF file or a Hugging Face directory.
+        path: PathBuf,
+        /// What computes with them.
+        engine: Engine,
+    },
     /// The scripted test engine: tokens are a hash of what came before.
     Scripted(Script),
+}
+
+/// What computes with a model's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Our own kernels: quantised weights, int8 activations.
+    Cpu(Quant),
+    /// candle in f32: slow, what the other is tested against.
+    Reference,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self::Cpu(Quant::default())
+    }
+}
+
+/// What weights of F32, F16 and BF16 become when they are loaded; those that are quantised in the file stay as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Quant {
+    /// 8 bits and a scale for each 32 weights.
+    #[default]
+    Q8_0,
+    /// 4 bits and a scale for each 32 weights.
+    Q4_0,
+}
+
+impl fmt::Display for Quant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
+        })
+    }
 }
 
 /// Settings of the scripted test engine.

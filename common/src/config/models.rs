@@ -7,7 +7,7 @@ use config::{Value, ValueKind};
 
 use super::report::Report;
 use super::section::Section;
-use super::{Faults, ModelConfig, ModelSource, Scope, Script};
+use super::{Engine, Faults, ModelConfig, ModelSource, Quant, Scope, Script};
 use crate::ids::Name;
 
 /// Whose model files must be on this machine.
@@ -61,7 +61,7 @@ pub(super) struct Models {
 pub(super) fn models(root: &Section<'_>, scope: &Scope, report: &mut Report) -> Models {
     let sections = root.sections(
         "model",
-        &["name", "path", "engine", "step_ms", "salt", "context", "eos_every", "faults"],
+        &["name", "path", "engine", "quant", "step_ms", "salt", "context", "eos_every", "faults"],
         report,
     );
     if sections.is_empty() && *scope == Scope::Dev && root.value("model").is_none() {
@@ -84,9 +84,43 @@ pub(super) fn models(root: &Section<'_>, scope: &Scope, report: &mut Report) -> 
     Models { whole, names }
 }
 
+/// What `engine` can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EngineWord {
+    Cpu,
+    Reference,
+    Scripted,
+}
+
+const ENGINES: [(&str, EngineWord); 3] =
+    [("cpu", EngineWord::Cpu), ("reference", EngineWord::Reference), ("scripted", EngineWord::Scripted)];
+
 fn model_source(section: &Section<'_>, report: &mut Report) -> Option<ModelSource> {
     let path = section.path("path", report);
-    let engine = section.choice("engine", &[("scripted", ())], report);
+    let word = match section.value("engine") {
+        None => EngineWord::Cpu,
+        Some(_) => section.choice("engine", &ENGINES, report)?,
+    };
+    let (script, engine) = (script(section, word, report), engine(section, word, report));
+    match (section.value("path"), word) {
+        (None, EngineWord::Cpu | EngineWord::Reference) => {
+            let remedy =
+                "set `path` to a GGUF file or a Hugging Face directory, or engine = \"scripted\" for the test engine";
+            section.fault("path", "a model needs weights", remedy, report);
+        }
+        (Some(_), EngineWord::Scripted) => {
+            section.fault("engine", "the scripted test engine reads no weights", "remove `path` or `engine`", report);
+        }
+        _ => {}
+    }
+    match engine {
+        Some(engine) => path.map(|path| ModelSource::Files { path, engine }),
+        None => Some(ModelSource::Scripted(script)),
+    }
+}
+
+/// The settings of the scripted engine, which no other may have.
+fn script(section: &Section<'_>, word: EngineWord, report: &mut Report) -> Script {
     let script = Script {
         step: section.millis("step_ms", 0..=60_000, report).unwrap_or(Duration::from_millis(10)),
         salt: section.integer("salt", 0..=i64::MAX, report).unwrap_or(0),
@@ -97,7 +131,7 @@ fn model_source(section: &Section<'_>, report: &mut Report) -> Option<ModelSourc
         },
         faults: section.choice("faults", &[("on", Faults::On), ("off", Faults::Off)], report).unwrap_or_default(),
     };
-    if engine.is_none() {
+    if word != EngineWord::Scripted {
         for key in
             ["step_ms", "salt", "context", "eos_every", "faults"].into_iter().filter(|key| section.value(key).is_some())
         {
@@ -105,22 +139,25 @@ fn model_source(section: &Section<'_>, report: &mut Report) -> Option<ModelSourc
             section.fault(key, "is a setting of the scripted test engine", remedy, report);
         }
     }
-    match (section.value("path"), section.value("engine")) {
-        (None, None) => {
-            let remedy =
-                "set `path` to a GGUF file or a Hugging Face directory, or engine = \"scripted\" for the test engine";
-            section.fault("path", "a model needs weights", remedy, report);
-        }
-        (Some(_), Some(_)) => {
-            section.fault("engine", "the scripted test engine reads no weights", "remove `path` or `engine`", report);
-        }
-        _ => {}
+    script
+}
+
+/// The engine that computes with weights, and `quant`, which only the cpu engine heeds; `None` for the scripted one.
+fn engine(section: &Section<'_>, word: EngineWord, report: &mut Report) -> Option<Engine> {
+    let quant = section.choice("quant", &[("q8_0", Quant::Q8_0), ("q4_0", Quant::Q4_0)], report);
+    if quant.is_some() && word != EngineWord::Cpu {
+        let remedy = "remove it, or set engine = \"cpu\"";
+        section.fault("quant", "is a setting of the cpu engine", remedy, report);
     }
-    path.map(ModelSource::Path).or_else(|| engine.map(|()| ModelSource::Scripted(script)))
+    match word {
+        EngineWord::Cpu => Some(Engine::Cpu(quant.unwrap_or_default())),
+        EngineWord::Reference => Some(Engine::Reference),
+        EngineWord::Scripted => None,
+    }
 }
 
 fn path_exists(section: &Section<'_>, source: &ModelSource, report: &mut Report) {
-    if let ModelSource::Path(path) = source
+    if let ModelSource::Files { path, .. } = source
         && !path.exists()
     {
         let remedy = "correct the path; `scripts/fetch-model` gets a small model, `shoal pull org/name` any from the \

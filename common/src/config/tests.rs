@@ -25,6 +25,11 @@ fn scope(scope: Scope) -> Overrides {
     Overrides { scope, ..Overrides::default() }
 }
 
+/// What a path alone means.
+fn files(path: &Path) -> ModelSource {
+    ModelSource::Files { path: path.to_owned(), engine: Engine::Cpu(Quant::Q8_0) }
+}
+
 const SCRIPTED: &str = "[[model]]\nname = \"m\"\nengine = \"scripted\"\n";
 
 #[test]
@@ -36,7 +41,7 @@ fn nothing_but_a_model_path_runs() {
     let config = load_with(None, &overrides, &home()).expect("nothing is wrong");
     assert_eq!(config.router.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(config.router.data_dir, Path::new("/home/user/.local/share/shoal"));
-    assert_eq!(config.models[0].source, ModelSource::Path(model.path().to_owned()));
+    assert_eq!(config.models[0].source, files(model.path()));
     let [worker] = config.workers.as_slice() else { panic!("{} workers", config.workers.len()) };
     assert_eq!((worker.slots, worker.groups, worker.step_tokens), (32, 128, 512));
     assert_eq!(worker.model, config.models[0].name);
@@ -120,7 +125,7 @@ fn paths_of_a_file_begin_at_the_file() {
     std::fs::write(&file, "router.data_dir = \"~/data\"\n[[model]]\nname = \"m\"\npath = \"weights\"\n")
         .expect("written");
     let config = load_with(Some(&file), &Overrides::default(), &home()).expect("nothing is wrong");
-    assert_eq!(config.models[0].source, ModelSource::Path(directory.path().join("weights")));
+    assert_eq!(config.models[0].source, files(&directory.path().join("weights")));
     assert_eq!(config.router.data_dir, Path::new("/home/user/data"));
 }
 

@@ -1,8 +1,13 @@
 //! Which instruction sets this CPU has. Asked once, when a [`crate::Pool`] is made; kernels are told, they never ask.
 
-/// An instruction set that kernels are written for. The bits of their results are the same on each.
+use std::fmt;
+
+/// An instruction set that kernels are written for and that this CPU has. The bits of their results are the same on each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
+pub struct Isa(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
     /// What every CPU has. Says what the bits are; slow.
     Portable,
     /// AVX2 with FMA and F16C.
@@ -20,39 +25,62 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// What this CPU can run, from the slowest to the fastest; [`Isa::Portable`] is the first.
+    /// What every CPU can run.
+    pub const PORTABLE: Self = Self(Kind::Portable);
+
+    /// What this CPU can run, from the slowest to the fastest; [`Isa::PORTABLE`] is the first.
     pub fn available() -> Vec<Self> {
-        let mut found = vec![Self::Portable];
+        let mut found = vec![Kind::Portable];
         found.extend(native());
-        found
+        found.into_iter().map(Self).collect()
     }
 
     /// The fastest that this CPU can run.
     pub fn best() -> Self {
-        Self::available().pop().unwrap_or(Self::Portable)
+        Self::available().pop().unwrap_or(Self::PORTABLE)
+    }
+
+    pub(crate) fn kind(self) -> Kind {
+        self.0
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Kind::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "avx512-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx => "amx-int8",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "neon-dotprod",
+        })
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-fn native() -> Vec<Isa> {
+fn native() -> Vec<Kind> {
     use std::arch::is_x86_feature_detected as has;
     let mut found = Vec::new();
     if has!("avx2") && has!("fma") && has!("f16c") {
-        found.push(Isa::Avx2);
+        found.push(Kind::Avx2);
         if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") && has!("avx512vnni") {
-            found.push(Isa::Avx512);
+            found.push(Kind::Avx512);
         }
     }
     found
 }
 
 #[cfg(target_arch = "aarch64")]
-fn native() -> Vec<Isa> {
+fn native() -> Vec<Kind> {
     let has_dot = std::arch::is_aarch64_feature_detected!("dotprod") && std::arch::is_aarch64_feature_detected!("fp16");
-    if has_dot { vec![Isa::Neon] } else { Vec::new() }
+    if has_dot { vec![Kind::Neon] } else { Vec::new() }
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn native() -> Vec<Isa> {
+fn native() -> Vec<Kind> {
     Vec::new()
 }

@@ -3,11 +3,33 @@
 //! **Numerics contract.** Every function gives the same bits whatever the instruction set, the number of threads and the
 //! rows beside a row. The portable code says what the bits are; the others are tested against it.
 //!
-//! 1. [`isa`]: what this CPU has.
-//! 2. [`pool`]: the threads that all of it runs on.
+//! 1. [`Isa`]: what this CPU has. `simd` is the vocabulary that kernels are written in, once for all of them.
+//! 2. [`Pool`]: the threads that all of it runs on.
+//! 3. [`Rows`]: rows of f32. [`Activations`]: rows quantised to int8, normed or gated on the way.
+//! 4. [`Matrix`]: packed weights, and the product of the two.
+//! 5. [`KvPool`]: keys and values in blocks. [`Rope`] writes it, [`Attention`] reads it.
 
-pub mod isa;
-pub mod pool;
+mod activations;
+mod attention;
+mod isa;
+mod kv;
+mod matmul;
+mod matrix;
+mod pool;
+mod rope;
+mod rows;
+mod simd;
+mod vector;
 
+pub use activations::Activations;
+pub use attention::Attention;
 pub use isa::Isa;
+pub use kv::{BLOCK_POSITIONS, KvPool, KvShape, OutOfMemory, Spans};
+pub use matmul::Write;
+pub use matrix::{Encoding, Matrix, SUPER_BLOCK, Weights};
 pub use pool::Pool;
+pub use rope::{HeadNorms, Heads, Rope};
+pub use rows::{BLOCK, Rows, padded};
+
+#[cfg(test)]
+mod tests;

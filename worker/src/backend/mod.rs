@@ -7,7 +7,11 @@
 //! slices of the step, not on where a prefill was cut, not on which blocks of the pool hold its KV or what they held
 //! before. Every implementation is tested for equal bits.
 
+#[cfg(test)]
+pub(crate) mod bench;
 mod check;
+#[cfg(test)]
+pub(crate) mod contract;
 #[cfg(test)]
 pub(crate) mod tables;
 #[cfg(test)]

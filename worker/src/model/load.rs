@@ -4,7 +4,7 @@ use std::num::NonZero;
 use std::path::Path;
 use std::thread;
 
-use shoal_common::config::{ModelConfig, ModelSource, Script};
+use shoal_common::config::{Engine, ModelConfig, ModelSource, Script};
 use shoal_common::fingerprint::Fingerprint;
 use shoal_common::ids::{Digest, LayerRange, Name};
 use shoal_common::wire::blob::TokenizerBundle;
@@ -13,6 +13,7 @@ use shoal_common::wire::hello::ModelCard;
 
 use super::LoadedModel;
 use crate::backend::Backend;
+use crate::cpu::{self, Cpu, CpuError};
 use crate::reference::{self, Reference, ReferenceError};
 use crate::scripted::{self, Scripted};
 use crate::weights::{ModelFile, WeightsError};
@@ -33,9 +34,12 @@ pub enum LoadError {
     /// Its files cannot be read or are refused.
     #[error("the model's files cannot be used")]
     Weights(#[from] WeightsError),
-    /// The backend cannot take it.
+    /// The cpu backend cannot take it.
+    #[error("the cpu backend cannot load the model")]
+    Cpu(#[from] CpuError),
+    /// The reference backend cannot take it.
     #[error("the reference backend cannot load the model")]
-    Backend(#[from] ReferenceError),
+    Reference(#[from] ReferenceError),
     /// Its tokenizer cannot be sent to routers.
     #[error("the model's tokenizer cannot be encoded")]
     Tokenizer(#[from] CodecError),
@@ -44,17 +48,25 @@ pub enum LoadError {
 /// Loads the model that `config` names and starts `threads` compute threads for it; one per core without.
 pub fn load(config: &ModelConfig, threads: Option<u32>) -> Result<LoadedModel, LoadError> {
     match &config.source {
-        ModelSource::Path(path) => from_files(&config.name, path, threads),
+        ModelSource::Files { path, engine } => from_files(&config.name, path, *engine, threads),
         ModelSource::Scripted(script) => from_script(&config.name, script),
     }
 }
 
-fn from_files(name: &Name, path: &Path, threads: Option<u32>) -> Result<LoadedModel, LoadError> {
+fn from_files(name: &Name, path: &Path, engine: Engine, threads: Option<u32>) -> Result<LoadedModel, LoadError> {
     let file = ModelFile::open(path)?;
-    let backend = Reference::load(&file, compute_threads(threads))?;
+    let threads = compute_threads(threads);
+    let (backend, numerics_class): (Box<dyn Backend>, String) = match engine {
+        Engine::Cpu(quant) => {
+            let backend = Cpu::load(&file, threads, quant)?;
+            tracing::info!(instructions = %backend.isa(), weight_bytes = backend.weight_bytes(), "weights packed");
+            (Box::new(backend), cpu::numerics_class(&file, quant))
+        }
+        Engine::Reference => (Box::new(Reference::load(&file, threads.get())?), reference::NUMERICS_CLASS.to_owned()),
+    };
     let facts = Facts {
         weights: file.digest,
-        numerics_class: reference::NUMERICS_CLASS,
+        numerics_class,
         layers: file.config.layers,
         vocab: file.config.vocab,
         context: file.config.context,
@@ -64,15 +76,16 @@ fn from_files(name: &Name, path: &Path, threads: Option<u32>) -> Result<LoadedMo
         digest = %file.digest.short(),
         parameters = file.parameters(),
         quantisation = file.quantisation,
+        numerics = facts.numerics_class,
         "model loaded"
     );
-    assemble(name, &facts, &file.bundle, Box::new(backend))
+    assemble(name, &facts, &file.bundle, backend)
 }
 
 fn from_script(name: &Name, script: &Script) -> Result<LoadedModel, LoadError> {
     let facts = Facts {
         weights: scripted::digest(script),
-        numerics_class: SCRIPTED_CLASS,
+        numerics_class: SCRIPTED_CLASS.to_owned(),
         layers: 1,
         vocab: scripted::VOCAB,
         context: script.context as usize,
@@ -83,7 +96,7 @@ fn from_script(name: &Name, script: &Script) -> Result<LoadedModel, LoadError> {
 /// What a card says beside names and hashes.
 struct Facts {
     weights: Digest,
-    numerics_class: &'static str,
+    numerics_class: String,
     layers: usize,
     vocab: usize,
     context: usize,
@@ -101,8 +114,8 @@ fn assemble(
         name: name.clone(),
         weights: facts.weights,
         tokenizer,
-        fingerprint: Fingerprint::new(facts.weights, None, tokenizer, facts.numerics_class),
-        numerics_class: facts.numerics_class.to_owned(),
+        fingerprint: Fingerprint::new(facts.weights, None, tokenizer, &facts.numerics_class),
+        numerics_class: facts.numerics_class.clone(),
         layers: LayerRange { begin: 0, end: facts.layers as u32 },
         layer_count: facts.layers as u32,
         vocab_size: facts.vocab as u32,
@@ -111,11 +124,9 @@ fn assemble(
     Ok(LoadedModel { card, bundle, backend })
 }
 
-fn compute_threads(threads: Option<u32>) -> usize {
-    match threads {
-        Some(threads) => threads.max(1) as usize,
-        None => thread::available_parallelism().map_or(1, NonZero::get),
-    }
+fn compute_threads(threads: Option<u32>) -> NonZero<usize> {
+    let asked = threads.and_then(|threads| NonZero::new(threads as usize));
+    asked.unwrap_or_else(|| thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN))
 }
 
 /// Tokens of KV that a quarter of the available memory holds, within bounds.

@@ -3,7 +3,7 @@
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
-use shoal_common::config::{Faults, ModelConfig, ModelSource, Script};
+use shoal_common::config::{Engine, Faults, ModelConfig, ModelSource, Quant, Script};
 use shoal_common::ids::{Digest, Name, TokenId};
 
 use super::load::available_bytes;
@@ -14,9 +14,13 @@ fn config(source: ModelSource) -> ModelConfig {
     ModelConfig { name: Name::new("tiny").unwrap(), source }
 }
 
+fn files(path: PathBuf, engine: Engine) -> ModelSource {
+    ModelSource::Files { path, engine }
+}
+
 fn tiny(format: &str) -> LoadedModel {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/golden/tiny")).join(format);
-    load(&config(ModelSource::Path(path)), Some(1)).unwrap()
+    load(&config(files(path, Engine::default())), Some(1)).unwrap()
 }
 
 fn script(salt: u64) -> Script {
@@ -30,7 +34,7 @@ fn a_card_says_what_was_loaded() {
     let card = &model.card;
     assert_eq!((card.vocab_size, card.layer_count, card.layers.begin, card.layers.end), (512, 4, 0, 4));
     assert_eq!(card.tokenizer, Digest::of(&model.bundle));
-    assert_eq!(card.numerics_class, "reference-f32");
+    assert_eq!(card.numerics_class, "int8-q8_0");
     assert!(card.context > 0);
 }
 
@@ -39,6 +43,19 @@ fn the_same_files_have_the_same_fingerprint_and_others_another() {
     assert_eq!(tiny("base").card, tiny("base").card);
     let formats = ["base", "gguf/tiny-q4_1.gguf", "gguf/tiny-q8_0.gguf"].map(|format| tiny(format).card.fingerprint);
     assert!(formats[0] != formats[1] && formats[0] != formats[2] && formats[1] != formats[2]);
+}
+
+#[test]
+fn what_computes_and_how_floats_were_quantised_is_in_the_fingerprint() {
+    let path = |format| Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/golden/tiny")).join(format);
+    let card = |format, engine| load(&config(files(path(format), engine)), Some(1)).unwrap().card;
+    let [eight, four] = [Quant::Q8_0, Quant::Q4_0].map(Engine::Cpu);
+    let floats = [eight, four, Engine::Reference].map(|engine| card("base", engine).fingerprint);
+    assert!(floats[0] != floats[1] && floats[0] != floats[2] && floats[1] != floats[2]);
+    // Nothing is left to quantise.
+    let quantised = |engine| card("gguf/tiny-q8_0.gguf", engine);
+    assert_eq!(quantised(eight).fingerprint, quantised(four).fingerprint);
+    assert_eq!(quantised(eight).numerics_class, "int8");
 }
 
 #[test]
@@ -62,7 +79,7 @@ fn scripts_of_another_salt_are_other_models() {
 
 #[test]
 fn a_missing_model_is_an_error_of_its_files() {
-    let missing = load(&config(ModelSource::Path(PathBuf::from("/nonexistent/model.gguf"))), None);
+    let missing = load(&config(files(PathBuf::from("/nonexistent/model.gguf"), Engine::default())), None);
     assert!(matches!(missing, Err(LoadError::Weights(_))));
 }
 

@@ -1,5 +1,5 @@
-//! The llama family on candle tensors: weights and the walk of a step through them. Called by the backend in `mod`; knows
-//! rows, their positions and where their KV is.
+//! The llama and its relatives on candle tensors: weights and the walk of a step through them. Called by the backend in
+//! `mod`; knows rows, their positions and where their KV is.
 
 use candle_core::{Device, Result, Tensor};
 use candle_nn::ops::rms_norm;
@@ -16,7 +16,7 @@ use super::swiglu::SwiGlu;
 use crate::backend::{BLOCK_TOKENS, BlockId};
 use crate::weights::{LayerPart, ModelFile, TensorName};
 
-/// A model of the llama family.
+/// A model with the llama's layers.
 #[derive(Debug)]
 pub(super) struct Llama {
     machine: Machine,
@@ -46,6 +46,8 @@ struct Layer {
     attn_norm: Tensor,
     /// Queries, keys and values, stacked.
     qkv: Linear,
+    /// Norms of each head of queries and of keys, `[head_dim]`.
+    qk_norm: Option<[Tensor; 2]>,
     out: Linear,
     ffn_norm: Tensor,
     /// Gate and up, stacked.
@@ -173,14 +175,23 @@ impl Llama {
         let KvShape { kv_heads, head_dim } = self.kv;
         let (q, kv) = (self.heads * head_dim, kv_heads * head_dim);
         let part = |from, heads| qkv.narrow(1, from, heads * head_dim)?.contiguous()?.reshape(((), heads, head_dim));
-        let queries = angles.rotate(&part(0, self.heads)?)?;
-        let keys = angles.rotate(&part(q, kv_heads)?)?.flatten_all()?.to_vec1::<f32>()?;
+        let (queries, keys) = self.norm_heads(layer, part(0, self.heads)?, part(q, kv_heads)?)?;
+        let queries = angles.rotate(&queries)?;
+        let keys = angles.rotate(&keys)?.flatten_all()?.to_vec1::<f32>()?;
         let values = part(q + kv, kv_heads)?.flatten_all()?.to_vec1::<f32>()?;
         for ((place, key), value) in places.iter().zip(keys.chunks_exact(kv)).zip(values.chunks_exact(kv)) {
             let block = to.tables[place.slice][place.position / BLOCK_TOKENS];
             to.pool.write(layer, block, place.position % BLOCK_TOKENS, key, value);
         }
         Ok(queries)
+    }
+
+    /// Norms queries and keys, each `[rows, heads, head_dim]`, head by head, where the model does.
+    fn norm_heads(&self, layer: usize, queries: Tensor, keys: Tensor) -> Result<(Tensor, Tensor)> {
+        match &self.layers[layer].qk_norm {
+            Some([q, k]) => Ok((rms_norm(&queries, q, self.eps)?, rms_norm(&keys, k, self.eps)?)),
+            None => Ok((queries, keys)),
+        }
     }
 }
 
@@ -196,11 +207,15 @@ impl Layer {
             let weights: Vec<&[f32]> = weights.iter().map(Vec::as_slice).collect();
             Ok::<_, ReferenceError>(Linear::pack(machine, inputs, &weights, bias))
         };
-        use LayerPart::{AttnNorm, Down, FfnNorm, Gate, K, KBias, O, Q, QBias, Up, V, VBias};
+        use LayerPart::{AttnNorm, Down, FfnNorm, Gate, K, KBias, KNorm, O, Q, QBias, QNorm, Up, V, VBias};
         let biases: &[LayerPart] = if shape.qkv_bias { &[QBias, KBias, VBias] } else { &[] };
         Ok(Self {
             attn_norm: vector(file, name(AttnNorm))?,
             qkv: linear(shape.hidden, &[Q, K, V], biases)?,
+            qk_norm: match shape.qk_norm {
+                true => Some([vector(file, name(QNorm))?, vector(file, name(KNorm))?]),
+                false => None,
+            },
             out: linear(shape.heads * shape.head_dim, &[O], &[])?,
             ffn_norm: vector(file, name(FfnNorm))?,
             gate_up: linear(shape.hidden, &[Gate, Up], &[])?,

@@ -1,4 +1,4 @@
-//! The reference backend: llama-family models in f32 on candle tensors, from weights expanded to f32. The oracle that
+//! The reference backend: the llama and its relatives in f32 on candle tensors, from weights expanded to f32. The oracle that
 //! faster backends are tested against, and what serves until there is one. Loaded by `model::load`, driven by the engine.
 //!
 //! Its bits are the same on every machine: sums have one order (`kernel`, `attention`; candle's RMS norm ascends),

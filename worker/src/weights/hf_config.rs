@@ -1,15 +1,25 @@
-//! `config.json` of a Hugging Face checkpoint, as far as the llama family uses it, turned into a [`ModelShape`]. Settings
+//! `config.json` of a Hugging Face checkpoint, as far as the families here use it, turned into a [`ModelShape`]. Settings
 //! that would change the arithmetic in ways this build does not know are refused by name.
 
+use std::collections::HashMap;
+
 use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
 
 use super::check::Tensors;
 use super::error::WeightsError;
+use super::family::Family;
 use super::shape::{ModelShape, RopeConfig, RopeScaling};
 use super::tensor::{LayerPart, TensorName};
 
 /// Largest `config.json` in bytes; they have a few kilobytes.
 pub(super) const MAX_CONFIG: u64 = 1 << 20;
+/// Layers before this one keep full attention where a Qwen file does not say otherwise.
+const MAX_WINDOW_LAYERS: usize = 28;
+/// Kinds of layers in `layer_types`.
+const FULL: &str = "full_attention";
+const SLIDING: &str = "sliding_attention";
 
 /// `config.json`
 #[derive(Debug, Deserialize)]
@@ -31,13 +41,21 @@ pub(super) struct HfConfig {
     /// From transformers 5 on.
     rope_parameters: Option<HfRope>,
     sliding_window: Option<usize>,
+    /// Qwen: without it there is no window, whatever `sliding_window` says.
+    #[serde(default)]
+    use_sliding_window: bool,
+    /// Qwen: the first layers, which do not slide.
+    max_window_layers: Option<usize>,
+    layer_types: Option<Vec<String>>,
     partial_rotary_factor: Option<f64>,
     hidden_act: Option<String>,
     #[serde(default)]
     tie_word_embeddings: bool,
+    attention_bias: Option<bool>,
     #[serde(default)]
     mlp_bias: bool,
-    quantization_config: Option<serde::de::IgnoredAny>,
+    quantization_config: Option<IgnoredAny>,
+    dual_chunk_attention_config: Option<IgnoredAny>,
     /// Also in `generation_config.json`.
     #[serde(flatten)]
     pub(super) special: SpecialIds,
@@ -68,7 +86,7 @@ impl OneOrMany {
 }
 
 /// Rotary settings.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 struct HfRope {
     rope_type: Option<String>,
     /// The older name of `rope_type`; many files have both.
@@ -79,17 +97,21 @@ struct HfRope {
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
     original_max_position_embeddings: Option<usize>,
+    partial_rotary_factor: Option<f64>,
+    /// Members of other kinds of scaling; objects where each kind of layer has settings of its own.
+    #[serde(flatten)]
+    others: HashMap<String, Value>,
 }
 
 impl HfConfig {
     /// The model's dimensions and settings, not yet checked against each other.
     pub(super) fn shape(&self, tensors: &Tensors) -> Result<ModelShape, WeightsError> {
-        let architecture = self.architecture()?;
-        self.refuse_foreign_settings()?;
-        let head_dim = self.head_dim.or_else(|| self.hidden_size.checked_div(self.num_attention_heads)).unwrap_or(0);
-        let bias = TensorName::Layer { layer: 0, part: LayerPart::QBias };
+        let (architecture, family) = self.architecture()?;
+        self.refuse_foreign_settings(family)?;
+        let head_dim = self.head_dim(family)?;
+        let bias = tensors.contains_key(&TensorName::Layer { layer: 0, part: LayerPart::QBias });
         Ok(ModelShape {
-            architecture,
+            architecture: architecture.to_owned(),
             layers: self.num_hidden_layers,
             hidden: self.hidden_size,
             intermediate: self.intermediate_size,
@@ -98,41 +120,82 @@ impl HfConfig {
             head_dim,
             vocab: self.vocab_size,
             // Within the window, sliding attention is full attention; beyond it we would compute another model.
-            context: self.sliding_window.map_or(self.max_position_embeddings, |w| w.min(self.max_position_embeddings)),
+            context: self.window(family)?.map_or(self.max_position_embeddings, |w| w.min(self.max_position_embeddings)),
             rms_eps: self.rms_norm_eps as f32,
             rope: self.rope(head_dim)?,
             tied: self.tie_word_embeddings,
-            qkv_bias: tensors.contains_key(&bias),
+            // Biases that the settings deny are a surplus: the model's own class would leave them out.
+            qkv_bias: family.qkv_bias(bias && self.attention_bias != Some(false)),
+            qk_norm: family.qk_norm(),
         })
     }
 
-    fn architecture(&self) -> Result<String, WeightsError> {
-        match &self.architectures[..] {
-            [name] if matches!(&name[..], "LlamaForCausalLM" | "MistralForCausalLM") => Ok(name.clone()),
-            names => Err(WeightsError::Unsupported(format!("has the architecture {names:?}"))),
+    fn architecture(&self) -> Result<(&str, Family), WeightsError> {
+        let known = match &self.architectures[..] {
+            [name] => Family::of_hf_class(name).map(|family| (&name[..], family)),
+            _ => None,
+        };
+        known.ok_or_else(|| WeightsError::Unsupported(format!("has the architecture {:?}", self.architectures)))
+    }
+
+    /// Width of a head: said outright, or an equal share of the hidden size. Qwen 3's is no share, and always said.
+    fn head_dim(&self, family: Family) -> Result<usize, WeightsError> {
+        match (self.head_dim, family) {
+            (Some(said), _) => Ok(said),
+            (None, Family::Qwen3) => Err(missing("head_dim", "a whole number")),
+            (None, _) => Ok(self.hidden_size.checked_div(self.num_attention_heads).unwrap_or(0)),
         }
     }
 
-    fn refuse_foreign_settings(&self) -> Result<(), WeightsError> {
+    /// The sliding window, where a layer has one.
+    fn window(&self, family: Family) -> Result<Option<usize>, WeightsError> {
+        let listed = self.layer_types.as_ref().map(|types| types.iter().any(|kind| kind == SLIDING));
+        let first = self.max_window_layers.unwrap_or(MAX_WINDOW_LAYERS);
+        let slides = match family {
+            Family::Llama | Family::Mistral => self.sliding_window.is_some() || listed == Some(true),
+            Family::Qwen2 | Family::Qwen3 => {
+                listed.unwrap_or(self.use_sliding_window && first < self.num_hidden_layers)
+            }
+        };
+        match self.sliding_window.filter(|_| slides) {
+            None if slides => Err(missing("sliding_window", "a whole number")),
+            window => Ok(window),
+        }
+    }
+
+    fn refuse_foreign_settings(&self, family: Family) -> Result<(), WeightsError> {
         let refuse = |what: String| Err(WeightsError::Unsupported(format!("has the setting {what}")));
         match self.hidden_act.as_deref() {
             None | Some("silu") => {}
             Some(other) => return refuse(format!("hidden_act {other:?}")),
         }
-        if self.mlp_bias {
-            return refuse("mlp_bias".to_owned());
+        let set = [
+            // In this class it means a bias of the output projection too.
+            ("attention_bias", family == Family::Qwen3 && self.attention_bias == Some(true)),
+            ("mlp_bias", self.mlp_bias),
+            ("quantization_config", self.quantization_config.is_some()),
+            ("dual_chunk_attention_config", self.dual_chunk_attention_config.is_some()),
+        ];
+        if let Some((name, _)) = set.iter().find(|(_, set)| *set) {
+            return refuse((*name).to_owned());
         }
-        if self.quantization_config.is_some() {
-            return refuse("quantization_config".to_owned());
+        if let Some(part) = self.partial_rotary_factor.filter(|&part| part != 1.0) {
+            return refuse(format!("partial_rotary_factor {part}"));
         }
-        match self.partial_rotary_factor {
-            Some(part) if part != 1.0 => refuse(format!("partial_rotary_factor {part}")),
-            _ => Ok(()),
+        let kinds = self.layer_types.as_deref().unwrap_or_default();
+        match kinds.iter().find(|kind| ![FULL, SLIDING].contains(&&kind[..])) {
+            Some(kind) => refuse(format!("layer_types {kind:?}")),
+            None => Ok(()),
         }
     }
 
     fn rope(&self, dims: usize) -> Result<RopeConfig, WeightsError> {
-        let rope = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        let rope = match (&self.rope_scaling, &self.rope_parameters) {
+            (Some(old), Some(new)) if old != new => {
+                return Err(WeightsError::Unsupported("has rope_scaling and other rope_parameters".to_owned()));
+            }
+            (old, new) => old.as_ref().or(new.as_ref()),
+        };
         let theta = rope.and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);
         let scaling = rope.map_or(Ok(RopeScaling::None), HfRope::scaling)?;
         Ok(RopeConfig { theta, dims, scaling })
@@ -141,6 +204,12 @@ impl HfConfig {
 
 impl HfRope {
     fn scaling(&self) -> Result<RopeScaling, WeightsError> {
+        if let Some(part) = self.partial_rotary_factor.filter(|&part| part != 1.0) {
+            return Err(WeightsError::Unsupported(format!("has the setting partial_rotary_factor {part}")));
+        }
+        if self.others.values().any(Value::is_object) {
+            return Err(WeightsError::Unsupported("has other rope settings for each kind of layer".to_owned()));
+        }
         match self.rope_type.as_deref().or(self.old_rope_type.as_deref()) {
             None | Some("default") => Ok(RopeScaling::None),
             Some("linear") => Ok(RopeScaling::Linear { factor: required("factor", self.factor)? }),
@@ -156,5 +225,9 @@ impl HfRope {
 }
 
 fn required<T>(key: &str, value: Option<T>) -> Result<T, WeightsError> {
-    value.ok_or_else(|| WeightsError::Setting { key: format!("rope {key}"), expected: "a number" })
+    value.ok_or_else(|| missing(&format!("rope {key}"), "a number"))
+}
+
+fn missing(key: &str, expected: &'static str) -> WeightsError {
+    WeightsError::Setting { key: key.to_owned(), expected }
 }

@@ -1,4 +1,4 @@
-//! A model's files, opened and checked: GGUF files and Hugging Face directories of the llama family. Called by `load`;
+//! A model's files, opened and checked: GGUF files and Hugging Face directories of a few families. Called by `load`;
 //! backends read tensors from [`ModelFile`] by name and do not know the format.
 //!
 //! Nothing in a file is believed before it is checked: `gguf` and `safetensors` bound every length, offset and product by
@@ -9,6 +9,7 @@ mod bundle;
 mod bytes;
 mod check;
 mod error;
+mod family;
 mod gguf;
 mod hf;
 mod hf_config;
@@ -82,6 +83,11 @@ impl ModelFile {
     /// shape.
     pub fn tensor_f32(&self, name: TensorName) -> Result<Vec<f32>, WeightsError> {
         self.tensor(name)?.to_f32(name)
+    }
+
+    /// Whether the weights of a linear layer or of the head are floats in the file.
+    pub fn has_float_weights(&self) -> bool {
+        self.tensors.iter().any(|(name, entry)| !name.is_vector() && entry.dtype.is_float())
     }
 
     /// Elements of all tensors together.

@@ -5,7 +5,7 @@ use super::error::WeightsError;
 use super::tensor::{LayerPart, TensorName};
 
 /// Bounds of what is believed to be a model. They keep every product of two of them inside 64 bits and every table that
-/// is sized by one of them small; the largest public llama-family models stay far below.
+/// is sized by one of them small; the largest public models of these families stay far below.
 const MAX_LAYERS: usize = 1024;
 const MAX_WIDTH: usize = 1 << 20;
 const MAX_HEADS: usize = 4096;
@@ -15,7 +15,7 @@ const MAX_CONTEXT: usize = 1 << 24;
 /// Dimensions and settings of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelShape {
-    /// The name the file gives to the architecture (`llama`, `LlamaForCausalLM`, `MistralForCausalLM`).
+    /// The name the file gives to the architecture (`llama`, `Qwen3ForCausalLM`, ...).
     pub architecture: String,
     /// Transformer layers.
     pub layers: usize,
@@ -41,6 +41,8 @@ pub struct ModelShape {
     pub tied: bool,
     /// Whether q, k and v have biases.
     pub qkv_bias: bool,
+    /// Whether each head of q and k goes through an RMS norm before it is rotated.
+    pub qk_norm: bool,
 }
 
 /// Rotary position embedding over pairs `(i, i + dims / 2)` of each head.
@@ -166,6 +168,7 @@ impl ModelShape {
                 LayerPart::O => [self.hidden, q_width],
                 LayerPart::QBias => [q_width, 1],
                 LayerPart::KBias | LayerPart::VBias => [kv_width, 1],
+                LayerPart::QNorm | LayerPart::KNorm => [self.head_dim, 1],
                 LayerPart::Gate | LayerPart::Up => [self.intermediate, self.hidden],
                 LayerPart::Down => [self.hidden, self.intermediate],
             },
@@ -175,7 +178,8 @@ impl ModelShape {
     /// Every tensor the model must have, in the order of computation. The output head is among them only where it is not
     /// the embedding.
     pub fn tensor_names(&self) -> impl Iterator<Item = TensorName> {
-        let parts = LayerPart::ALL.into_iter().filter(|part| self.qkv_bias || !part.is_bias());
+        let has = |part: &LayerPart| (self.qkv_bias || !part.is_bias()) && (self.qk_norm || !part.is_head_norm());
+        let parts = LayerPart::ALL.into_iter().filter(has);
         let layers =
             (0..self.layers).flat_map(move |layer| parts.clone().map(move |part| TensorName::Layer { layer, part }));
         let head = (!self.tied).then_some(TensorName::Output);

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 
 use super::error::WeightsError;
 
-/// A tensor of a llama-family model.
+/// A tensor of a model: those of a llama, and what the other families add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TensorName {
     /// Token embedding, `[vocab, hidden]`.
@@ -47,6 +47,10 @@ pub enum LayerPart {
     KBias,
     /// Bias of the value projection.
     VBias,
+    /// Norm of each head's queries before rotation, `[head_dim, 1]`.
+    QNorm,
+    /// Norm of each head's keys before rotation, `[head_dim, 1]`.
+    KNorm,
     /// Norm before the feed-forward network.
     FfnNorm,
     /// Gate projection.
@@ -59,7 +63,7 @@ pub enum LayerPart {
 
 impl LayerPart {
     /// Every part.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::AttnNorm,
         Self::Q,
         Self::K,
@@ -68,6 +72,8 @@ impl LayerPart {
         Self::QBias,
         Self::KBias,
         Self::VBias,
+        Self::QNorm,
+        Self::KNorm,
         Self::FfnNorm,
         Self::Gate,
         Self::Up,
@@ -79,9 +85,14 @@ impl LayerPart {
         matches!(self, Self::QBias | Self::KBias | Self::VBias)
     }
 
+    /// Whether the part is a norm of queries or keys, which only some models have.
+    pub fn is_head_norm(self) -> bool {
+        matches!(self, Self::QNorm | Self::KNorm)
+    }
+
     /// Whether the part is the weight of a linear layer.
     pub fn is_linear(self) -> bool {
-        !self.is_bias() && !matches!(self, Self::AttnNorm | Self::FfnNorm)
+        !self.is_bias() && !self.is_head_norm() && !matches!(self, Self::AttnNorm | Self::FfnNorm)
     }
 
     /// The name within a layer in a Hugging Face checkpoint.
@@ -95,6 +106,8 @@ impl LayerPart {
             Self::QBias => "self_attn.q_proj.bias",
             Self::KBias => "self_attn.k_proj.bias",
             Self::VBias => "self_attn.v_proj.bias",
+            Self::QNorm => "self_attn.q_norm.weight",
+            Self::KNorm => "self_attn.k_norm.weight",
             Self::FfnNorm => "post_attention_layernorm.weight",
             Self::Gate => "mlp.gate_proj.weight",
             Self::Up => "mlp.up_proj.weight",

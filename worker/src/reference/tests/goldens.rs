@@ -3,31 +3,32 @@
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
-use super::{Bench, golden, lines, tokens};
+use super::{assert_greedy, tiny};
+use crate::backend::bench::{golden, lines, tokens};
 
 /// Largest difference of a logit.
 const LOGIT: f32 = 2e-3;
 /// Margin below which two tokens are as good as each other.
-const MARGIN: f32 = 1e-3;
+pub(super) const MARGIN: f32 = 1e-3;
 
 #[derive(Deserialize)]
-struct Line {
-    model: Option<String>,
+pub(super) struct Line {
+    pub(super) model: Option<String>,
     file: Option<String>,
-    prompt_id: String,
-    prompt_ids: Vec<u32>,
+    pub(super) prompt_id: String,
+    pub(super) prompt_ids: Vec<u32>,
     #[serde(alias = "last_position_logits_key")]
-    logits_key: Option<String>,
-    greedy_ids: Vec<u32>,
-    margins: Vec<f32>,
+    pub(super) logits_key: Option<String>,
+    pub(super) greedy_ids: Vec<u32>,
+    pub(super) margins: Vec<f32>,
 }
 
-fn tensor(file: &SafeTensors<'_>, key: &str) -> Vec<f32> {
+pub(super) fn tensor(file: &SafeTensors<'_>, key: &str) -> Vec<f32> {
     let bytes = file.tensor(key).unwrap().data().to_vec();
     bytes.as_chunks().0.iter().map(|&le| f32::from_le_bytes(le)).collect()
 }
 
-fn assert_close(what: &str, ours: &[f32], golden: &[f32]) {
+pub(super) fn assert_close(what: &str, ours: &[f32], golden: &[f32]) {
     assert_eq!(ours.len(), golden.len(), "{what}");
     let worst = ours.iter().zip(golden).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(worst <= LOGIT, "{what}: logits differ by {worst}");
@@ -39,7 +40,7 @@ fn every_position_of_the_tiny_model_agrees_with_the_golden_logits() {
     let logits = SafeTensors::deserialize(&bytes).unwrap();
     let mut compared = 0;
     for format in ["tiny/base", "tiny/gguf/tiny-f32.gguf"] {
-        let mut bench = Bench::tiny(format, 2);
+        let mut bench = tiny(format, 2);
         for line in lines::<Line>("tiny/goldens.jsonl").iter().filter(|line| line.model.as_deref() == Some("base")) {
             let ours = bench.alone(&tokens(&line.prompt_ids), usize::MAX).concat();
             let key = line.logits_key.as_ref().unwrap();
@@ -52,9 +53,10 @@ fn every_position_of_the_tiny_model_agrees_with_the_golden_logits() {
 
 #[test]
 fn the_tiny_model_answers_like_the_goldens() {
-    let mut bench = Bench::tiny("tiny/base", 2);
+    let mut bench = tiny("tiny/base", 2);
     for line in lines::<Line>("tiny/goldens.jsonl").iter().filter(|line| line.model.as_deref() == Some("base")) {
-        bench.assert_greedy(&line.prompt_id, &line.prompt_ids, &line.greedy_ids, &line.margins, MARGIN);
+        let answer = (&line.greedy_ids[..], &line.margins[..]);
+        assert_greedy(&mut bench, &line.prompt_id, &line.prompt_ids, answer, MARGIN);
     }
 }
 
@@ -64,10 +66,11 @@ fn quantised_files_agree_with_goldens_of_their_own() {
     let logits = SafeTensors::deserialize(&bytes).unwrap();
     let (mut compared, all) = (0, lines::<Line>("tiny/gguf/goldens.jsonl"));
     for file in ["tiny-f32.gguf", "tiny-q4_1.gguf", "tiny-q8_0.gguf"] {
-        let mut bench = Bench::tiny(&format!("tiny/gguf/{file}"), 2);
+        let mut bench = tiny(&format!("tiny/gguf/{file}"), 2);
         for line in all.iter().filter(|line| line.file.as_deref() == Some(file)) {
             let what = format!("{file} {}", line.prompt_id);
-            bench.assert_greedy(&what, &line.prompt_ids, &line.greedy_ids, &line.margins, MARGIN);
+            let answer = (&line.greedy_ids[..], &line.margins[..]);
+            assert_greedy(&mut bench, &what, &line.prompt_ids, answer, MARGIN);
             if let Some(key) = &line.logits_key {
                 let ours = bench.alone(&tokens(&line.prompt_ids), usize::MAX).pop().unwrap();
                 assert_close(&what, &ours, &tensor(&logits, key));

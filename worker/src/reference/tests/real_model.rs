@@ -1,11 +1,10 @@
 //! Agreement with goldens of SmolLM2-135M-Instruct Q4_1. `SHOAL_TEST_MODEL` is the path of its GGUF file.
 
-use std::path::PathBuf;
-
 use serde::Deserialize;
 
-use super::{Bench, Part, argmax, assert_same_bits, lines, tokens};
+use super::assert_greedy;
 use crate::backend::LogitsOf;
+use crate::backend::bench::{Bench, Part, argmax, assert_same_bits, lines, logprob, real_model, tokens};
 use crate::backend::tables::Name;
 
 /// Margin below which two tokens are as good as each other.
@@ -13,13 +12,8 @@ const MARGIN: f32 = 1e-3;
 /// Largest difference of a log-probability.
 const LOGPROB: f64 = 1e-3;
 
-#[expect(clippy::disallowed_methods, reason = "the path of a test's model is no setting of the server")]
 fn bench() -> Bench {
-    let path = std::env::var_os("SHOAL_TEST_MODEL").map(PathBuf::from);
-    let path =
-        path.expect("set SHOAL_TEST_MODEL to the file that scripts/fetch-model prints, or filter real_model out");
-    let threads = std::thread::available_parallelism().unwrap().get();
-    Bench::open(&path, threads)
+    super::bench(&real_model(), std::thread::available_parallelism().unwrap().get())
 }
 
 #[derive(Deserialize)]
@@ -37,12 +31,6 @@ struct Likelihood {
     token_logprobs: Vec<Option<f64>>,
 }
 
-fn logprob(row: &[f32], token: u32) -> f64 {
-    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
-    f64::from(row[token as usize] - largest) - sum.ln()
-}
-
 /// A golden prompt on its way through the steps.
 struct Running<'a> {
     sequence: Name,
@@ -51,19 +39,17 @@ struct Running<'a> {
     row: Vec<f32>,
 }
 
-impl Bench {
-    /// Feeds every prompt its golden token of `step`, all in one batch.
-    fn step_together(&mut self, running: &mut [Running<'_>], step: usize) {
-        let next: Vec<_> = running.iter().map(|it| tokens(&it.line.greedy_ids[step..=step])).collect();
-        let slice = |(it, tokens): (&Running<'_>, _)| {
-            let start = it.line.prompt_ids.len() + step;
-            Part { sequence: it.sequence, start, tokens, logits: LogitsOf::Last }
-        };
-        let slices: Vec<Part<'_>> = running.iter().zip(next.iter().map(Vec::as_slice)).map(slice).collect();
-        self.run(&slices);
-        let rows = self.rows(0..slices.len());
-        running.iter_mut().zip(rows).for_each(|(it, row)| it.row = row);
-    }
+/// Feeds every prompt its golden token of `step`, all in one batch.
+fn step_together(bench: &mut Bench, running: &mut [Running<'_>], step: usize) {
+    let next: Vec<_> = running.iter().map(|it| tokens(&it.line.greedy_ids[step..=step])).collect();
+    let part = |(it, tokens): (&Running<'_>, _)| {
+        let start = it.line.prompt_ids.len() + step;
+        Part { sequence: it.sequence, start, tokens, logits: LogitsOf::Last }
+    };
+    let parts: Vec<Part<'_>> = running.iter().zip(next.iter().map(Vec::as_slice)).map(part).collect();
+    bench.run(&parts);
+    let rows = bench.rows(0..parts.len());
+    running.iter_mut().zip(rows).for_each(|(it, row)| it.row = row);
 }
 
 #[test]
@@ -84,7 +70,7 @@ fn real_model_answers_a_batch_like_the_goldens() {
             let margin = line.margins[step];
             assert_eq!(argmax(row), line.greedy_ids[step] as usize, "{}: step {step}, margin {margin}", line.id);
         }
-        bench.step_together(&mut running, step);
+        step_together(&mut bench, &mut running, step);
     }
     assert!(running.len() >= 15, "only {} prompts are sure of every step", running.len());
 }
@@ -94,7 +80,7 @@ fn real_model_answers_a_long_prompt_like_the_goldens() {
     let mut bench = bench();
     let all = lines::<Greedy>("public/greedy.jsonl");
     let line = all.iter().max_by_key(|line| line.prompt_ids.len()).unwrap();
-    bench.assert_greedy(&line.id, &line.prompt_ids, &line.greedy_ids[..16], &line.margins, MARGIN);
+    assert_greedy(&mut bench, &line.id, &line.prompt_ids, (&line.greedy_ids[..16], &line.margins), MARGIN);
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use shoal_common::ids::TokenId;
 
-use super::{Bench, assert_same_bits, tokens};
-use crate::backend::{Backend, BackendError, BlockId, LogitsBuffer, LogitsOf, Slice};
+use super::tiny;
+use crate::backend::bench::{assert_same_bits, tokens};
+use crate::backend::{BackendError, BlockId, LogitsBuffer, LogitsOf, Slice};
 
 fn slice<'a>(start: usize, tokens: &'a [TokenId], blocks: &'a [BlockId]) -> Slice<'a> {
     Slice { start, tokens, blocks, logits: LogitsOf::Last }
@@ -15,7 +16,7 @@ fn reason(refused: Result<(), BackendError>) -> String {
 
 #[test]
 fn a_step_that_makes_no_sense_is_an_error_and_changes_nothing() {
-    let mut bench = Bench::tiny("tiny/base", 1);
+    let mut bench = tiny("tiny/base", 1);
     let (held, some) = (bench.name(), tokens(&[1, 2, 3, 4, 5]));
     bench.extend(held, 0, &some, 64);
     bench.tables.grow(held, 10);
@@ -41,7 +42,7 @@ fn a_step_that_makes_no_sense_is_an_error_and_changes_nothing() {
 
 #[test]
 fn a_copy_outside_the_pool_is_an_error() {
-    let mut bench = Bench::tiny("tiny/base", 1);
+    let mut bench = tiny("tiny/base", 1);
     assert!(reason(bench.backend.copy_block(BlockId(0), BlockId(1 << 20))).contains("outside the pool"));
     assert!(reason(bench.backend.copy_block(BlockId(1 << 20), BlockId(0))).contains("outside the pool"));
     assert!(reason(bench.backend.copy_block(BlockId(3), BlockId(3))).contains("onto itself"));
@@ -49,12 +50,12 @@ fn a_copy_outside_the_pool_is_an_error() {
 
 #[test]
 fn more_kv_than_any_machine_has_is_an_error() {
-    let mut bench = Bench::tiny("tiny/base", 1);
+    let mut bench = tiny("tiny/base", 1);
     assert!(reason(bench.backend.reserve(usize::MAX / 64)).contains("no memory"));
 }
 
 #[test]
 fn kv_is_counted_with_what_it_really_takes() {
     // 4 layers of 2 heads of 16 elements, keys and values, 4 bytes each.
-    assert_eq!(Bench::tiny("tiny/base", 1).backend.kv_bytes_per_token(), 4 * 2 * 16 * 2 * 4);
+    assert_eq!(tiny("tiny/base", 1).backend.kv_bytes_per_token(), 4 * 2 * 16 * 2 * 4);
 }

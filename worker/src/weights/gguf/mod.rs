@@ -1,5 +1,5 @@
-//! GGUF files of the llama architecture: the checked [`header`], the model's settings and tensor names (`model`), and
-//! the tokenizer that the metadata holds (`tokenizer`; `pre_tokenizer` and `spm` for its two kinds).
+//! GGUF files: the checked [`header`], the model's settings and tensor names (`model`), and the tokenizer that the metadata
+//! holds (`tokenizer`; `pre_tokenizer` and `spm` for its two kinds).
 
 mod header;
 mod model;
@@ -15,6 +15,7 @@ use std::path::Path;
 
 use shoal_common::ids::Digest;
 
+use self::model::Settings;
 use super::bytes::FileBytes;
 use super::error::WeightsError;
 use super::{ModelFile, check};
@@ -30,9 +31,10 @@ pub(super) fn model(path: &Path, file: FileBytes) -> Result<ModelFile, WeightsEr
         HeaderFault::NotGguf => WeightsError::UnknownFormat { path: path.to_owned() },
         source => WeightsError::Gguf { path: path.to_owned(), source },
     })?;
-    let config = model::shape(&header, file.as_slice())?;
+    let settings = Settings::of(&header, file.as_slice())?;
+    let config = settings.shape()?;
     config.check()?;
-    let tensors = model::tensors(&header, &config)?;
+    let tensors = settings.tensors(&config)?;
     check::tensors(&config, &tensors)?;
     let bundle = tokenizer::bundle(&header, config.vocab)?;
     let digest = Digest::of(file.as_slice());

@@ -1,5 +1,4 @@
-//! What a GGUF file's metadata says about the model, and which of its tensors is which. Only the llama architecture,
-//! which the llama.cpp converter also gives to Mistral models.
+//! What a GGUF file's metadata says about the model, and which of its tensors is which.
 
 use std::collections::HashMap;
 
@@ -7,6 +6,7 @@ use super::header::{Header, TensorInfo};
 use super::value::Value;
 use crate::weights::check::{Entry, Tensors};
 use crate::weights::error::WeightsError;
+use crate::weights::family::Family;
 use crate::weights::shape::{ModelShape, RopeConfig, RopeScaling};
 use crate::weights::tensor::{LayerPart, RowOrder, TensorName, TensorType};
 
@@ -14,14 +14,22 @@ use crate::weights::tensor::{LayerPart, RowOrder, TensorName, TensorType};
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
 /// Settings of other models that would change the arithmetic, had they an effect here.
-const FOREIGN_SETTINGS: [&str; 7] = [
+const FOREIGN_SETTINGS: [&str; 15] = [
     "attention.causal",
+    "attention.clamp_kqv",
+    "attention.max_alibi_bias",
+    "attention.output_scale",
     "attention.scale",
     "attention.temperature_length",
+    "attention.temperature_scale",
+    "attn_logit_softcapping",
     "embedding_scale",
+    "final_logit_softcapping",
     "logit_scale",
     "residual_scale",
+    "rope.dimension_sections",
     "rope.scaling.attn_factor",
+    "rope.scaling.yarn_log_multiplier",
 ];
 
 impl<'a> Header<'a> {
@@ -69,111 +77,150 @@ impl<'a> Header<'a> {
     }
 }
 
-/// The model's dimensions and settings, not yet checked against each other.
-pub(super) fn shape(header: &Header<'_>, file: &[u8]) -> Result<ModelShape, WeightsError> {
-    let architecture = header.required("general.architecture", "UTF-8 text", Value::text)?;
-    if architecture != "llama" {
-        return Err(WeightsError::Unsupported(format!("has the architecture {architecture:?}")));
+/// The settings of a file's architecture, whose keys begin with its name.
+pub(super) struct Settings<'h, 'a> {
+    header: &'h Header<'a>,
+    file: &'h [u8],
+    architecture: &'a str,
+    family: Family,
+}
+
+impl<'h, 'a> Settings<'h, 'a> {
+    /// The settings of a file whose content is `file`. Refuses architectures that are not computed here.
+    pub(super) fn of(header: &'h Header<'a>, file: &'h [u8]) -> Result<Self, WeightsError> {
+        let architecture = header.required("general.architecture", "UTF-8 text", Value::text)?;
+        let family = Family::of_gguf_architecture(architecture)
+            .ok_or_else(|| WeightsError::Unsupported(format!("has the architecture {architecture:?}")))?;
+        Ok(Self { header, file, architecture, family })
     }
-    refuse_foreign_settings(header)?;
-    let heads = header.size("llama.attention.head_count")?;
-    let hidden = header.size("llama.embedding_length")?;
-    let head_dim = head_dim(header, hidden, heads)?;
-    let embedding = header.tensor("token_embd.weight").ok_or(WeightsError::MissingTensor(TensorName::Embedding))?;
-    Ok(ModelShape {
-        architecture: architecture.to_owned(),
-        layers: header.size("llama.block_count")?,
-        hidden,
-        intermediate: header.size("llama.feed_forward_length")?,
-        heads,
-        kv_heads: header.optional_size("llama.attention.head_count_kv")?.unwrap_or(heads),
-        head_dim,
-        vocab: embedding.shape().map_or(0, |[rows, _]| rows),
-        context: context(header)?,
-        rms_eps: header.required("llama.attention.layer_norm_rms_epsilon", "a number", Value::float)? as f32,
-        rope: rope(header, file, head_dim)?,
-        tied: header.tensor("output.weight").is_none(),
-        qkv_bias: header.tensor("blk.0.attn_q.bias").is_some(),
-    })
-}
 
-fn refuse_foreign_settings(header: &Header<'_>) -> Result<(), WeightsError> {
-    let experts = header.optional_size("llama.expert_count")?.unwrap_or(0);
-    if experts > 0 {
-        return Err(WeightsError::Unsupported(format!("is a mixture of {experts} experts")));
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.architecture)
     }
-    match FOREIGN_SETTINGS.iter().find(|key| header.metadata.contains_key(format!("llama.{key}").as_str())) {
-        Some(key) => Err(WeightsError::Unsupported(format!("has the setting llama.{key}"))),
-        None => Ok(()),
+
+    fn size(&self, name: &str) -> Result<usize, WeightsError> {
+        self.header.size(&self.key(name))
     }
-}
 
-/// Longest sequence. Within a sliding window attention is full attention; beyond it we would compute another model.
-fn context(header: &Header<'_>) -> Result<usize, WeightsError> {
-    let context = header.size("llama.context_length")?;
-    let window = header.optional_size("llama.attention.sliding_window")?.filter(|&window| window > 0);
-    Ok(window.map_or(context, |window| context.min(window)))
-}
-
-/// Width of a head: said outright, or an equal share of the hidden size.
-fn head_dim(header: &Header<'_>, hidden: usize, heads: usize) -> Result<usize, WeightsError> {
-    let key_length = header.optional_size("llama.attention.key_length")?;
-    let value_length = header.optional_size("llama.attention.value_length")?;
-    let dimension =
-        |value: usize, rule| WeightsError::Dimension { what: "head dimension", value: value.to_string(), rule };
-    match (key_length, value_length) {
-        (Some(key), Some(value)) if key != value => Err(dimension(value, "the same for keys and values")),
-        (Some(same), _) | (None, Some(same)) => Ok(same),
-        (None, None) => match hidden.checked_rem(heads) {
-            Some(0) => Ok(hidden / heads),
-            _ => Err(dimension(hidden, "the hidden size divided by the head count")),
-        },
+    fn optional_size(&self, name: &str) -> Result<Option<usize>, WeightsError> {
+        self.header.optional_size(&self.key(name))
     }
-}
 
-fn rope(header: &Header<'_>, file: &[u8], head_dim: usize) -> Result<RopeConfig, WeightsError> {
-    Ok(RopeConfig {
-        theta: header.optional("llama.rope.freq_base", "a number", Value::float)?.unwrap_or(10_000.0),
-        dims: header.optional_size("llama.rope.dimension_count")?.unwrap_or(head_dim),
-        scaling: rope_scaling(header, file)?,
-    })
-}
-
-fn rope_scaling(header: &Header<'_>, file: &[u8]) -> Result<RopeScaling, WeightsError> {
-    let kind = header.text("llama.rope.scaling.type")?;
-    let factor = header.optional("llama.rope.scaling.factor", "a number", Value::float)?;
-    // Written by old converters: a linear factor under another name.
-    let legacy = header.optional("llama.rope.scale_linear", "a number", Value::float)?;
-    let linear = match (kind, factor.or(legacy)) {
-        (None | Some("none"), None) | (Some("none"), Some(_)) => RopeScaling::None,
-        (None | Some("linear"), Some(factor)) => RopeScaling::Linear { factor },
-        (Some(other), _) => return Err(WeightsError::Unsupported(format!("has the rope scaling {other:?}"))),
-    };
-    let Some(divisors) = header.tensor(ROPE_DIVISORS) else { return Ok(linear) };
-    if linear != RopeScaling::None || divisors.dtype != TensorType::F32 {
-        return Err(WeightsError::Unsupported("has rope divisors that are not F32, or two rope scalings".to_owned()));
+    fn number(&self, name: &str) -> Result<Option<f64>, WeightsError> {
+        self.header.optional(&self.key(name), "a number", Value::float)
     }
-    let values = file[divisors.range.clone()].as_chunks().0.iter().map(|&le| f32::from_le_bytes(le));
-    Ok(RopeScaling::Divisors(values.collect()))
-}
 
-/// Which tensor is which. A tensor this build has no use for is an error: the model would be computed without it.
-pub(super) fn tensors(header: &Header<'_>, shape: &ModelShape) -> Result<Tensors, WeightsError> {
-    let mut tensors = HashMap::new();
-    for info in header.tensors.iter().filter(|info| info.name != ROPE_DIVISORS) {
-        let unknown = || WeightsError::Unsupported(format!("has the tensor {:?}", info.name));
-        let name = tensor_name(info.name).ok_or_else(unknown)?;
-        let shape_found = info.shape().ok_or_else(unknown)?;
-        let order = match name {
-            TensorName::Layer { part: LayerPart::Q | LayerPart::K | LayerPart::QBias | LayerPart::KBias, .. } => {
-                RowOrder::Interleaved { head_dim: shape.head_dim }
-            }
-            _ => RowOrder::Plain,
+    /// The model's dimensions and settings, not yet checked against each other.
+    pub(super) fn shape(&self) -> Result<ModelShape, WeightsError> {
+        self.refuse_foreign_settings()?;
+        let tensor = |name| self.header.tensor(name);
+        let heads = self.size("attention.head_count")?;
+        let hidden = self.size("embedding_length")?;
+        let head_dim = self.head_dim(hidden, heads)?;
+        let embedding = tensor("token_embd.weight").ok_or(WeightsError::MissingTensor(TensorName::Embedding))?;
+        let eps = self.key("attention.layer_norm_rms_epsilon");
+        Ok(ModelShape {
+            architecture: self.architecture.to_owned(),
+            layers: self.size("block_count")?,
+            hidden,
+            intermediate: self.size("feed_forward_length")?,
+            heads,
+            kv_heads: self.optional_size("attention.head_count_kv")?.unwrap_or(heads),
+            head_dim,
+            vocab: embedding.shape().map_or(0, |[rows, _]| rows),
+            context: self.context()?,
+            rms_eps: self.header.required(&eps, "a number", Value::float)? as f32,
+            rope: self.rope(head_dim)?,
+            tied: tensor("output.weight").is_none(),
+            qkv_bias: self.family.qkv_bias(tensor("blk.0.attn_q.bias").is_some()),
+            qk_norm: self.family.qk_norm(),
+        })
+    }
+
+    fn refuse_foreign_settings(&self) -> Result<(), WeightsError> {
+        let experts = self.optional_size("expert_count")?.unwrap_or(0);
+        if experts > 0 {
+            return Err(WeightsError::Unsupported(format!("is a mixture of {experts} experts")));
+        }
+        let mut keys = FOREIGN_SETTINGS.iter().map(|name| self.key(name));
+        match keys.find(|key| self.header.metadata.contains_key(key.as_str())) {
+            Some(key) => Err(WeightsError::Unsupported(format!("has the setting {key}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Longest sequence. Within a sliding window attention is full attention; beyond it we would compute another model.
+    fn context(&self) -> Result<usize, WeightsError> {
+        let context = self.size("context_length")?;
+        let window = self.optional_size("attention.sliding_window")?.filter(|&window| window > 0);
+        Ok(window.map_or(context, |window| context.min(window)))
+    }
+
+    /// Width of a head: said outright, or an equal share of the hidden size.
+    fn head_dim(&self, hidden: usize, heads: usize) -> Result<usize, WeightsError> {
+        let key_length = self.optional_size("attention.key_length")?;
+        let value_length = self.optional_size("attention.value_length")?;
+        let dimension =
+            |value: usize, rule| WeightsError::Dimension { what: "head dimension", value: value.to_string(), rule };
+        match (key_length, value_length) {
+            (Some(key), Some(value)) if key != value => Err(dimension(value, "the same for keys and values")),
+            (Some(same), _) | (None, Some(same)) => Ok(same),
+            (None, None) => match hidden.checked_rem(heads) {
+                Some(0) => Ok(hidden / heads),
+                _ => Err(dimension(hidden, "the hidden size divided by the head count")),
+            },
+        }
+    }
+
+    fn rope(&self, head_dim: usize) -> Result<RopeConfig, WeightsError> {
+        Ok(RopeConfig {
+            theta: self.number("rope.freq_base")?.unwrap_or(10_000.0),
+            dims: self.optional_size("rope.dimension_count")?.unwrap_or(head_dim),
+            scaling: self.rope_scaling()?,
+        })
+    }
+
+    fn rope_scaling(&self) -> Result<RopeScaling, WeightsError> {
+        let kind = self.header.text(&self.key("rope.scaling.type"))?;
+        let factor = self.number("rope.scaling.factor")?;
+        // Written by old converters: a linear factor under another name.
+        let legacy = self.number("rope.scale_linear")?;
+        let linear = match (kind, factor.or(legacy)) {
+            (None | Some("none"), None) | (Some("none"), Some(_)) => RopeScaling::None,
+            (None | Some("linear"), Some(factor)) => RopeScaling::Linear { factor },
+            (Some(other), _) => return Err(WeightsError::Unsupported(format!("has the rope scaling {other:?}"))),
         };
-        let entry = Entry { file: 0, range: info.range.clone(), dtype: info.dtype, shape: shape_found, order };
-        tensors.insert(name, entry);
+        let Some(divisors) = self.header.tensor(ROPE_DIVISORS) else { return Ok(linear) };
+        if linear != RopeScaling::None || divisors.dtype != TensorType::F32 {
+            return Err(WeightsError::Unsupported(
+                "has rope divisors that are not F32, or two rope scalings".to_owned(),
+            ));
+        }
+        let values = self.file[divisors.range.clone()].as_chunks().0.iter().map(|&le| f32::from_le_bytes(le));
+        Ok(RopeScaling::Divisors(values.collect()))
     }
-    Ok(tensors)
+
+    /// Which tensor is which. A tensor this build has no use for is an error: the model would be computed without it.
+    pub(super) fn tensors(&self, shape: &ModelShape) -> Result<Tensors, WeightsError> {
+        let mut tensors = HashMap::new();
+        for info in self.header.tensors.iter().filter(|info| !self.is_setting(info)) {
+            let unknown = || WeightsError::Unsupported(format!("has the tensor {:?}", info.name));
+            let name = tensor_name(info.name).ok_or_else(unknown)?;
+            let shape_found = info.shape().ok_or_else(unknown)?;
+            let order = match name {
+                TensorName::Layer { part, .. } => self.family.gguf_row_order(part, shape.head_dim),
+                _ => RowOrder::Plain,
+            };
+            let entry = Entry { file: 0, range: info.range.clone(), dtype: info.dtype, shape: shape_found, order };
+            tensors.insert(name, entry);
+        }
+        Ok(tensors)
+    }
+
+    /// Whether a tensor is no weight. llama.cpp reads the divisors for the llama architecture only.
+    fn is_setting(&self, info: &TensorInfo<'_>) -> bool {
+        self.family == Family::Llama && info.name == ROPE_DIVISORS
+    }
 }
 
 fn tensor_name(name: &str) -> Option<TensorName> {
@@ -193,6 +240,8 @@ fn tensor_name(name: &str) -> Option<TensorName> {
         "attn_q.bias" => LayerPart::QBias,
         "attn_k.bias" => LayerPart::KBias,
         "attn_v.bias" => LayerPart::VBias,
+        "attn_q_norm.weight" => LayerPart::QNorm,
+        "attn_k_norm.weight" => LayerPart::KNorm,
         "ffn_norm.weight" => LayerPart::FfnNorm,
         "ffn_gate.weight" => LayerPart::Gate,
         "ffn_up.weight" => LayerPart::Up,

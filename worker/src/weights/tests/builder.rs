@@ -89,20 +89,24 @@ impl Gguf {
 
     /// A whole llama model of one layer, 8 wide, with zero weights and this tokenizer.
     pub(super) fn model(tokenizer: Vec<(&str, Vec<u8>)>) -> Self {
+        Self::model_of("llama", tokenizer)
+    }
+
+    /// The same of another architecture; what its layers have beyond a llama's is the caller's to add.
+    pub(super) fn model_of(architecture: &str, tokenizer: Vec<(&str, Vec<u8>)>) -> Self {
         let vocab = 32;
         let settings = vec![
-            ("general.architecture", string("llama")),
-            ("llama.block_count", uint32(1)),
-            ("llama.context_length", uint32(16)),
-            ("llama.embedding_length", uint32(8)),
-            ("llama.feed_forward_length", uint32(8)),
-            ("llama.attention.head_count", uint32(2)),
-            ("llama.attention.layer_norm_rms_epsilon", float32(1e-5)),
+            ("block_count", uint32(1)),
+            ("context_length", uint32(16)),
+            ("embedding_length", uint32(8)),
+            ("feed_forward_length", uint32(8)),
+            ("attention.head_count", uint32(2)),
+            ("attention.layer_norm_rms_epsilon", float32(1e-5)),
         ];
         let mut gguf = Self { metadata: Vec::new(), tensors: Vec::new(), data: 0, ..Self::one_tensor() };
-        for (key, value) in settings.into_iter().chain(tokenizer) {
-            gguf.set(key, value);
-        }
+        gguf.set("general.architecture", string(architecture));
+        settings.into_iter().for_each(|(key, value)| gguf.set(&format!("{architecture}.{key}"), value));
+        tokenizer.into_iter().for_each(|(key, value)| gguf.set(key, value));
         gguf.add("token_embd.weight", &[8, vocab]);
         gguf.add("output_norm.weight", &[8]);
         for part in ["attn_norm", "ffn_norm"] {

@@ -63,6 +63,7 @@ fn tiny_shape(architecture: &str) -> ModelShape {
         rope: RopeConfig { theta: 10_000.0, dims: 16, scaling: RopeScaling::None },
         tied: true,
         qkv_bias: false,
+        qk_norm: false,
     }
 }
 

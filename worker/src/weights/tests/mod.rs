@@ -1,7 +1,9 @@
 //! The promises of opening a model, on the tiny golden model in both formats, on files made wrong on purpose, and on the
 //! real default model.
 
+mod blocks;
 mod builder;
+mod families;
 mod goldens;
 mod malformed_gguf;
 mod malformed_hf;
@@ -29,8 +31,13 @@ fn open_gguf(content: &[u8]) -> Result<ModelFile, WeightsError> {
 
 /// A copy of the tiny Hugging Face directory that a test may change.
 fn copy_of_tiny() -> tempfile::TempDir {
+    copy_of("tiny/base")
+}
+
+/// A copy of a golden directory that a test may change.
+fn copy_of(directory: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(golden("tiny/base")).unwrap() {
+    for entry in std::fs::read_dir(golden(directory)).unwrap() {
         let entry = entry.unwrap();
         std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
     }

@@ -167,6 +167,16 @@ fn pre_tokenizers_cut_digits_each_in_its_own_way() {
 }
 
 #[test]
+fn the_pre_tokenizers_of_the_families_cut_like_their_own_tokenizers() {
+    let cases = lines("families/pieces.jsonl");
+    assert_eq!(cases.len(), 30);
+    for case in cases {
+        let (pre, text): (String, String) = (field(&case, "pre"), field(&case, "text"));
+        assert_eq!(pieces(&pre, &text), field::<Vec<String>>(&case, "pieces"), "{pre}: {text:?}");
+    }
+}
+
+#[test]
 fn a_pre_tokenizer_that_is_unknown_or_absent_is_refused() {
     let mut gguf = Gguf::model(four_letter_bpe());
     gguf.set("tokenizer.ggml.pre", string("no-such-rule"));

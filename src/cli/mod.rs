@@ -1,11 +1,18 @@
 //! The command line: what can be said, and the help that teaches it. Owns the flags and what they mean for the
 //! configuration; reads nothing and starts nothing.
 
+mod bench;
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use shoal_common::config::{Exposure, ModelFlag, ModelFlagSource, Overrides, Scope};
 use shoal_common::ids::Name;
+
+use bench::BENCH_HELP;
+pub(crate) use bench::Bench;
 
 /// Serves LLM completions from your own machines: same request, same bytes.
 #[derive(Debug, Parser)]
@@ -35,6 +42,7 @@ Examples:
   shoal check --config cluster.toml                 all faults of a configuration, and the plan
   shoal router --config cluster.toml                a cluster: the router,
   shoal worker --config cluster.toml --name alpha   and a worker, on another machine
+  shoal bench --concurrency 1,8,32                  how fast a server answers, this one or another
 
 Exit codes:
   0    done, or stopped by SIGTERM or Ctrl-C
@@ -91,7 +99,7 @@ pub(crate) enum Command {
     Worker(Worker),
     /// Report every fault of the configuration and show the plan, without starting
     #[command(after_help = CHECK_HELP)]
-    Check,
+    Check(Check),
     /// Make the certificates of a cluster
     #[command(after_help = CERT_HELP)]
     Cert {
@@ -101,6 +109,9 @@ pub(crate) enum Command {
     /// Get a model from the Hugging Face hub
     #[command(after_help = PULL_HELP)]
     Pull(Pull),
+    /// Measure a server: tokens per second, time to first token, time between tokens
+    #[command(after_help = BENCH_HELP)]
+    Bench(Bench),
 }
 
 const DEV_HELP: &str = "\
@@ -197,11 +208,35 @@ struct WorkerFlags {
 }
 
 const CHECK_HELP: &str = "\
-Reads the configuration as the other commands do, with the same environment, and starts nothing. Exit code 0: it is good. \
-1: it is not, and every fault is on stderr with its place, its reason and what to do.
+Reads the configuration as the other commands do, with the same environment, and the model files as a worker does, and \
+starts nothing. Says who hosts what and what it takes of memory. Exit code 0: it is good. 1: it is not, and every fault is \
+on stderr with its place, its reason and what to do.
 
-Example:
-  shoal check --config cluster.toml";
+Examples:
+  shoal check --config cluster.toml
+  shoal check --model SmolLM2-135M-Instruct.Q4_1.gguf
+  shoal check --model ./my-model-directory --ppl text.txt    what quantisation costs on this text";
+
+/// `shoal check`
+#[derive(Args, Debug)]
+pub(crate) struct Check {
+    /// Check this model (a GGUF file or a Hugging Face directory) instead of a configuration
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: Option<PathBuf>,
+    /// Print the perplexity of this text, with the engine that serves and with the reference engine
+    #[arg(long, value_name = "TEXT FILE")]
+    pub(crate) ppl: Option<PathBuf>,
+}
+
+impl Check {
+    /// What the flags say over the configuration.
+    pub(crate) fn overrides(&self) -> Overrides {
+        let source = self.model.clone().map(ModelFlagSource::Path);
+        let model = source.map(|source| ModelFlag { name: None, source });
+        let scope = if model.is_some() { Scope::Dev } else { Scope::Whole };
+        Overrides { scope, model, ..Overrides::default() }
+    }
+}
 
 const CERT_HELP: &str = "\
 Every link between router and worker is mutual TLS: a process proves its role and its name by a certificate of the \
@@ -322,75 +357,5 @@ impl WorkerFlags {
     fn apply(&self, overrides: &mut Overrides) {
         overrides.slots = self.slots;
         overrides.threads = self.threads;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use clap::CommandFactory;
-    use clap::error::ErrorKind;
-
-    use super::*;
-
-    fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(line.split(' '))
-    }
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn the_flags_of_dev_become_overrides() {
-        let line = "shoal dev --model m.gguf --model-name m --listen 0.0.0.0:1 --quic 127.0.0.1:2 --insecure --workers 3 \
-                    --slots 4 --threads 5 --data-dir d --config c.toml";
-        let cli = parse(line).expect("a good line");
-        let Command::Dev(dev) = &cli.command else { panic!("{:?}", cli.command) };
-        let overrides = dev.overrides();
-        let model = overrides.model.expect("a model");
-        assert!(matches!(model.source, ModelFlagSource::Path(path) if path == Path::new("m.gguf")));
-        assert_eq!(model.name.as_deref(), Some("m"));
-        assert_eq!((overrides.scope, overrides.exposure), (Scope::Dev, Some(Exposure::Insecure)));
-        assert_eq!((overrides.listen.as_deref(), overrides.quic.as_deref()), (Some("0.0.0.0:1"), Some("127.0.0.1:2")));
-        assert_eq!((overrides.workers, overrides.slots, overrides.threads), (Some(3), Some(4), Some(5)));
-        assert_eq!(overrides.data_dir.as_deref(), Some(Path::new("d")));
-        assert_eq!(cli.global.config.as_deref(), Some(Path::new("c.toml")));
-    }
-
-    #[test]
-    fn a_flag_that_is_not_given_overrides_nothing() {
-        let cli = parse("shoal router").expect("a good line");
-        let Command::Router(router) = cli.command else { panic!("{:?}", cli.command) };
-        let overrides = router.overrides();
-        assert_eq!((overrides.listen, overrides.exposure, overrides.workers), (None, None, None));
-        assert_eq!(router.name.as_str(), "router");
-    }
-
-    #[test]
-    fn what_cannot_be_meant_is_refused() {
-        for line in [
-            "shoal dev --model a --scripted",
-            "shoal dev --scripted --workers 0",
-            "shoal dev --scripted --workers 17",
-            "shoal worker",
-            "shoal router --name ../x",
-            "shoal cert issue --dir d --role king --name n",
-            "shoal pull",
-        ] {
-            let error = parse(line).expect_err(line);
-            assert_eq!(error.exit_code(), 2, "{line}");
-        }
-    }
-
-    #[test]
-    fn every_command_has_help_with_an_example() {
-        for command in ["dev", "router", "worker", "check", "cert", "pull"] {
-            let help = parse(&format!("shoal {command} --help")).expect_err("help ends the command");
-            assert_eq!(help.kind(), ErrorKind::DisplayHelp);
-            assert!(help.to_string().contains(&format!("  shoal {command} ")), "{help}");
-        }
     }
 }

@@ -1,17 +1,28 @@
-//! Equal bits of every logit, whatever shares the step, wherever a prefill was cut, however many threads, on any
-//! instruction set.
+//! The numerics contract as tests for any backend: equal bits of every logit, whatever shares the step, wherever a prefill
+//! was cut, whichever blocks it got, however many threads, on any instruction set. [`keeps_the_contract`] makes the tests.
 
 use std::iter;
 
 use shoal_common::ids::TokenId;
 
-use super::{Bench, Part, TINY, assert_same_bits};
-use crate::backend::LogitsOf;
-use crate::backend::tables::Name;
+use super::bench::{Bench, Instructions, Part, Setup, assert_same_bits, golden};
+use super::tables::Name;
+use super::{Backend, LogitsOf};
 
+/// Opens a backend; `None` for an instruction set that this CPU does not have.
+pub(crate) type Open = fn(Setup<'_>) -> Option<Box<dyn Backend>>;
+
+/// The tiny golden model in every format.
+const TINY: [&str; 4] =
+    ["tiny/base", "tiny/gguf/tiny-f32.gguf", "tiny/gguf/tiny-q4_1.gguf", "tiny/gguf/tiny-q8_0.gguf"];
 const VOCAB: u32 = 512;
 /// Longer than a few KV blocks, and no multiple of one.
 const LENGTH: usize = 151;
+
+fn bench(open: Open, format: &str, threads: usize) -> Bench {
+    let setup = Setup { model: &golden(format), threads, instructions: Instructions::Best };
+    Bench::over(open(setup).expect("the best is there"))
+}
 
 /// Some text: ids that follow no pattern the model could hide a mistake behind.
 fn text(seed: u32, length: usize) -> Vec<TokenId> {
@@ -19,10 +30,9 @@ fn text(seed: u32, length: usize) -> Vec<TokenId> {
     iter::successors(step(&seed), step).map(|state| TokenId((state >> 16) % VOCAB)).take(length).collect()
 }
 
-#[test]
-fn a_prefill_may_be_cut_anywhere() {
+pub(crate) fn a_prefill_may_be_cut_anywhere(open: Open) {
     for format in TINY {
-        let mut bench = Bench::tiny(format, 2);
+        let mut bench = bench(open, format, 2);
         let whole = bench.alone(&text(1, LENGTH), usize::MAX);
         for chunk in [1, 7, 64] {
             let cut = bench.alone(&text(1, LENGTH), chunk);
@@ -31,10 +41,9 @@ fn a_prefill_may_be_cut_anywhere() {
     }
 }
 
-#[test]
-fn thirty_one_strangers_leave_no_trace() {
+pub(crate) fn thirty_one_strangers_leave_no_trace(open: Open) {
     for format in TINY {
-        let mut bench = Bench::tiny(format, 2);
+        let mut bench = bench(open, format, 2);
         let ours = text(1, LENGTH);
         let alone = bench.alone(&ours, 64);
         // Strangers of all lengths, some in prefill and some in decode, before and behind; all move on at every step.
@@ -63,9 +72,8 @@ fn thirty_one_strangers_leave_no_trace() {
     }
 }
 
-#[test]
-fn any_batch_size_gives_a_decode_the_same_bits() {
-    let mut bench = Bench::tiny("tiny/gguf/tiny-q4_1.gguf", 2);
+pub(crate) fn any_batch_size_gives_a_decode_the_same_bits(open: Open) {
+    let mut bench = bench(open, "tiny/gguf/tiny-q4_1.gguf", 2);
     let prompt = text(1, 20);
     let alone = bench.alone(&prompt, usize::MAX);
     for batch in 1..=40 {
@@ -89,10 +97,9 @@ fn any_batch_size_gives_a_decode_the_same_bits() {
     }
 }
 
-#[test]
-fn a_fork_goes_on_as_if_it_had_been_computed() {
+pub(crate) fn a_fork_goes_on_as_if_it_had_been_computed(open: Open) {
     for format in TINY {
-        let mut bench = Bench::tiny(format, 2);
+        let mut bench = bench(open, format, 2);
         let (root, trunk) = (bench.name(), text(1, 70));
         bench.extend(root, 0, &trunk, 64);
         // Within a block, at its end, at its beginning, nothing, everything.
@@ -114,9 +121,8 @@ fn a_fork_goes_on_as_if_it_had_been_computed() {
     }
 }
 
-#[test]
-fn a_fork_outlives_its_root() {
-    let mut bench = Bench::tiny("tiny/base", 2);
+pub(crate) fn a_fork_outlives_its_root(open: Open) {
+    let mut bench = bench(open, "tiny/base", 2);
     let root = bench.name();
     bench.extend(root, 0, &text(1, 40), 64);
     let branch = bench.fork(root, 25);
@@ -126,10 +132,9 @@ fn a_fork_outlives_its_root() {
     assert_same_bits("fork without root", &forked, &recomputed[25..]);
 }
 
-#[test]
-fn where_a_sequence_s_blocks_are_and_what_they_held_before_does_not_show() {
+pub(crate) fn where_blocks_are_and_what_they_held_before_does_not_show(open: Open) {
     for format in TINY {
-        let mut bench = Bench::tiny(format, 2);
+        let mut bench = bench(open, format, 2);
         let fresh = bench.alone(&text(1, LENGTH), 64);
         let others: Vec<Name> = (0..8).map(|_| bench.name()).collect();
         // Interleaved, so that a sequence's blocks are scattered; released in another order, so that they come back mixed.
@@ -143,32 +148,62 @@ fn where_a_sequence_s_blocks_are_and_what_they_held_before_does_not_show() {
     }
 }
 
-#[test]
-fn the_number_of_threads_does_not_show() {
+pub(crate) fn the_number_of_threads_does_not_show(open: Open) {
     for format in TINY {
-        let one = Bench::tiny(format, 1).alone(&text(1, LENGTH), 64);
+        let one = bench(open, format, 1).alone(&text(1, LENGTH), 64);
         for threads in [2, 5] {
-            let several = Bench::tiny(format, threads).alone(&text(1, LENGTH), 64);
+            let several = bench(open, format, threads).alone(&text(1, LENGTH), 64);
             assert_same_bits(&format!("{format} on {threads} threads"), &several, &one);
         }
     }
 }
 
-#[test]
-fn the_instruction_set_does_not_show() {
+pub(crate) fn the_instruction_set_does_not_show(open: Open) {
     for format in TINY {
-        let here = Bench::tiny(format, 2).alone(&text(1, LENGTH), 64);
-        let portable = Bench::portable(format).alone(&text(1, LENGTH), 64);
-        assert_same_bits(format, &portable, &here);
+        let here = bench(open, format, 2).alone(&text(1, LENGTH), 64);
+        let on =
+            |number| open(Setup { model: &golden(format), threads: 1, instructions: Instructions::Number(number) });
+        let sets: Vec<_> = (0..).map_while(on).collect();
+        assert!(!sets.is_empty(), "the portable one is always there");
+        for (number, backend) in sets.into_iter().enumerate() {
+            let there = Bench::over(backend).alone(&text(1, LENGTH), 64);
+            assert_same_bits(&format!("{format} on set {number}"), &there, &here);
+        }
     }
 }
 
-#[test]
-fn last_and_all_give_the_same_row() {
-    let mut bench = Bench::tiny("tiny/base", 2);
+pub(crate) fn last_and_all_give_the_same_row(open: Open) {
+    let mut bench = bench(open, "tiny/base", 2);
     let (tokens, sequence) = (text(1, 30), bench.name());
     let all = bench.alone(&tokens, usize::MAX);
     bench.run(&[Part { sequence, start: 0, tokens: &tokens[..12], logits: LogitsOf::None }]);
     bench.run(&[Part { sequence, start: 12, tokens: &tokens[12..], logits: LogitsOf::Last }]);
     assert_same_bits("last", &bench.rows(0..1), &all[29..]);
 }
+
+/// The contract's tests for the backend that `$open` opens.
+macro_rules! keeps_the_contract {
+    ($open:expr) => {
+        $crate::backend::contract::keeps_the_contract! {
+            $open;
+            a_prefill_may_be_cut_anywhere
+            thirty_one_strangers_leave_no_trace
+            any_batch_size_gives_a_decode_the_same_bits
+            a_fork_goes_on_as_if_it_had_been_computed
+            a_fork_outlives_its_root
+            where_blocks_are_and_what_they_held_before_does_not_show
+            the_number_of_threads_does_not_show
+            the_instruction_set_does_not_show
+            last_and_all_give_the_same_row
+        }
+    };
+    ($open:expr; $($promise:ident)+) => {
+        $(
+            #[test]
+            fn $promise() {
+                $crate::backend::contract::$promise($open);
+            }
+        )+
+    };
+}
+pub(crate) use keeps_the_contract;

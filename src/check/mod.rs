@@ -1,5 +1,8 @@
-//! `shoal check`: shows who would host what, from the configuration and the outside of the model files. Called by `main`;
-//! starts nothing and reads no more of a file than its first bytes.
+//! `shoal check`: shows who would host what, and what the models take of memory ([`memory`]); [`perplexity`] is `--ppl`.
+//! Called by `main`; reads the model files as a worker does, and starts nothing.
+
+mod memory;
+pub(crate) mod perplexity;
 
 use std::fmt::{self, Write};
 use std::fs::File;
@@ -7,7 +10,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use indicatif::HumanBytes;
-use shoal_common::config::{Config, ModelConfig, ModelSource, WorkerConfig};
+use shoal_common::config::{Config, ModelConfig, WorkerConfig};
+use shoal_worker::weights::WeightsError;
 
 /// Why a file that a model names cannot hold one.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +20,8 @@ pub(crate) enum CheckError {
     Unreadable { model: String, path: PathBuf, source: io::Error },
     #[error("model {model}: {} is no GGUF file; give a GGUF file or a Hugging Face directory", .path.display())]
     NotGguf { model: String, path: PathBuf },
+    #[error("model {model} cannot be used")]
+    Unusable { model: String, source: WeightsError },
     #[error("model {model}: {} has no {missing}; a Hugging Face directory has config.json and *.safetensors", .path.display())]
     NotDirectory { model: String, path: PathBuf, missing: &'static str },
 }
@@ -57,7 +63,15 @@ pub(crate) fn plan(config: &Config) -> (String, Vec<CheckError>) {
     for model in &config.models {
         match weights(model) {
             Ok(weights) => line("model", format!("{}: {weights}{}", model.name, hosts(config, model))),
-            Err(fault) => faults.push(fault),
+            Err(fault) => {
+                faults.push(fault);
+                continue;
+            }
+        }
+        match memory::lines(config, model) {
+            None => {}
+            Some(Ok(lines)) => lines.into_iter().for_each(|text| line("", text)),
+            Some(Err(source)) => faults.push(CheckError::Unusable { model: model.name.to_string(), source }),
         }
     }
     for worker in &config.workers {
@@ -84,8 +98,8 @@ fn sizes(worker: &WorkerConfig) -> String {
 }
 
 fn weights(model: &ModelConfig) -> Result<Weights, CheckError> {
-    let ModelSource::Path(path) = &model.source else { return Ok(Weights::Scripted) };
-    let unreadable = |source| CheckError::Unreadable { model: model.name.to_string(), path: path.clone(), source };
+    let Some((path, _)) = model.files() else { return Ok(Weights::Scripted) };
+    let unreadable = |source| CheckError::Unreadable { model: model.name.to_string(), path: path.to_owned(), source };
     let metadata = path.metadata().map_err(unreadable)?;
     if metadata.is_dir() {
         return directory(model, path, unreadable);
@@ -95,7 +109,7 @@ fn weights(model: &ModelConfig) -> Result<Weights, CheckError> {
     match read {
         Ok(()) if &magic == b"GGUF" => Ok(Weights::Gguf { bytes: metadata.len() }),
         Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(unreadable(error)),
-        _ => Err(CheckError::NotGguf { model: model.name.to_string(), path: path.clone() }),
+        _ => Err(CheckError::NotGguf { model: model.name.to_string(), path: path.to_owned() }),
     }
 }
 
@@ -132,15 +146,27 @@ mod tests {
         plan(&load(None, &overrides).expect("nothing is wrong"))
     }
 
+    fn tiny(model: &str) -> std::path::PathBuf {
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/tiny")).join(model)
+    }
+
     #[test]
-    fn the_plan_says_who_hosts_what() {
+    fn the_plan_says_who_hosts_what_and_what_it_takes() {
+        let (plan, faults) = plan_of(&tiny("gguf/tiny-q8_0.gguf"));
+        assert!(faults.is_empty(), "{faults:?}");
+        assert!(plan.contains("model    m: GGUF, "), "{plan}");
+        assert!(plan.contains("; 2 workers\n"), "{plan}");
+        assert!(plan.contains("Q8_0 in 4 layers, context "), "{plan}");
+        assert!(plan.contains("KV 512 B a token\n"), "{plan}");
+        assert!(plan.contains("worker   worker-2: hosts m, 32 slots"), "{plan}");
+    }
+
+    #[test]
+    fn a_model_that_no_worker_could_load_is_a_fault() {
         let dir = tempfile::tempdir().expect("a directory");
         let gguf = dir.path().join("m.gguf");
         std::fs::write(&gguf, b"GGUF\x03\0\0\0").expect("the file");
-        let (plan, faults) = plan_of(&gguf);
-        assert!(faults.is_empty(), "{faults:?}");
-        assert!(plan.contains("model    m: GGUF, 8 B; 2 workers\n"), "{plan}");
-        assert!(plan.contains("worker   worker-2: hosts m, 32 slots"), "{plan}");
+        assert!(matches!(plan_of(&gguf).1.as_slice(), [CheckError::Unusable { .. }]));
     }
 
     #[test]
@@ -164,8 +190,9 @@ mod tests {
             );
             std::fs::write(dir.path().join(name), b"x").expect("the file");
         }
-        let (plan, faults) = plan_of(dir.path());
+        assert!(matches!(plan_of(dir.path()).1.as_slice(), [CheckError::Unusable { .. }]));
+        let (plan, faults) = plan_of(&tiny("base"));
         assert!(faults.is_empty(), "{faults:?}");
-        assert!(plan.contains("safetensors, 1 files, 1 B"), "{plan}");
+        assert!(plan.contains("safetensors, 1 files, "), "{plan}");
     }
 }

@@ -1,0 +1,170 @@
+//! The matmul and attention kernels against the machine's limits, measured by the same binary in the same run: bytes of
+//! weights a second against plain reading, multiply-adds a second against the bare dot-product and multiply-add
+//! instructions.
+//!
+//! `cargo bench -p shoal-kernels --bench kernels`; numbers after `--` choose the rows (default 1 8 32 512).
+
+use std::hint::black_box;
+use std::num::NonZero;
+use std::time::{Duration, Instant};
+
+use shoal_kernels::{
+    Activations, Attention, Encoding, Heads, Isa, KvPool, KvShape, Matrix, Pool, Rope, Rows, Spans, Write,
+};
+
+mod limits;
+
+/// Inputs and outputs of the layers of SmolLM2-135M and of a 1B llama.
+const SHAPES: [(usize, usize); 7] =
+    [(576, 960), (576, 3072), (1536, 576), (576, 49152), (2048, 3072), (2048, 16384), (8192, 2048)];
+const ENCODINGS: [Encoding; 4] = [Encoding::Nibbles, Encoding::NibblesMin, Encoding::Bytes, Encoding::SixBits];
+/// Weights that are passed over before any is read again: larger than every cache.
+const COLD_BYTES: usize = 160 << 20;
+/// Repetitions last as long as this, and the best of five is taken.
+const TIME: Duration = Duration::from_millis(120);
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let rows: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
+    let rows = if rows.is_empty() { vec![1, 8, 32, 512] } else { rows };
+    // `cargo test --benches` runs this without `--bench`: it then only has to build.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return Ok(());
+    }
+    let threads = std::thread::available_parallelism()?;
+    let limits = limits::measure(threads);
+    println!("{limits}");
+    for isa in Isa::available().into_iter().skip(1) {
+        let mut pool = Pool::new(threads, isa)?;
+        for &(inputs, outputs) in &SHAPES {
+            for encoding in ENCODINGS {
+                matmul(&mut pool, (inputs, outputs), encoding, &rows, &limits);
+            }
+        }
+    }
+    let mut pool = Pool::new(threads, Isa::best())?;
+    for heads in [Heads { queries: 9, kv: 3, dim: 64 }, Heads { queries: 32, kv: 8, dim: 64 }] {
+        for (rows, position) in [(1, 256), (1, 2048), (1, 8000), (512, 0), (512, 1536)] {
+            attention(&mut pool, heads, rows, position, &limits);
+        }
+    }
+    let mut one = Pool::new(NonZero::<usize>::MIN, Isa::best())?;
+    splits(&mut pool);
+    splits(&mut one);
+    Ok(())
+}
+
+/// The best of five times per call of `work`, in seconds.
+fn time(mut work: impl FnMut()) -> f64 {
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        let (begin, mut calls) = (Instant::now(), 0);
+        while begin.elapsed() < TIME / 5 || calls < 2 {
+            work();
+            calls += 1;
+        }
+        best = best.min(begin.elapsed().as_secs_f64() / f64::from(calls));
+    }
+    best
+}
+
+/// Numbers that follow no pattern a kernel could profit from.
+fn noise(seed: &mut u32) -> u32 {
+    *seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+    *seed >> 8
+}
+
+fn rows_of(count: usize, width: usize) -> Rows {
+    let (mut rows, mut seed) = (Rows::new(width), 7);
+    rows.resize(count);
+    for row in 0..count {
+        rows.row_mut(row).iter_mut().for_each(|x| *x = noise(&mut seed) as f32 / (1 << 23) as f32 - 1.0);
+    }
+    rows
+}
+
+fn matmul(
+    pool: &mut Pool,
+    (inputs, outputs): (usize, usize),
+    encoding: Encoding,
+    rows: &[usize],
+    limits: &limits::Limits,
+) {
+    let mut matrices = Vec::new();
+    while matrices.iter().map(Matrix::bytes).sum::<usize>() < COLD_BYTES {
+        let mut matrix = Matrix::new(inputs);
+        matrix.push(pool, encoding, outputs, None, |output, weights| {
+            let mut seed = output as u32;
+            weights.quants.iter_mut().for_each(|quant| *quant = (noise(&mut seed) & 15) as u8);
+            weights.scales.fill(1.0);
+            weights.supers.fill(0.01);
+            weights.minima.fill(-0.05);
+        });
+        matrices.push(matrix);
+    }
+    print!("{:12} {inputs:5} x {outputs:5} {encoding:?}:", pool.isa().to_string());
+    for &rows in rows {
+        let (x, mut y) = (rows_of(rows, inputs), Rows::new(outputs));
+        y.resize(rows);
+        let mut quantised = Activations::new(inputs);
+        quantised.quantise(pool, &x);
+        let mut next = 0;
+        let seconds = time(|| {
+            matrices[next].multiply(pool, &quantised, &mut y, Write::Set);
+            next = (next + 1) % matrices.len();
+        });
+        let bytes = matrices[0].bytes() as f64 / seconds / 1e9;
+        let operations = 2.0 * (inputs * outputs * rows) as f64 / seconds / 1e9;
+        print!(
+            "  {rows} rows {bytes:.1} GB/s ({:.0} %) {operations:.0} GOP/s ({:.0} %)",
+            100.0 * bytes / limits.read,
+            100.0 * operations / limits.dots
+        );
+    }
+    println!();
+}
+
+fn attention(pool: &mut Pool, heads: Heads, rows: usize, position: usize, limits: &limits::Limits) {
+    let blocks = (position + rows).div_ceil(16);
+    let shape = KvShape { layers: 1, kv_heads: heads.kv, head_dim: heads.dim };
+    let mut kv = KvPool::new(shape, blocks).expect("some megabytes");
+    let mut rope = Rope::new(vec![0.1; heads.dim / 2]);
+    rope.reach(position + rows);
+    let mut spans = Spans::default();
+    let mut at = 0;
+    // The positions before, stored in pieces.
+    while at < position + rows {
+        let piece = (position + rows - at).min(512);
+        spans.clear();
+        spans.push(piece, at, 0..blocks as u32);
+        let mut projections = rows_of(piece, heads.width());
+        rope.store(pool, &mut projections, &spans, heads, None, (&mut kv, 0));
+        at += piece;
+    }
+    spans.clear();
+    spans.push(rows, position, 0..blocks as u32);
+    let (projections, mut out) = (rows_of(rows, heads.width()), Rows::new(heads.queries * heads.dim));
+    out.resize(rows);
+    let mut attention = Attention::new(heads);
+    attention.plan(pool, &spans);
+    let seconds = time(|| attention.compute(pool, &projections, &spans, (&kv, 0), &mut out));
+    let looks: usize = (position + 1..=position + rows).sum();
+    let operations = 4.0 * (looks * heads.queries * heads.dim) as f64 / seconds / 1e9;
+    println!(
+        "attention {} heads over {}, {rows} rows at {position}: {:.1} us, {operations:.0} GFLOP/s ({:.0} %)",
+        heads.queries,
+        heads.kv,
+        seconds * 1e6,
+        100.0 * operations / limits.fma
+    );
+}
+
+fn splits(pool: &mut Pool) {
+    let seconds = time(|| {
+        for _ in 0..1000 {
+            pool.split(2, 1, |_, range| {
+                black_box(range);
+            });
+        }
+    });
+    println!("a split on {} threads: {:.0} ns", pool.threads(), seconds * 1e6);
+}

@@ -1,0 +1,239 @@
+//! Rows quantised to int8, the left side of every matmul.
+//!
+//! A block of 32 values has the scale amax / 127; a value becomes value x (127 / amax), rounded half to even. A block whose
+//! amax is below 2^-100 is zero; one with a value that is not finite has the scale NaN, so that the damage shows in what is
+//! computed from it and nowhere else.
+
+use crate::pool::Pool;
+use crate::rows::{BLOCK, Rows, Shared};
+use crate::simd::{LANES, Op, Simd, dispatch};
+use crate::vector;
+
+/// Rows that a matmul computes together, and whose blocks lie side by side.
+pub(crate) const TOGETHER: usize = 8;
+
+/// Below this a block is zero: its reciprocal would leave f32.
+const SMALLEST: f32 = f32::from_bits((127 - 100) << 23);
+
+/// The same 32 inputs of up to [`TOGETHER`] rows.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct RowBlocks {
+    pub(crate) quants: [[i8; BLOCK]; TOGETHER],
+    pub(crate) scales: [f32; TOGETHER],
+    /// Scale times the sum of the quants.
+    pub(crate) sums: [f32; TOGETHER],
+    /// -8 and -128 times the sum of the quants.
+    pub(crate) minus8: [i32; TOGETHER],
+    pub(crate) minus128: [i32; TOGETHER],
+    /// The same for each half of the block: weights with 16 to a scale ask for it.
+    pub(crate) half_sums: [[f32; TOGETHER]; 2],
+    pub(crate) half_minus128: [[i32; TOGETHER]; 2],
+}
+
+const ZERO: RowBlocks = RowBlocks {
+    quants: [[0; BLOCK]; TOGETHER],
+    scales: [0.0; TOGETHER],
+    sums: [0.0; TOGETHER],
+    minus8: [0; TOGETHER],
+    minus128: [0; TOGETHER],
+    half_sums: [[0.0; TOGETHER]; 2],
+    half_minus128: [[0; TOGETHER]; 2],
+};
+
+/// Quantised rows, in groups of up to [`TOGETHER`] of about equal size: eight rows and one more are five and four.
+#[derive(Debug)]
+pub struct Activations {
+    width: usize,
+    rows: usize,
+    /// Rows of a group; the last may have fewer.
+    per_group: usize,
+    /// `[groups, blocks of a row]`
+    blocks: Vec<RowBlocks>,
+}
+
+/// The rows of one group.
+pub(crate) struct Group<'a> {
+    /// Index of its first row.
+    pub(crate) first: usize,
+    pub(crate) rows: usize,
+    /// One for each block of a row.
+    pub(crate) blocks: &'a [RowBlocks],
+}
+
+impl Activations {
+    /// No rows yet, of `width` values.
+    pub fn new(width: usize) -> Self {
+        Self { width, rows: 0, per_group: 1, blocks: Vec::new() }
+    }
+
+    /// Values of a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn row_blocks(&self) -> usize {
+        self.width.div_ceil(BLOCK)
+    }
+
+    pub(crate) fn groups(&self) -> usize {
+        self.rows.div_ceil(self.per_group)
+    }
+
+    pub(crate) fn group(&self, index: usize) -> Group<'_> {
+        let first = index * self.per_group;
+        let blocks = &self.blocks[index * self.row_blocks()..][..self.row_blocks()];
+        Group { first, rows: self.per_group.min(self.rows - first), blocks }
+    }
+
+    /// Makes it `rows` rows of any content. Memory is kept for the largest count so far.
+    fn resize(&mut self, rows: usize) {
+        self.rows = rows;
+        self.per_group = rows.div_ceil(rows.div_ceil(TOGETHER).max(1)).max(1);
+        let blocks = self.groups() * self.row_blocks();
+        if blocks > self.blocks.len() {
+            self.blocks.resize(blocks, ZERO);
+        }
+    }
+
+    /// Quantises `x` as it is.
+    pub fn quantise(&mut self, pool: &mut Pool, x: &Rows) {
+        self.fill(pool, x, Source::Plain);
+    }
+
+    /// Quantises the RMS norms of `x`: each row times 1 / sqrt(mean square + eps), times `weights`, `[padded(width)]` with
+    /// zeros at its end. The squares are summed in 16 lanes, folded as [`Simd::sum`] does.
+    pub fn quantise_normed(&mut self, pool: &mut Pool, x: &Rows, weights: &[f32], eps: f32) {
+        assert_eq!(weights.len(), x.stride(), "weights of the norm");
+        self.fill(pool, x, Source::Norm { weights, length: x.width(), eps });
+    }
+
+    /// Quantises silu(gate) x up of rows that hold `[padded(width)]` gates and then as many ups.
+    pub fn quantise_gated(&mut self, pool: &mut Pool, x: &Rows) {
+        assert_eq!(x.stride(), 2 * self.row_blocks() * BLOCK, "gates and ups");
+        self.fill(pool, x, Source::Gated);
+    }
+
+    fn fill(&mut self, pool: &mut Pool, x: &Rows, source: Source<'_>) {
+        if !matches!(source, Source::Gated) {
+            assert_eq!(x.width(), self.width, "width of the rows");
+        }
+        self.resize(x.count());
+        let (isa, row_blocks, per_group) = (pool.isa(), self.row_blocks(), self.per_group);
+        let blocks = Shared::new(&mut self.blocks);
+        // One row of a small model takes a microsecond: not worth another thread.
+        let grain = (ROW_GRAIN / x.stride()).max(1);
+        pool.split(x.count(), grain, |_, rows| {
+            for row in rows {
+                let to = Target { blocks: &blocks, first: row / per_group * row_blocks, slot: row % per_group };
+                dispatch(isa, Quantise { x: x.padded_row(row), row_blocks, source, to });
+            }
+        });
+    }
+}
+
+/// Elements of rows that one thread quantises in one go, at least.
+const ROW_GRAIN: usize = 2048;
+
+/// Where the values come from.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    Plain,
+    Norm { weights: &'a [f32], length: usize, eps: f32 },
+    Gated,
+}
+
+/// A row's place among the blocks.
+struct Target<'a> {
+    blocks: &'a Shared<RowBlocks>,
+    first: usize,
+    slot: usize,
+}
+
+/// One row.
+struct Quantise<'a> {
+    x: &'a [f32],
+    row_blocks: usize,
+    source: Source<'a>,
+    to: Target<'a>,
+}
+
+impl Op for Quantise<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (x, _) = self.x.as_chunks::<LANES>();
+        match self.source {
+            Source::Plain => {
+                for (block, x) in x.chunks_exact(2).enumerate().take(self.row_blocks) {
+                    self.to.write(s, block, s.load(&x[0]), s.load(&x[1]));
+                }
+            }
+            Source::Norm { weights, length, eps } => {
+                let scale = s.splat(vector::rms_scale(s, x, length, eps));
+                let (weights, _) = weights.as_chunks::<LANES>();
+                for block in 0..self.row_blocks {
+                    let low = s.mul(s.mul(s.load(&x[2 * block]), scale), s.load(&weights[2 * block]));
+                    let high = s.mul(s.mul(s.load(&x[2 * block + 1]), scale), s.load(&weights[2 * block + 1]));
+                    self.to.write(s, block, low, high);
+                }
+            }
+            Source::Gated => {
+                let (gates, ups) = x.split_at(2 * self.row_blocks);
+                for block in 0..self.row_blocks {
+                    let low = vector::swiglu(s, s.load(&gates[2 * block]), s.load(&ups[2 * block]));
+                    let high = vector::swiglu(s, s.load(&gates[2 * block + 1]), s.load(&ups[2 * block + 1]));
+                    self.to.write(s, block, low, high);
+                }
+            }
+        }
+    }
+}
+
+impl Target<'_> {
+    /// Quantises block `block` of the row.
+    #[inline(always)]
+    fn write<S: Simd>(&self, s: S, block: usize, low: S::F, high: S::F) {
+        // SAFETY: a block of the row's group. The pointer is narrowed to the row's slot before anything is borrowed, because
+        // other threads write to other slots of the same block.
+        let to = unsafe { self.blocks.pointer(self.first + block) };
+        let size = s.splat_i(0x7fff_ffff);
+        let largest = s.greatest_i(s.max_i(s.and_i(s.bits(low), size), s.and_i(s.bits(high), size)));
+        let amax = f32::from_bits(largest.cast_unsigned());
+        let (scale, inverse) = if !amax.is_finite() {
+            (f32::NAN, 0.0)
+        } else if amax < SMALLEST {
+            (0.0, 0.0)
+        } else {
+            (amax / 127.0, 127.0 / amax)
+        };
+        let inverse = s.splat(inverse);
+        let (mut low, mut high) = (s.round(s.mul(low, inverse)), s.round(s.mul(high, inverse)));
+        if !amax.is_finite() {
+            (low, high) = (s.splat_i(0), s.splat_i(0));
+        }
+        let sums = [s.sum_i(low), s.sum_i(high)];
+        let sum = sums[0] + sums[1];
+        // SAFETY: nobody else writes to the row's slot.
+        unsafe {
+            let quants = &mut (*to).quants[self.slot];
+            let (halves, _) = quants.as_chunks_mut::<LANES>();
+            s.store_i8(low, &mut halves[0]);
+            s.store_i8(high, &mut halves[1]);
+            (&raw mut (*to).scales[self.slot]).write(scale);
+            (&raw mut (*to).sums[self.slot]).write(scale * sum as f32);
+            (&raw mut (*to).minus8[self.slot]).write(-8 * sum);
+            (&raw mut (*to).minus128[self.slot]).write(-128 * sum);
+            for half in 0..2 {
+                (&raw mut (*to).half_sums[half][self.slot]).write(scale * sums[half] as f32);
+                (&raw mut (*to).half_minus128[half][self.slot]).write(-128 * sums[half]);
+            }
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! Causal attention over the KV pool: every row looks at the positions up to its own.
+//!
+//! **Bits.** A query is computed alone: scores ascend over the elements of the head, one position to a lane; the weights
+//! exp(score - largest) are summed in 16 lanes over ascending blocks of positions aligned to multiples of 16, folded as
+//! [`Simd::sum`] does; values are added in ascending positions; the sum divides last. Positions that are masked have the
+//! weight zero, and adding zero times a finite value changes nothing, so queries that share a tile do not show.
+
+use crate::kv::{BLOCK_POSITIONS, KvPool, KvShape, Span, Spans};
+use crate::pool::Pool;
+use crate::rope::Heads;
+use crate::rows::{Rows, Shared};
+use crate::simd::{LANES, Op, Simd, dispatch};
+use crate::vector::exp;
+
+/// Queries that are computed together.
+const TOGETHER: usize = 8;
+
+/// Queries of one key/value head and one sequence.
+#[derive(Clone, Copy, Debug)]
+struct Task {
+    span: usize,
+    /// First row within the span, and how many.
+    first: usize,
+    rows: usize,
+    kv_head: usize,
+    /// First of the query heads that share the key/value head, and how many.
+    head: usize,
+    heads: usize,
+}
+
+/// The operator, with its working memory.
+#[derive(Debug)]
+pub struct Attention {
+    heads: Heads,
+    tasks: Vec<Task>,
+    /// For each thread.
+    scratch: Vec<Scratch>,
+}
+
+/// Working memory of a thread.
+#[derive(Debug, Default)]
+struct Scratch {
+    /// `[head_dim, TOGETHER]`
+    queries: Vec<f32>,
+    /// `[blocks, TOGETHER, BLOCK_POSITIONS]`: scores, then weights.
+    weights: Vec<[f32; LANES]>,
+}
+
+impl Attention {
+    /// For models with these heads.
+    pub fn new(heads: Heads) -> Self {
+        Self { heads, tasks: Vec::new(), scratch: Vec::new() }
+    }
+
+    /// Lays out the work of a step: the same in all layers.
+    pub fn plan(&mut self, pool: &Pool, spans: &Spans) {
+        let Heads { queries, kv, dim } = self.heads;
+        let shared = queries / kv;
+        let rows_together = (TOGETHER / shared).max(1);
+        self.tasks.clear();
+        for (index, span) in spans.spans.iter().enumerate() {
+            // The last rows look at the most: they come first, so that no thread is left with a long one at the end.
+            for first in (0..span.rows).step_by(rows_together).rev() {
+                let rows = rows_together.min(span.rows - first);
+                for kv_head in 0..kv {
+                    for within in (0..shared).step_by(TOGETHER) {
+                        let (head, heads) = (kv_head * shared + within, TOGETHER.min(shared - within));
+                        self.tasks.push(Task { span: index, first, rows, kv_head, head, heads });
+                    }
+                }
+            }
+        }
+        let longest = spans.reach();
+        let lines = longest.div_ceil(BLOCK_POSITIONS) * TOGETHER;
+        self.scratch.resize_with(pool.threads(), Scratch::default);
+        for scratch in &mut self.scratch {
+            scratch.queries.resize(dim * TOGETHER, 0.0);
+            if lines > scratch.weights.len() {
+                scratch.weights.resize(lines, [0.0; LANES]);
+            }
+        }
+    }
+
+    /// Computes `out`, `[rows, heads x head_dim]`, from the queries in `projections` and what `layer` of `kv` holds. `spans`
+    /// are those of the last [`Attention::plan`].
+    pub fn compute(
+        &mut self,
+        pool: &mut Pool,
+        projections: &Rows,
+        spans: &Spans,
+        (kv, layer): (&KvPool, usize),
+        out: &mut Rows,
+    ) {
+        let (heads, shape) = (self.heads, kv.shape());
+        assert_eq!((heads.kv, heads.dim), (shape.kv_heads, shape.head_dim), "heads");
+        assert_eq!((projections.width(), out.width()), (heads.width(), heads.queries * heads.dim), "widths");
+        assert_eq!(projections.count(), out.count(), "rows");
+        assert!(self.scratch.len() >= pool.threads(), "a plan for as many threads");
+        spans.check(out.count(), kv);
+        let (isa, stride) = (pool.isa(), out.stride());
+        let (layer, out) = (kv.layer(layer), Shared::new(out.values_mut()));
+        let (tasks, scratch) = (&self.tasks, Shared::new(&mut self.scratch));
+        pool.split(tasks.len(), 1, |thread, items| {
+            for item in items {
+                // SAFETY: each thread has its own, and there are as many as threads.
+                let scratch = unsafe { &mut scratch.part(thread, 1)[0] };
+                let (task, span) = (tasks[item], spans.spans[tasks[item].span]);
+                assert!(task.first + task.rows <= span.rows, "a plan of other spans");
+                let blocks = spans.blocks(&span);
+                let attend = Attend { task, span, blocks, projections, layer, shape, scratch, out: &out, stride };
+                dispatch(isa, attend);
+            }
+        });
+    }
+}
+
+struct Attend<'a> {
+    task: Task,
+    span: Span,
+    blocks: &'a [u32],
+    projections: &'a Rows,
+    layer: &'a [u16],
+    shape: KvShape,
+    scratch: &'a mut Scratch,
+    out: &'a Shared<f32>,
+    stride: usize,
+}
+
+impl Op for Attend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.task.rows * self.task.heads {
+            1 => self.queries::<S, 1>(s),
+            2 => self.queries::<S, 2>(s),
+            3 => self.queries::<S, 3>(s),
+            4 => self.queries::<S, 4>(s),
+            5 => self.queries::<S, 5>(s),
+            6 => self.queries::<S, 6>(s),
+            7 => self.queries::<S, 7>(s),
+            _ => self.queries::<S, TOGETHER>(s),
+        }
+    }
+}
+
+impl Attend<'_> {
+    #[inline(always)]
+    fn queries<S: Simd, const Q: usize>(mut self, s: S) {
+        self.gather();
+        // Position of each query: it looks at as many before it, and at itself.
+        let mut limits = [0; Q];
+        for (query, limit) in limits.iter_mut().enumerate() {
+            *limit = self.span.position + self.task.first + query / self.task.heads;
+        }
+        let blocks = (limits[Q - 1] + 1).div_ceil(BLOCK_POSITIONS);
+        let largest = self.score(s, &limits, blocks);
+        let sums = self.weigh(s, &largest, blocks);
+        self.mix(s, &sums, blocks);
+    }
+
+    /// Queries side by side, so that one pointer leads to all.
+    #[inline(always)]
+    fn gather(&mut self) {
+        let (task, dim) = (self.task, self.shape.head_dim);
+        for query in 0..task.rows * task.heads {
+            let (row, head) = (self.span.first_row + task.first + query / task.heads, task.head + query % task.heads);
+            let from = &self.projections.padded_row(row)[head * dim..][..dim];
+            for (element, &value) in from.iter().enumerate() {
+                self.scratch.queries[element * TOGETHER + query] = value;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn block(&self, block: usize) -> &[u16] {
+        let at = self.blocks[block] as usize * self.shape.block_size();
+        &self.layer[at + self.task.kv_head * self.shape.head_size()..][..self.shape.head_size()]
+    }
+
+    /// Writes the scores and returns the largest of each query.
+    #[inline(always)]
+    fn score<S: Simd, const Q: usize>(&mut self, s: S, limits: &[usize; Q], blocks: usize) -> [f32; Q] {
+        let mut largest = [s.splat(f32::NEG_INFINITY); Q];
+        let mut block = 0;
+        // Few queries are few chains of multiply-adds, each of which waits for the last: two blocks hide that.
+        while Q * 2 <= TOGETHER && block + 2 <= blocks {
+            self.score_blocks::<S, Q, 2>(s, limits, block, &mut largest);
+            block += 2;
+        }
+        while block < blocks {
+            self.score_blocks::<S, Q, 1>(s, limits, block, &mut largest);
+            block += 1;
+        }
+        let mut lanes = [0.0; LANES];
+        let mut best = [0.0; Q];
+        for query in 0..Q {
+            s.store(largest[query], &mut lanes);
+            best[query] = lanes.iter().fold(f32::NEG_INFINITY, |best, &lane| if lane > best { lane } else { best });
+        }
+        best
+    }
+
+    #[inline(always)]
+    fn score_blocks<S: Simd, const Q: usize, const B: usize>(
+        &mut self,
+        s: S,
+        limits: &[usize; Q],
+        first: usize,
+        largest: &mut [S::F; Q],
+    ) {
+        let scale = s.splat(1.0 / (self.shape.head_dim as f32).sqrt());
+        let mut scores = [[s.splat(0.0); Q]; B];
+        let dim = self.shape.head_dim;
+        let mut keys: [&[[u16; LANES]]; B] = [&[]; B];
+        for within in 0..B {
+            keys[within] = &self.block(first + within).as_chunks::<LANES>().0[..dim];
+        }
+        let queries = &self.scratch.queries.as_chunks::<TOGETHER>().0[..dim];
+        for element in 0..dim {
+            for within in 0..B {
+                let keys = s.load_f16(&keys[within][element]);
+                for query in 0..Q {
+                    scores[within][query] = s.fma(keys, s.splat(queries[element][query]), scores[within][query]);
+                }
+            }
+        }
+        for within in 0..B {
+            let block = first + within;
+            let to = &mut self.scratch.weights[block * TOGETHER..][..Q];
+            for query in 0..Q {
+                let score = mask(s, s.mul(scores[within][query], scale), limits[query] + 1, block);
+                largest[query] = s.max(score, largest[query]);
+                s.store(score, &mut to[query]);
+            }
+        }
+    }
+
+    /// Turns scores into weights and returns their sums.
+    #[inline(always)]
+    fn weigh<S: Simd, const Q: usize>(&mut self, s: S, largest: &[f32; Q], blocks: usize) -> [f32; Q] {
+        let mut sums = [s.splat(0.0); Q];
+        for block in 0..blocks {
+            let weights = &mut self.scratch.weights[block * TOGETHER..][..Q];
+            for query in 0..Q {
+                let weight = exp(s, s.sub(s.load(&weights[query]), s.splat(largest[query])));
+                sums[query] = s.add(sums[query], weight);
+                s.store(weight, &mut weights[query]);
+            }
+        }
+        let mut total = [0.0; Q];
+        for query in 0..Q {
+            total[query] = s.sum(sums[query]);
+        }
+        total
+    }
+
+    /// The weighted values, divided by the sums of the weights.
+    #[inline(always)]
+    fn mix<S: Simd, const Q: usize>(&self, s: S, sums: &[f32; Q], blocks: usize) {
+        let columns = self.shape.value_stride() / LANES;
+        let mut column = 0;
+        // As many accumulators as hide the latency of a multiply-add, and as fit the registers.
+        while Q * 4 <= 16 && column + 4 <= columns {
+            self.mix_columns::<S, Q, 4>(s, sums, blocks, column);
+            column += 4;
+        }
+        while Q * 2 <= 16 && column + 2 <= columns {
+            self.mix_columns::<S, Q, 2>(s, sums, blocks, column);
+            column += 2;
+        }
+        while column < columns {
+            self.mix_columns::<S, Q, 1>(s, sums, blocks, column);
+            column += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn mix_columns<S: Simd, const Q: usize, const C: usize>(&self, s: S, sums: &[f32; Q], blocks: usize, first: usize) {
+        let (dim, columns) = (self.shape.head_dim, self.shape.value_stride() / LANES);
+        let mut mixed = [[s.splat(0.0); Q]; C];
+        for block in 0..blocks {
+            let values = self.block(block)[dim * BLOCK_POSITIONS..].as_chunks::<LANES>().0;
+            let weights = &self.scratch.weights[block * TOGETHER..][..Q];
+            for (position, values) in values.chunks_exact(columns).take(BLOCK_POSITIONS).enumerate() {
+                let values = &values[first..first + C];
+                for within in 0..C {
+                    let value = s.load_f16(&values[within]);
+                    for query in 0..Q {
+                        mixed[within][query] = s.fma(value, s.splat(weights[query][position]), mixed[within][query]);
+                    }
+                }
+            }
+        }
+        for query in 0..Q {
+            let share = s.splat(1.0 / sums[query]);
+            for within in 0..C {
+                self.write(s, query, first + within, s.mul(mixed[within][query], share));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn write<S: Simd>(&self, s: S, query: usize, column: usize, mixed: S::F) {
+        let (task, dim) = (self.task, self.shape.head_dim);
+        let row = self.span.first_row + task.first + query / task.heads;
+        let at = row * self.stride + (task.head + query % task.heads) * dim + column * LANES;
+        let length = LANES.min(dim - column * LANES);
+        // SAFETY: inside the row, and no other task has this row and head.
+        let to = unsafe { self.out.part(at, length) };
+        if let Ok(to) = <&mut [f32; LANES]>::try_from(&mut *to) {
+            s.store(mixed, to);
+        } else {
+            let mut lanes = [0.0; LANES];
+            s.store(mixed, &mut lanes);
+            to.copy_from_slice(&lanes[..length]);
+        }
+    }
+}
+
+/// Lane i's position in a block.
+const POSITIONS: [f32; LANES] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+
+/// Positions from `end` on score -inf.
+#[inline(always)]
+fn mask<S: Simd>(s: S, scores: S::F, end: usize, block: usize) -> S::F {
+    let left = end.saturating_sub(block * BLOCK_POSITIONS);
+    if left >= BLOCK_POSITIONS {
+        return scores;
+    }
+    s.select_lt(s.load(&POSITIONS), s.splat(left as f32), scores, s.splat(f32::NEG_INFINITY))
+}
+
+const _: () = assert!(LANES == BLOCK_POSITIONS, "a lane is a position");

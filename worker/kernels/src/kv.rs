@@ -1,0 +1,215 @@
+//! Keys and values in half precision, in blocks of 16 positions: written by [`crate::Rope`], read by [`crate::Attention`].
+//!
+//! A block of a layer holds, for each key/value head, the keys as `[head_dim, 16]` (a lane is a position) and the values as
+//! `[16, head_dim rounded up to 16]`. Values beyond half precision's range are its largest, so that a block never holds
+//! anything that is not finite, and what a weight of zero multiplies is zero.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
+
+use crate::simd::LANES;
+
+/// Positions of a block.
+pub const BLOCK_POSITIONS: usize = LANES;
+
+/// What is kept of a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Layers.
+    pub layers: usize,
+    /// Key/value heads of a layer.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+}
+
+impl KvShape {
+    pub(crate) fn value_stride(self) -> usize {
+        self.head_dim.next_multiple_of(LANES)
+    }
+
+    /// Elements of one head of a block of one layer.
+    pub(crate) fn head_size(self) -> usize {
+        (self.head_dim + self.value_stride()) * BLOCK_POSITIONS
+    }
+
+    /// Elements of a block of one layer.
+    pub(crate) fn block_size(self) -> usize {
+        self.kv_heads * self.head_size()
+    }
+
+    /// Bytes of one position over all layers.
+    pub fn bytes_per_position(self) -> usize {
+        self.layers * self.block_size() * size_of::<u16>() / BLOCK_POSITIONS
+    }
+}
+
+/// There is not so much memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no memory for {blocks} kv blocks of {bytes} bytes")]
+pub struct OutOfMemory {
+    /// Blocks that were asked for.
+    pub blocks: usize,
+    /// Bytes of each.
+    pub bytes: usize,
+}
+
+/// The blocks of all layers. The system gives it memory as blocks are first written.
+#[derive(Debug)]
+pub struct KvPool {
+    shape: KvShape,
+    blocks: usize,
+    layers: Vec<Zeroed>,
+}
+
+impl KvPool {
+    /// `blocks` blocks of zeros.
+    pub fn new(shape: KvShape, blocks: usize) -> Result<Self, OutOfMemory> {
+        let size = blocks.checked_mul(shape.block_size());
+        let layer = |_| size.and_then(Zeroed::new);
+        let layers: Option<Vec<Zeroed>> = (0..shape.layers).map(layer).collect();
+        let bytes = shape.bytes_per_position() * BLOCK_POSITIONS;
+        Ok(Self { shape, blocks, layers: layers.ok_or(OutOfMemory { blocks, bytes })? })
+    }
+
+    /// What is kept of a position.
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// Blocks.
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Copies a block in all layers.
+    pub fn copy_block(&mut self, from: u32, to: u32) {
+        let (from, to, size) = (from as usize, to as usize, self.shape.block_size());
+        assert!(from < self.blocks && to < self.blocks, "block {from} or {to} of {}", self.blocks);
+        for layer in &mut self.layers {
+            layer.as_mut_slice().copy_within(from * size..(from + 1) * size, to * size);
+        }
+    }
+
+    pub(crate) fn layer(&self, layer: usize) -> &[u16] {
+        self.layers[layer].as_slice()
+    }
+
+    pub(crate) fn layer_mut(&mut self, layer: usize) -> &mut [u16] {
+        self.layers[layer].as_mut_slice()
+    }
+}
+
+/// The rows of a step: which are consecutive positions of one sequence, and where its blocks are.
+#[derive(Debug, Default)]
+pub struct Spans {
+    pub(crate) spans: Vec<Span>,
+    /// The block tables of all spans.
+    blocks: Vec<u32>,
+    rows: usize,
+}
+
+/// Consecutive rows of a step that are consecutive positions of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    /// Index of the first row.
+    pub(crate) first_row: usize,
+    pub(crate) rows: usize,
+    /// Position of the first row.
+    pub(crate) position: usize,
+    /// Where its block table begins, and how long it is.
+    table: (usize, usize),
+}
+
+impl Span {
+    /// One more than the last row's position.
+    pub(crate) fn end(&self) -> usize {
+        self.position + self.rows
+    }
+}
+
+impl Spans {
+    /// No rows.
+    pub fn clear(&mut self) {
+        self.spans.clear();
+        self.blocks.clear();
+        self.rows = 0;
+    }
+
+    /// Appends `rows` rows (at least one) of one sequence, the first of them at `position`. Block i holds positions 16 i to
+    /// 16 i + 15; the table reaches as far as the rows do.
+    pub fn push(&mut self, rows: usize, position: usize, blocks: impl Iterator<Item = u32>) {
+        let begin = self.blocks.len();
+        self.blocks.extend(blocks.take((position + rows).div_ceil(BLOCK_POSITIONS)));
+        let table = (begin, self.blocks.len() - begin);
+        assert!(rows > 0 && position + rows <= table.1 * BLOCK_POSITIONS, "blocks of a span");
+        self.spans.push(Span { first_row: self.rows, rows, position, table });
+        self.rows += rows;
+    }
+
+    /// Rows of the step.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// One more than the largest position.
+    pub fn reach(&self) -> usize {
+        self.spans.iter().map(Span::end).max().unwrap_or(0)
+    }
+
+    pub(crate) fn blocks(&self, span: &Span) -> &[u32] {
+        &self.blocks[span.table.0..][..span.table.1]
+    }
+
+    /// Panics unless there are `rows` rows and all blocks are in `pool`.
+    pub(crate) fn check(&self, rows: usize, pool: &KvPool) {
+        assert_eq!(self.rows, rows, "rows of the step");
+        assert!(self.blocks.iter().all(|&block| (block as usize) < pool.blocks), "a block outside the pool");
+    }
+}
+
+/// Zeros on cache lines; the system's pages are taken when they are first written.
+#[derive(Debug)]
+struct Zeroed {
+    values: NonNull<u16>,
+    length: usize,
+}
+
+// SAFETY: it owns its memory, like a `Vec`.
+unsafe impl Send for Zeroed {}
+// SAFETY: as above.
+unsafe impl Sync for Zeroed {}
+
+impl Zeroed {
+    fn layout(length: usize) -> Option<Layout> {
+        Layout::array::<u16>(length).ok()?.align_to(64).ok()
+    }
+
+    fn new(length: usize) -> Option<Self> {
+        if length == 0 {
+            return Some(Self { values: NonNull::dangling(), length });
+        }
+        // SAFETY: the layout is not empty.
+        let values = NonNull::new(unsafe { alloc_zeroed(Self::layout(length)?) }.cast())?;
+        Some(Self { values, length })
+    }
+
+    fn as_slice(&self) -> &[u16] {
+        // SAFETY: as many values were allocated, and zeros are values.
+        unsafe { std::slice::from_raw_parts(self.values.as_ptr(), self.length) }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [u16] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.values.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for Zeroed {
+    fn drop(&mut self) {
+        if let Some(layout) = Self::layout(self.length).filter(|layout| layout.size() > 0) {
+            // SAFETY: allocated with this layout.
+            unsafe { dealloc(self.values.as_ptr().cast(), layout) };
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! Quantised rows times packed weights.
+//!
+//! **Bits.** An output is reduced by one thread in ascending order of the blocks of 32 inputs, whatever the instruction set
+//! and however many rows are computed together: `sum = fma(dot, scale_w x scale_x, sum)`, where the dot product of a block
+//! is exact in integers; with minima also `sum = fma(minimum, scale_x x sum of quants, sum)`; with 16 weights to a scale the
+//! two halves of a block one after the other. The bias is added last.
+
+use std::ops::Range;
+
+use crate::activations::{Activations, Group, RowBlocks, TOGETHER};
+use crate::matrix::{Encoding, Matrix, PANEL, Part, SUPER_BLOCK};
+use crate::pool::Pool;
+use crate::rows::{BLOCK, Rows, Shared};
+use crate::simd::{LANES, Op, Simd, dispatch};
+
+/// Rows that pass over a panel before the next panel is read: with 2,048 inputs their blocks fill half of a second level
+/// cache of 1 MiB.
+const ROWS_PER_PASS: usize = 192;
+
+/// Shares of the panels per thread: a thread that the system takes away for a while delays a layer by a part of its share.
+const SHARES_PER_THREAD: usize = 6;
+
+/// Whether outputs replace what is there or are added to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Replace.
+    Set,
+    /// Add: `y + x W`, where the product is complete before it is added.
+    Add,
+}
+
+impl Matrix {
+    /// `y = x W` or `y += x W`: `x` is `[rows, inputs]`, `y` becomes `[rows, width]`.
+    pub fn multiply(&self, pool: &mut Pool, x: &Activations, y: &mut Rows, write: Write) {
+        assert_eq!(y.width(), self.width(), "width of the outputs");
+        assert_eq!(y.count(), x.rows(), "rows of the outputs");
+        let (stride, limit) = (y.stride(), y.stride());
+        self.run(pool, x, y.values_mut(), Shape { stride, limit, write });
+    }
+
+    /// `y = x W` into rows without padding, `[rows, width]`.
+    pub fn multiply_into(&self, pool: &mut Pool, x: &Activations, y: &mut [f32]) {
+        let width = self.width();
+        assert_eq!(y.len(), x.rows() * width, "size of the outputs");
+        self.run(pool, x, y, Shape { stride: width, limit: width, write: Write::Set });
+    }
+
+    fn run(&self, pool: &mut Pool, x: &Activations, y: &mut [f32], shape: Shape) {
+        assert_eq!(x.width(), self.inputs(), "width of the inputs");
+        let isa = pool.isa();
+        let panels: usize = self.parts().iter().map(Part::panels).sum();
+        let groups_per_pass = (ROWS_PER_PASS / TOGETHER).max(1);
+        let passes = x.groups().div_ceil(groups_per_pass);
+        let grain = panels.div_ceil(pool.threads() * SHARES_PER_THREAD).min(MOST_PANELS).max(1);
+        let shares = panels.div_ceil(grain);
+        let y = Shared::new(y);
+        pool.split(passes * shares, 1, |_, items| {
+            for item in items {
+                let (pass, share) = (item / shares, item % shares);
+                let groups = pass * groups_per_pass..x.groups().min((pass + 1) * groups_per_pass);
+                let panels = share * grain..panels.min((share + 1) * grain);
+                dispatch(isa, Share { matrix: self, panels, x, groups, y: &y, shape });
+            }
+        });
+    }
+
+    fn part_of(&self, mut panel: usize) -> (&Part, usize) {
+        for part in self.parts() {
+            if panel < part.panels() {
+                return (part, panel);
+            }
+            panel -= part.panels();
+        }
+        unreachable!("panels are counted over the same parts")
+    }
+}
+
+/// Bytes that weights are asked for ahead of their use: few rows are over before the next line has come from memory.
+const PREFETCH: usize = 4096;
+
+/// Panels that are claimed at once, at most.
+const MOST_PANELS: usize = 64;
+
+/// How outputs lie in memory.
+#[derive(Clone, Copy)]
+struct Shape {
+    stride: usize,
+    /// Elements of a row that may be written.
+    limit: usize,
+    write: Write,
+}
+
+/// Some panels times the rows of some groups.
+struct Share<'a> {
+    matrix: &'a Matrix,
+    panels: Range<usize>,
+    x: &'a Activations,
+    groups: Range<usize>,
+    y: &'a Shared<f32>,
+    shape: Shape,
+}
+
+impl Op for Share<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for panel in self.panels {
+            let (part, panel) = self.matrix.part_of(panel);
+            for group in self.groups.clone() {
+                Tile { part, panel, group: self.x.group(group), y: self.y, shape: self.shape }.run(s);
+            }
+        }
+    }
+}
+
+/// One panel times the rows of one group.
+struct Tile<'a> {
+    part: &'a Part,
+    panel: usize,
+    group: Group<'a>,
+    y: &'a Shared<f32>,
+    shape: Shape,
+}
+
+impl Tile<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match self.part.encoding {
+            Encoding::Nibbles => self.with(s, Halves::<4, false>::of(self.part, self.panel)),
+            Encoding::NibblesMin => self.with(s, Halves::<4, true>::of(self.part, self.panel)),
+            Encoding::NibblesWideMin => self.with(s, Wide::<4, 1, true>::of(self.part, self.panel)),
+            Encoding::Bytes => self.with(s, Halves::<8, false>::of(self.part, self.panel)),
+            Encoding::BytesWideMin => self.with(s, Wide::<8, 1, true>::of(self.part, self.panel)),
+            Encoding::HalfBytes => self.with(s, Wide::<8, 2, false>::of(self.part, self.panel)),
+            Encoding::HalfBytesMin => self.with(s, Wide::<8, 2, true>::of(self.part, self.panel)),
+            Encoding::SixBits => self.with(s, SixBits::of(self.part, self.panel)),
+        }
+    }
+
+    #[inline(always)]
+    fn with<S: Simd, P: Panel>(&self, s: S, panel: P) {
+        match self.group.rows {
+            1 => self.rows::<S, P, 1>(s, panel),
+            2 => self.rows::<S, P, 2>(s, panel),
+            3 => self.rows::<S, P, 3>(s, panel),
+            4 => self.rows::<S, P, 4>(s, panel),
+            5 => self.rows::<S, P, 5>(s, panel),
+            6 => self.rows::<S, P, 6>(s, panel),
+            7 => self.rows::<S, P, 7>(s, panel),
+            _ => self.rows::<S, P, TOGETHER>(s, panel),
+        }
+    }
+
+    #[inline(always)]
+    fn rows<S: Simd, P: Panel, const R: usize>(&self, s: S, panel: P) {
+        let mut sums = [s.splat(0.0); R];
+        for (block, x) in self.group.blocks.iter().enumerate() {
+            panel.block(s, block, x, &mut sums);
+        }
+        if let Some(bias) = self.part.bias(self.panel) {
+            let bias = s.load(bias);
+            for sum in &mut sums {
+                *sum = s.add(*sum, bias);
+            }
+        }
+        self.write(s, sums);
+    }
+
+    #[inline(always)]
+    fn write<S: Simd, const R: usize>(&self, s: S, sums: [S::F; R]) {
+        let Shape { stride, limit, write } = self.shape;
+        let column = self.part.at + self.panel * PANEL;
+        let length = PANEL.min(limit - column);
+        for (row, sum) in sums.into_iter().enumerate() {
+            // SAFETY: inside the row, and no other tile has this row and panel.
+            let to = unsafe { self.y.part((self.group.first + row) * stride + column, length) };
+            if let Ok(to) = <&mut [f32; LANES]>::try_from(&mut *to) {
+                let sum = if write == Write::Add { s.add(s.load(to), sum) } else { sum };
+                s.store(sum, to);
+            } else {
+                let mut lanes = [0.0; LANES];
+                s.store(sum, &mut lanes);
+                for (to, lane) in to.iter_mut().zip(lanes) {
+                    *to = if write == Write::Add { *to + lane } else { lane };
+                }
+            }
+        }
+    }
+}
+
+/// The weights of one panel.
+trait Panel: Copy {
+    /// Adds block `block`'s part to the sums of `R` rows.
+    fn block<S: Simd, const R: usize>(self, s: S, block: usize, x: &RowBlocks, sums: &mut [S::F; R]);
+}
+
+/// 32 weights to a half-precision scale, `L` lines to a tile.
+#[derive(Clone, Copy)]
+struct Halves<'a, const L: usize, const MIN: bool> {
+    quants: *const u8,
+    scales: &'a [[u16; PANEL]],
+    minima: &'a [[u16; PANEL]],
+}
+
+impl<'a, const L: usize, const MIN: bool> Halves<'a, L, MIN> {
+    #[inline(always)]
+    fn of(part: &'a Part, panel: usize) -> Self {
+        Self { quants: part.quants(panel), scales: part.half_scales(panel), minima: part.half_minima(panel) }
+    }
+}
+
+impl<const L: usize, const MIN: bool> Panel for Halves<'_, L, MIN> {
+    #[inline(always)]
+    fn block<S: Simd, const R: usize>(self, s: S, block: usize, x: &RowBlocks, sums: &mut [S::F; R]) {
+        let scale = s.load_f16(&self.scales[block]);
+        // SAFETY: there are as many tiles as scales, and the block is one of them.
+        let tile = unsafe { self.quants.add(block * L * 64) };
+        if R <= 2 {
+            for line in 0..L {
+                s.prefetch(tile.wrapping_add(PREFETCH + line * 64));
+            }
+        }
+        let dots = if L == 4 { nibbles(s, tile, x, !MIN) } else { bytes::<S, R, 0, 8>(s, tile, x, &x.minus128) };
+        for row in 0..R {
+            let both = s.mul(scale, s.splat(x.scales[row]));
+            sums[row] = s.fma(s.float(dots[row]), both, sums[row]);
+        }
+        if MIN {
+            let minimum = s.load_f16(&self.minima[block]);
+            for row in 0..R {
+                sums[row] = s.fma(minimum, s.splat(x.sums[row]), sums[row]);
+            }
+        }
+    }
+}
+
+/// `G` scales to 32 weights, `L` lines to a tile.
+#[derive(Clone, Copy)]
+struct Wide<'a, const L: usize, const G: usize, const MIN: bool> {
+    quants: *const u8,
+    scales: &'a [[f32; PANEL]],
+    minima: &'a [[f32; PANEL]],
+}
+
+impl<'a, const L: usize, const G: usize, const MIN: bool> Wide<'a, L, G, MIN> {
+    #[inline(always)]
+    fn of(part: &'a Part, panel: usize) -> Self {
+        Self { quants: part.quants(panel), scales: part.scales(panel), minima: part.minima(panel) }
+    }
+
+    #[inline(always)]
+    fn group<S: Simd, const R: usize>(
+        self,
+        s: S,
+        at: usize,
+        dots: [S::I; R],
+        x: (&[f32; TOGETHER], &[f32; TOGETHER]),
+        sums: &mut [S::F; R],
+    ) {
+        let scale = s.load(&self.scales[at]);
+        for row in 0..R {
+            let both = s.mul(scale, s.splat(x.0[row]));
+            sums[row] = s.fma(s.float(dots[row]), both, sums[row]);
+        }
+        if MIN {
+            let minimum = s.load(&self.minima[at]);
+            for row in 0..R {
+                sums[row] = s.fma(minimum, s.splat(x.1[row]), sums[row]);
+            }
+        }
+    }
+}
+
+impl<const L: usize, const G: usize, const MIN: bool> Panel for Wide<'_, L, G, MIN> {
+    #[inline(always)]
+    fn block<S: Simd, const R: usize>(self, s: S, block: usize, x: &RowBlocks, sums: &mut [S::F; R]) {
+        assert!(block * G < self.scales.len());
+        // SAFETY: there are as many tiles as scales for them, and the block is one of them.
+        let tile = unsafe { self.quants.add(block * L * 64) };
+        if G == 2 {
+            let low = bytes::<S, R, 0, 4>(s, tile, x, &x.half_minus128[0]);
+            self.group(s, 2 * block, low, (&x.scales, &x.half_sums[0]), sums);
+            let high = bytes::<S, R, 4, 8>(s, tile, x, &x.half_minus128[1]);
+            self.group(s, 2 * block + 1, high, (&x.scales, &x.half_sums[1]), sums);
+        } else {
+            let dots = if L == 4 { nibbles(s, tile, x, !MIN) } else { bytes::<S, R, 0, 8>(s, tile, x, &x.minus128) };
+            self.group(s, block, dots, (&x.scales, &x.sums), sums);
+        }
+    }
+}
+
+/// 16 weights to a whole number times a common half-precision scale.
+#[derive(Clone, Copy)]
+struct SixBits<'a> {
+    quants: *const u8,
+    scales: &'a [[i8; PANEL]],
+    supers: &'a [[u16; PANEL]],
+}
+
+impl<'a> SixBits<'a> {
+    #[inline(always)]
+    fn of(part: &'a Part, panel: usize) -> Self {
+        Self { quants: part.quants(panel), scales: part.whole_scales(panel), supers: part.supers(panel) }
+    }
+}
+
+impl Panel for SixBits<'_> {
+    #[inline(always)]
+    fn block<S: Simd, const R: usize>(self, s: S, block: usize, x: &RowBlocks, sums: &mut [S::F; R]) {
+        let common = s.load_f16(&self.supers[block / (SUPER_BLOCK / BLOCK)]);
+        assert!(2 * block + 1 < self.scales.len());
+        // SAFETY: there are as many tiles of six lines as pairs of scales, and the block is one of them.
+        let tile = unsafe { self.quants.add(block * 6 * 64) };
+        if R <= 2 {
+            for line in 0..6 {
+                s.prefetch(tile.wrapping_add(PREFETCH + line * 64));
+            }
+        }
+        for half in 0..2 {
+            let scale = s.mul(common, s.load_i8(&self.scales[2 * block + half]));
+            let mut dots = [s.splat_i(0); R];
+            for row in 0..R {
+                // -128 times the sum, by 4: 32 is subtracted from each quant.
+                dots[row] = s.splat_i(x.half_minus128[half][row] >> 2);
+            }
+            for quad in 0..4 {
+                // SAFETY: a tile of six bits has six lines; a block of a row has 8 x 4 quants.
+                unsafe {
+                    let (low, high) = s.nibbles(tile.add(64 * quad));
+                    let top = s.bytes(tile.add(64 * (4 + half)));
+                    let weights = s.six_bits(if half == 0 { low } else { high }, top, quad);
+                    for row in 0..R {
+                        let values = s.quad(x.quants[row].as_ptr().add(BLOCK / 2 * half + 4 * quad));
+                        dots[row] = s.dot_nibbles(dots[row], weights, values);
+                    }
+                }
+            }
+            for row in 0..R {
+                let both = s.mul(scale, s.splat(x.scales[row]));
+                sums[row] = s.fma(s.float(dots[row]), both, sums[row]);
+            }
+        }
+    }
+}
+
+/// Dot products of a tile of nibbles with the rows; where `are_centred`, 8 is subtracted from each nibble.
+#[inline(always)]
+fn nibbles<S: Simd, const R: usize>(s: S, tile: *const u8, x: &RowBlocks, are_centred: bool) -> [S::I; R] {
+    let mut dots = [s.splat_i(0); R];
+    if are_centred {
+        for row in 0..R {
+            dots[row] = s.splat_i(x.minus8[row]);
+        }
+    }
+    for line in 0..4 {
+        // SAFETY: a tile of nibbles has four lines; a block of a row has 8 x 4 quants.
+        unsafe {
+            let (low, high) = s.nibbles(tile.add(64 * line));
+            for row in 0..R {
+                let quants = x.quants[row].as_ptr();
+                dots[row] = s.dot_nibbles(dots[row], low, s.quad(quants.add(4 * line)));
+                dots[row] = s.dot_nibbles(dots[row], high, s.quad(quants.add(BLOCK / 2 + 4 * line)));
+            }
+        }
+    }
+    dots
+}
+
+/// Dot products of the lines `FROM..TO` of a tile of bytes with the rows.
+#[inline(always)]
+fn bytes<S: Simd, const R: usize, const FROM: usize, const TO: usize>(
+    s: S,
+    tile: *const u8,
+    x: &RowBlocks,
+    minus128: &[i32; TOGETHER],
+) -> [S::I; R] {
+    let mut dots = [s.splat_i(0); R];
+    for row in 0..R {
+        dots[row] = s.begin_bytes(minus128[row]);
+    }
+    for line in FROM..TO {
+        // SAFETY: a tile of bytes has eight lines; a block of a row has 8 x 4 quants.
+        unsafe {
+            let weights = s.bytes(tile.add(64 * line));
+            for row in 0..R {
+                dots[row] = s.dot_bytes(dots[row], weights, s.quad(x.quants[row].as_ptr().add(4 * line)));
+            }
+        }
+    }
+    dots
+}

@@ -1,0 +1,219 @@
+//! AVX-512 with VNNI: a vector is one register.
+
+use std::arch::x86_64::*;
+
+use super::{LANES, Op, Simd};
+
+/// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx512(());
+
+/// Runs `op`, compiled for these instructions.
+///
+/// # Safety
+/// The CPU has them.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(crate) unsafe fn run<O: Op>(op: O) -> O::Output {
+    op.run(Avx512(()))
+}
+
+// In all of these: the instructions are there, because `self` exists.
+impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    type W = __m512i;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: see the top.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> __m512 {
+        // SAFETY: 64 bytes are readable; the load needs no alignment.
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, value: __m512, to: &mut [f32; LANES]) {
+        // SAFETY: 64 bytes are writable; the store needs no alignment.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), value) }
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[u16; LANES]) -> __m512 {
+        // SAFETY: 32 bytes are readable; the load needs no alignment.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> __m512 {
+        // SAFETY: 16 bytes are readable; the load needs no alignment.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn store_f16(self, value: __m512, to: &mut [u16; LANES]) {
+        // SAFETY: 32 bytes are writable; the store needs no alignment.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(value);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), halves);
+        }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: see the top.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the top.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn select_lt(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
+        // SAFETY: see the top.
+        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes) }
+    }
+    #[inline(always)]
+    fn bits(self, value: __m512) -> __m512i {
+        // SAFETY: see the top.
+        unsafe { _mm512_castps_si512(value) }
+    }
+    #[inline(always)]
+    fn from_bits(self, value: __m512i) -> __m512 {
+        // SAFETY: see the top.
+        unsafe { _mm512_castsi512_ps(value) }
+    }
+    #[inline(always)]
+    fn round(self, value: __m512) -> __m512i {
+        // SAFETY: see the top. Nobody changes the rounding mode from nearest-even.
+        unsafe { _mm512_cvtps_epi32(value) }
+    }
+    #[inline(always)]
+    fn float(self, value: __m512i) -> __m512 {
+        // SAFETY: see the top.
+        unsafe { _mm512_cvtepi32_ps(value) }
+    }
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> __m512i {
+        // SAFETY: see the top.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    fn add_i(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see the top.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn and_i(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see the top.
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    fn max_i(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see the top.
+        unsafe { _mm512_max_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn to_exponent(self, a: __m512i) -> __m512i {
+        // SAFETY: see the top.
+        unsafe { _mm512_slli_epi32::<23>(a) }
+    }
+    #[inline(always)]
+    fn store_i8(self, value: __m512i, to: &mut [i8; LANES]) {
+        // SAFETY: 16 bytes are writable; the store needs no alignment.
+        unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(value)) }
+    }
+    #[inline(always)]
+    fn greatest_i(self, value: __m512i) -> i32 {
+        // SAFETY: see the top.
+        unsafe { _mm512_reduce_max_epi32(value) }
+    }
+    #[inline(always)]
+    fn sum_i(self, value: __m512i) -> i32 {
+        // SAFETY: see the top.
+        unsafe { _mm512_reduce_add_epi32(value) }
+    }
+    #[inline(always)]
+    fn sum(self, value: __m512) -> f32 {
+        // SAFETY: see the top.
+        unsafe {
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps::<1>(value));
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn bytes(self, from: *const u8) -> __m512i {
+        // SAFETY: the caller's promise; the load needs no alignment.
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn nibbles(self, from: *const u8) -> (__m512i, __m512i) {
+        // SAFETY: the caller's promise; the load needs no alignment.
+        unsafe {
+            let (both, low) = (_mm512_loadu_si512(from.cast()), _mm512_set1_epi8(15));
+            (_mm512_and_si512(both, low), _mm512_and_si512(_mm512_srli_epi16::<4>(both), low))
+        }
+    }
+    #[inline(always)]
+    unsafe fn quad(self, from: *const i8) -> __m512i {
+        // SAFETY: the caller's promise; the read needs no alignment.
+        unsafe { _mm512_set1_epi32(from.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    fn six_bits(self, nibbles: __m512i, high: __m512i, which: usize) -> __m512i {
+        // SAFETY: see the top. Shifts of 16 bits: the mask takes away what crosses bytes.
+        unsafe {
+            let moved = match which {
+                0 => _mm512_slli_epi16::<4>(high),
+                1 => _mm512_slli_epi16::<2>(high),
+                2 => high,
+                _ => _mm512_srli_epi16::<2>(high),
+            };
+            _mm512_or_si512(nibbles, _mm512_and_si512(moved, _mm512_set1_epi8(0x30)))
+        }
+    }
+    #[inline(always)]
+    fn prefetch(self, from: *const u8) {
+        // SAFETY: a hint; it never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+    #[inline(always)]
+    fn dot_nibbles(self, sums: __m512i, weights: __m512i, values: __m512i) -> __m512i {
+        // SAFETY: see the top.
+        unsafe { _mm512_dpbusd_epi32(sums, weights, values) }
+    }
+    #[inline(always)]
+    fn begin_bytes(self, minus128: i32) -> __m512i {
+        self.splat_i(minus128)
+    }
+    #[inline(always)]
+    fn dot_bytes(self, sums: __m512i, weights: __m512i, values: __m512i) -> __m512i {
+        // SAFETY: see the top. The weights are unsigned here: what they are too large by was subtracted at the beginning.
+        unsafe { _mm512_dpbusd_epi32(sums, weights, values) }
+    }
+}

@@ -1,0 +1,216 @@
+//! The llama family on the kernels: packed weights, and the walk of a step through them. Called by the backend in `mod`.
+//!
+//! The walk holds no operator of its own: rows are flat, every line is one kernel over all rows of the step.
+
+use shoal_common::config::Quant;
+use shoal_common::ids::TokenId;
+use shoal_kernels::{
+    Activations, Attention, HeadNorms, Heads, KvPool, KvShape, Matrix, Pool, Rope, Rows, Spans, Write, padded,
+};
+
+use super::pack;
+use crate::weights::{LayerPart, ModelFile, ModelShape, RowOrder, TensorName, TensorType, TensorView, WeightsError};
+
+/// A model of the llama family.
+#[derive(Debug)]
+pub(super) struct Model {
+    pub(super) shape: ModelShape,
+    heads: Heads,
+    rope: Rope,
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    /// `[padded(hidden)]`
+    norm: Vec<f32>,
+    head: Matrix,
+}
+
+/// Where a token's first vector comes from.
+#[derive(Debug)]
+enum Embedding {
+    /// From the head's weights.
+    Tied,
+    /// From the file's own rows.
+    Own { dtype: TensorType, shape: [usize; 2], bytes: Vec<u8> },
+}
+
+#[derive(Debug)]
+struct Layer {
+    attn_norm: Vec<f32>,
+    /// Queries, keys and values.
+    qkv: Matrix,
+    head_norms: Option<HeadNorms>,
+    out: Matrix,
+    ffn_norm: Vec<f32>,
+    /// Gates and ups.
+    gate_up: Matrix,
+    down: Matrix,
+}
+
+/// The rows of a step on their way through the layers, reused from step to step.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) spans: Spans,
+    /// The residual stream, `[rows, hidden]`.
+    pub(super) x: Rows,
+    hidden: Activations,
+    projections: Rows,
+    attention: Attention,
+    mixed: Rows,
+    mixed_quants: Activations,
+    gate_up: Rows,
+    gated: Activations,
+    /// The rows whose logits are wanted.
+    last: Rows,
+    last_quants: Activations,
+}
+
+impl Model {
+    /// Packs all weights.
+    pub(super) fn load(file: &ModelFile, pool: &mut Pool, quant: Quant) -> Result<Self, WeightsError> {
+        let shape = file.config.clone();
+        let mut head = Matrix::new(shape.hidden);
+        pack::push(&mut head, pool, file, (TensorName::Output, None), quant)?;
+        let embedding = if shape.tied { Embedding::Tied } else { Embedding::own(&file.tensor(TensorName::Embedding)?) };
+        Ok(Self {
+            heads: Heads { queries: shape.heads, kv: shape.kv_heads, dim: shape.head_dim },
+            rope: Rope::new(shape.rope.frequencies()),
+            embedding,
+            layers: (0..shape.layers).map(|layer| Layer::load(file, pool, quant, layer)).collect::<Result<_, _>>()?,
+            norm: vector(file, TensorName::FinalNorm)?,
+            head,
+            shape,
+        })
+    }
+
+    /// Bytes of all packed weights.
+    pub(super) fn bytes(&self) -> usize {
+        let embedding = match &self.embedding {
+            Embedding::Tied => 0,
+            Embedding::Own { bytes, .. } => bytes.len(),
+        };
+        embedding + self.head.bytes() + self.layers.iter().map(Layer::bytes).sum::<usize>()
+    }
+
+    /// What is kept of a position.
+    pub(super) fn kv_shape(&self) -> KvShape {
+        KvShape { layers: self.layers.len(), kv_heads: self.shape.kv_heads, head_dim: self.shape.head_dim }
+    }
+
+    /// Room for steps.
+    pub(super) fn work(&self) -> Work {
+        let (hidden, mixed) = (self.shape.hidden, self.shape.heads * self.shape.head_dim);
+        Work {
+            spans: Spans::default(),
+            x: Rows::new(hidden),
+            hidden: Activations::new(hidden),
+            projections: Rows::new(self.heads.width()),
+            attention: Attention::new(self.heads),
+            mixed: Rows::new(mixed),
+            mixed_quants: Activations::new(mixed),
+            gate_up: Rows::new(padded(self.shape.intermediate) + self.shape.intermediate),
+            gated: Activations::new(self.shape.intermediate),
+            last: Rows::new(hidden),
+            last_quants: Activations::new(hidden),
+        }
+    }
+
+    /// Begins the step of `work.spans`: their tokens, in order, become the first vectors.
+    pub(super) fn embed<'a>(&self, tokens: impl Iterator<Item = &'a TokenId>, work: &mut Work) {
+        work.x.resize(work.spans.rows());
+        for (row, token) in tokens.enumerate() {
+            let to = work.x.row_mut(row);
+            match &self.embedding {
+                Embedding::Tied => self.head.weights_of(token.index(), to),
+                Embedding::Own { dtype, shape, bytes } => {
+                    let order = RowOrder::Plain;
+                    pack::row_f32(&TensorView { dtype: *dtype, shape: *shape, order, bytes }, token.index(), to);
+                }
+            }
+        }
+    }
+
+    /// Carries `work.x` through all layers and keeps keys and values.
+    pub(super) fn run(&mut self, pool: &mut Pool, kv: &mut KvPool, work: &mut Work) {
+        self.rope.reach(work.spans.reach());
+        work.attention.plan(pool, &work.spans);
+        let rows = work.spans.rows();
+        for rows_of in [&mut work.projections, &mut work.mixed, &mut work.gate_up] {
+            rows_of.resize(rows);
+        }
+        let eps = self.shape.rms_eps;
+        for (index, layer) in self.layers.iter().enumerate() {
+            work.hidden.quantise_normed(pool, &work.x, &layer.attn_norm, eps);
+            layer.qkv.multiply(pool, &work.hidden, &mut work.projections, Write::Set);
+            let norms = layer.head_norms.as_ref();
+            self.rope.store(pool, &mut work.projections, &work.spans, self.heads, norms, (kv, index));
+            work.attention.compute(pool, &work.projections, &work.spans, (kv, index), &mut work.mixed);
+            work.mixed_quants.quantise(pool, &work.mixed);
+            layer.out.multiply(pool, &work.mixed_quants, &mut work.x, Write::Add);
+            work.hidden.quantise_normed(pool, &work.x, &layer.ffn_norm, eps);
+            layer.gate_up.multiply(pool, &work.hidden, &mut work.gate_up, Write::Set);
+            work.gated.quantise_gated(pool, &work.gate_up);
+            layer.down.multiply(pool, &work.gated, &mut work.x, Write::Add);
+        }
+    }
+
+    /// The logits of the rows `wanted` of `work.x`, `[wanted, vocab]`.
+    pub(super) fn logits(&self, pool: &mut Pool, work: &mut Work, wanted: &[usize], logits: &mut [f32]) {
+        work.last.resize(wanted.len());
+        for (to, &from) in wanted.iter().enumerate() {
+            work.last.row_mut(to).copy_from_slice(work.x.row(from));
+        }
+        work.last_quants.quantise_normed(pool, &work.last, &self.norm, self.shape.rms_eps);
+        self.head.multiply_into(pool, &work.last_quants, logits);
+    }
+}
+
+impl Embedding {
+    fn own(tensor: &TensorView<'_>) -> Self {
+        Self::Own { dtype: tensor.dtype, shape: tensor.shape, bytes: tensor.bytes.to_vec() }
+    }
+}
+
+impl Layer {
+    fn load(file: &ModelFile, pool: &mut Pool, quant: Quant, layer: usize) -> Result<Self, WeightsError> {
+        use LayerPart::{AttnNorm, Down, FfnNorm, Gate, K, KBias, O, Q, QBias, Up, V, VBias};
+        let shape = &file.config;
+        let name = |part| TensorName::Layer { layer, part };
+        let mut matrix = |inputs, parts: &[(LayerPart, LayerPart)]| {
+            let mut matrix = Matrix::new(inputs);
+            for &(part, bias) in parts {
+                let bias = (shape.qkv_bias && bias.is_bias()).then(|| name(bias));
+                pack::push(&mut matrix, pool, file, (name(part), bias), quant)?;
+            }
+            Ok::<_, WeightsError>(matrix)
+        };
+        Ok(Self {
+            attn_norm: vector(file, name(AttnNorm))?,
+            qkv: matrix(shape.hidden, &[(Q, QBias), (K, KBias), (V, VBias)])?,
+            head_norms: head_norms(file, layer)?,
+            out: matrix(shape.heads * shape.head_dim, &[(O, O)])?,
+            ffn_norm: vector(file, name(FfnNorm))?,
+            gate_up: matrix(shape.hidden, &[(Gate, Gate), (Up, Up)])?,
+            down: matrix(shape.intermediate, &[(Down, Down)])?,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        [&self.qkv, &self.out, &self.gate_up, &self.down].into_iter().map(Matrix::bytes).sum()
+    }
+}
+
+fn head_norms(file: &ModelFile, layer: usize) -> Result<Option<HeadNorms>, WeightsError> {
+    if !file.config.qk_norm {
+        return Ok(None);
+    }
+    let read = |part| file.tensor_f32(TensorName::Layer { layer, part });
+    let (query, key) = (read(LayerPart::QNorm)?, read(LayerPart::KNorm)?);
+    Ok(Some(HeadNorms { query, key, eps: file.config.rms_eps }))
+}
+
+/// A vector with zeros up to a whole block.
+fn vector(file: &ModelFile, name: TensorName) -> Result<Vec<f32>, WeightsError> {
+    let mut values = file.tensor_f32(name)?;
+    values.resize(padded(values.len()), 0.0);
+    Ok(values)
+}
