@@ -85,6 +85,13 @@ impl Activations {
         self.rows.div_ceil(self.per_group)
     }
 
+    /// Rows of every group but the last, which may have fewer.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub(crate) fn rows_of_a_group(&self) -> usize {
+        self.per_group
+    }
+
+    #[inline(always)]
     pub(crate) fn group(&self, index: usize) -> Group<'_> {
         let first = index * self.per_group;
         let blocks = &self.blocks[index * self.row_blocks()..][..self.row_blocks()];

@@ -7,7 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+pub(crate) mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
@@ -133,7 +133,10 @@ pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
         Kind::Avx2 => unsafe { avx2::run(op) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 | Kind::Amx => unsafe { avx512::run(op) },
+        Kind::Avx512 => unsafe { avx512::run(op) },
+        // SAFETY: as above. Tiles are for products; everything else is done on vectors.
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Kind::Amx => unsafe { avx512::run(op) },
         // SAFETY: as above.
         #[cfg(target_arch = "aarch64")]
         Kind::Neon => unsafe { neon::run(op) },
