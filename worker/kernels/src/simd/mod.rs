@@ -57,6 +57,7 @@ pub(crate) trait Simd: Copy {
     /// The bits as integers.
     fn bits(self, value: Self::F) -> Self::I;
     /// Integers as bits.
+    #[expect(clippy::wrong_self_convention, reason = "the instruction set is the receiver of every operation")]
     fn from_bits(self, value: Self::I) -> Self::F;
     /// To the nearest integer, half to even. For values within i32.
     fn round(self, value: Self::F) -> Self::I;
