@@ -41,7 +41,7 @@ const ZERO: RowBlocks = RowBlocks {
     half_minus128: [[0; TOGETHER]; 2],
 };
 
-/// Quantised rows, in groups of up to [`TOGETHER`] of about equal size: eight rows and one more are five and four.
+/// Quantised rows, in groups of up to eight of about equal size: eight rows and one more are five and four.
 #[derive(Debug)]
 pub struct Activations {
     width: usize,
@@ -85,6 +85,13 @@ impl Activations {
         self.rows.div_ceil(self.per_group)
     }
 
+    /// Rows of every group but the last, which may have fewer.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub(crate) fn rows_of_a_group(&self) -> usize {
+        self.per_group
+    }
+
+    #[inline(always)]
     pub(crate) fn group(&self, index: usize) -> Group<'_> {
         let first = index * self.per_group;
         let blocks = &self.blocks[index * self.row_blocks()..][..self.row_blocks()];
@@ -107,7 +114,7 @@ impl Activations {
     }
 
     /// Quantises the RMS norms of `x`: each row times 1 / sqrt(mean square + eps), times `weights`, `[padded(width)]` with
-    /// zeros at its end. The squares are summed in 16 lanes, folded as [`Simd::sum`] does.
+    /// zeros at its end. The squares are summed in 16 lanes, folded in halves.
     pub fn quantise_normed(&mut self, pool: &mut Pool, x: &Rows, weights: &[f32], eps: f32) {
         assert_eq!(weights.len(), x.stride(), "weights of the norm");
         self.fill(pool, x, Source::Norm { weights, length: x.width(), eps });

@@ -16,8 +16,8 @@ pub(crate) enum Kind {
     /// AVX-512 F, BW, DQ, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// AVX-512 as above, and AMX int8 tiles, which the operating system must have granted.
-    #[cfg(target_arch = "x86_64")]
+    /// AVX-512 as above, and AMX int8 tiles: granted by the system, and found to compute what the portable code does.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     Amx,
     /// NEON with dot products.
     #[cfg(target_arch = "aarch64")]
@@ -29,6 +29,9 @@ impl Isa {
     pub const PORTABLE: Self = Self(Kind::Portable);
 
     /// What this CPU can run, from the slowest to the fastest; [`Isa::PORTABLE`] is the first.
+    ///
+    /// AMX is asked for and tried out at the first call (Linux only): it is in the list if the CPU has it, the kernel grants
+    /// it to this process, and a small product of every encoding has the portable code's bits.
     pub fn available() -> Vec<Self> {
         let mut found = vec![Kind::Portable];
         found.extend(native());
@@ -38,6 +41,21 @@ impl Isa {
     /// The fastest that this CPU can run.
     pub fn best() -> Self {
         Self::available().pop().unwrap_or(Self::PORTABLE)
+    }
+
+    /// AMX, before it is known to work.
+    ///
+    /// # Safety
+    /// The CPU has all that [`Kind::Amx`] names, or something that stands in for it, and the system has granted it.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub(crate) unsafe fn amx() -> Self {
+        Self(Kind::Amx)
+    }
+
+    /// Whether products may use AMX tiles.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub(crate) fn has_tiles(self) -> bool {
+        self.0 == Kind::Amx
     }
 
     pub(crate) fn kind(self) -> Kind {
@@ -53,7 +71,7 @@ impl fmt::Display for Isa {
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512-vnni",
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Kind::Amx => "amx-int8",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "neon-dotprod",
@@ -69,6 +87,10 @@ fn native() -> Vec<Kind> {
         found.push(Kind::Avx2);
         if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") && has!("avx512vnni") {
             found.push(Kind::Avx512);
+            #[cfg(target_os = "linux")]
+            if crate::amx::is_available() {
+                found.push(Kind::Amx);
+            }
         }
     }
     found

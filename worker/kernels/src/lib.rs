@@ -6,10 +6,12 @@
 //! 1. [`Isa`]: what this CPU has. `simd` is the vocabulary that kernels are written in, once for all of them.
 //! 2. [`Pool`]: the threads that all of it runs on.
 //! 3. [`Rows`]: rows of f32. [`Activations`]: rows quantised to int8, normed or gated on the way.
-//! 4. [`Matrix`]: packed weights, and the product of the two.
+//! 4. [`Matrix`]: packed weights, and the product of the two. `matmul` computes it on vectors, `amx` on tiles.
 //! 5. [`KvPool`]: keys and values in blocks. [`Rope`] writes it, [`Attention`] reads it.
 
 mod activations;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod attention;
 mod isa;
 mod kv;

@@ -7,15 +7,16 @@
 
 use std::ops::Range;
 
+use crate::Isa;
 use crate::activations::{Activations, Group, RowBlocks, TOGETHER};
 use crate::matrix::{Encoding, Matrix, PANEL, Part, SUPER_BLOCK};
 use crate::pool::Pool;
 use crate::rows::{BLOCK, Rows, Shared};
 use crate::simd::{LANES, Op, Simd, dispatch};
 
-/// Rows that pass over a panel before the next panel is read: with 2,048 inputs their blocks fill half of a second level
-/// cache of 1 MiB.
-const ROWS_PER_PASS: usize = 192;
+/// Groups of rows that pass over a panel before the next panel is read: with 2,048 inputs the blocks of their 192 rows fill
+/// half of a second level cache of 1 MiB.
+pub(crate) const GROUPS_PER_PASS: usize = 192 / TOGETHER;
 
 /// Shares of the panels per thread: a thread that the system takes away for a while delays a layer by a part of its share.
 const SHARES_PER_THREAD: usize = 6;
@@ -49,22 +50,21 @@ impl Matrix {
         assert_eq!(x.width(), self.inputs(), "width of the inputs");
         let isa = pool.isa();
         let panels: usize = self.parts().iter().map(Part::panels).sum();
-        let groups_per_pass = (ROWS_PER_PASS / TOGETHER).max(1);
-        let passes = x.groups().div_ceil(groups_per_pass);
-        let grain = panels.div_ceil(pool.threads() * SHARES_PER_THREAD).min(MOST_PANELS).max(1);
+        let passes = x.groups().div_ceil(GROUPS_PER_PASS);
+        let grain = panels.div_ceil(pool.threads() * SHARES_PER_THREAD).clamp(1, MOST_PANELS);
         let shares = panels.div_ceil(grain);
         let y = Shared::new(y);
         pool.split(passes * shares, 1, |_, items| {
             for item in items {
                 let (pass, share) = (item / shares, item % shares);
-                let groups = pass * groups_per_pass..x.groups().min((pass + 1) * groups_per_pass);
+                let groups = pass * GROUPS_PER_PASS..x.groups().min((pass + 1) * GROUPS_PER_PASS);
                 let panels = share * grain..panels.min((share + 1) * grain);
-                dispatch(isa, Share { matrix: self, panels, x, groups, y: &y, shape });
+                Share { matrix: self, panels, x, groups, y: &y, shape }.multiply(isa);
             }
         });
     }
 
-    fn part_of(&self, mut panel: usize) -> (&Part, usize) {
+    pub(crate) fn part_of(&self, mut panel: usize) -> (&Part, usize) {
         for part in self.parts() {
             if panel < part.panels() {
                 return (part, panel);
@@ -90,14 +90,60 @@ struct Shape {
     write: Write,
 }
 
-/// Some panels times the rows of some groups.
-struct Share<'a> {
-    matrix: &'a Matrix,
-    panels: Range<usize>,
-    x: &'a Activations,
-    groups: Range<usize>,
+impl Shape {
+    /// Writes what one row and panel `panel` of a part give.
+    ///
+    /// # Safety
+    /// They are the row and the panel of a [`Share`] that goes to `y`, and only this thread has it.
+    #[inline(always)]
+    unsafe fn write<S: Simd>(self, s: S, y: &Shared<f32>, row: usize, (part, panel): (&Part, usize), sum: S::F) {
+        let Self { stride, limit, write } = self;
+        let column = part.at + panel * PANEL;
+        // SAFETY: inside the row, and no other share has this row and panel.
+        let to = unsafe { y.part(row * stride + column, PANEL.min(limit - column)) };
+        if let Ok(to) = <&mut [f32; LANES]>::try_from(&mut *to) {
+            let sum = if write == Write::Add { s.add(s.load(to), sum) } else { sum };
+            s.store(sum, to);
+        } else {
+            let mut lanes = [0.0; LANES];
+            s.store(sum, &mut lanes);
+            for (to, lane) in to.iter_mut().zip(lanes) {
+                *to = if write == Write::Add { *to + lane } else { lane };
+            }
+        }
+    }
+}
+
+/// Some panels times the rows of some groups, at most [`GROUPS_PER_PASS`]: what a thread claims.
+pub(crate) struct Share<'a> {
+    pub(crate) matrix: &'a Matrix,
+    pub(crate) panels: Range<usize>,
+    pub(crate) x: &'a Activations,
+    pub(crate) groups: Range<usize>,
     y: &'a Shared<f32>,
     shape: Shape,
+}
+
+impl Share<'_> {
+    fn multiply(self, isa: Isa) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if isa.has_tiles() && self.x.rows_of_a_group() >= crate::amx::LEAST_ROWS {
+            // SAFETY: an `Isa` is only made for instructions that the CPU has.
+            return unsafe { crate::amx::multiply(self) };
+        }
+        dispatch(isa, self);
+    }
+
+    /// Writes what one row and panel `panel` of a part give.
+    ///
+    /// # Safety
+    /// They are in this share.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[inline(always)]
+    pub(crate) unsafe fn write<S: Simd>(&self, s: S, row: usize, panel: (&Part, usize), sum: S::F) {
+        // SAFETY: the caller's promise; a share is one thread's.
+        unsafe { self.shape.write(s, self.y, row, panel, sum) }
+    }
 }
 
 impl Op for Share<'_> {
@@ -164,27 +210,9 @@ impl Tile<'_> {
                 *sum = s.add(*sum, bias);
             }
         }
-        self.write(s, sums);
-    }
-
-    #[inline(always)]
-    fn write<S: Simd, const R: usize>(&self, s: S, sums: [S::F; R]) {
-        let Shape { stride, limit, write } = self.shape;
-        let column = self.part.at + self.panel * PANEL;
-        let length = PANEL.min(limit - column);
         for (row, sum) in sums.into_iter().enumerate() {
-            // SAFETY: inside the row, and no other tile has this row and panel.
-            let to = unsafe { self.y.part((self.group.first + row) * stride + column, length) };
-            if let Ok(to) = <&mut [f32; LANES]>::try_from(&mut *to) {
-                let sum = if write == Write::Add { s.add(s.load(to), sum) } else { sum };
-                s.store(sum, to);
-            } else {
-                let mut lanes = [0.0; LANES];
-                s.store(sum, &mut lanes);
-                for (to, lane) in to.iter_mut().zip(lanes) {
-                    *to = if write == Write::Add { *to + lane } else { lane };
-                }
-            }
+            // SAFETY: the tile is in a share of this thread's.
+            unsafe { self.shape.write(s, self.y, self.group.first + row, (self.part, self.panel), sum) };
         }
     }
 }
@@ -222,15 +250,9 @@ impl<const L: usize, const MIN: bool> Panel for Halves<'_, L, MIN> {
             }
         }
         let dots = if L == 4 { nibbles(s, tile, x, !MIN) } else { bytes::<S, R, 0, 8>(s, tile, x, &x.minus128) };
-        for row in 0..R {
-            let both = s.mul(scale, s.splat(x.scales[row]));
-            sums[row] = s.fma(s.float(dots[row]), both, sums[row]);
-        }
+        add_dots(s, dots, scale, &x.scales, sums);
         if MIN {
-            let minimum = s.load_f16(&self.minima[block]);
-            for row in 0..R {
-                sums[row] = s.fma(minimum, s.splat(x.sums[row]), sums[row]);
-            }
+            add_minimum(s, s.load_f16(&self.minima[block]), &x.sums, sums);
         }
     }
 }
@@ -259,15 +281,9 @@ impl<'a, const L: usize, const G: usize, const MIN: bool> Wide<'a, L, G, MIN> {
         sums: &mut [S::F; R],
     ) {
         let scale = s.load(&self.scales[at]);
-        for row in 0..R {
-            let both = s.mul(scale, s.splat(x.0[row]));
-            sums[row] = s.fma(s.float(dots[row]), both, sums[row]);
-        }
+        add_dots(s, dots, scale, x.0, sums);
         if MIN {
-            let minimum = s.load(&self.minima[at]);
-            for row in 0..R {
-                sums[row] = s.fma(minimum, s.splat(x.1[row]), sums[row]);
-            }
+            add_minimum(s, s.load(&self.minima[at]), x.1, sums);
         }
     }
 }
@@ -336,11 +352,36 @@ impl Panel for SixBits<'_> {
                     }
                 }
             }
-            for row in 0..R {
-                let both = s.mul(scale, s.splat(x.scales[row]));
-                sums[row] = s.fma(s.float(dots[row]), both, sums[row]);
-            }
+            add_dots(s, dots, scale, &x.scales, sums);
         }
+    }
+}
+
+/// Adds the dot products of `R` rows and the weights of one scale to the rows' sums.
+#[inline(always)]
+pub(crate) fn add_dots<S: Simd, const R: usize>(
+    s: S,
+    dots: [S::I; R],
+    scale: S::F,
+    row_scales: &[f32; TOGETHER],
+    sums: &mut [S::F; R],
+) {
+    for row in 0..R {
+        let both = s.mul(scale, s.splat(row_scales[row]));
+        sums[row] = s.fma(s.float(dots[row]), both, sums[row]);
+    }
+}
+
+/// Adds what the minimum of the same weights makes of the rows' sums of quants.
+#[inline(always)]
+pub(crate) fn add_minimum<S: Simd, const R: usize>(
+    s: S,
+    minimum: S::F,
+    row_sums: &[f32; TOGETHER],
+    sums: &mut [S::F; R],
+) {
+    for row in 0..R {
+        sums[row] = s.fma(minimum, s.splat(row_sums[row]), sums[row]);
     }
 }
 

@@ -39,7 +39,8 @@ pub enum Encoding {
 pub const SUPER_BLOCK: usize = 256;
 
 impl Encoding {
-    fn lines(self) -> usize {
+    /// Lines of a tile.
+    pub(crate) fn lines(self) -> usize {
         match self {
             Self::Nibbles | Self::NibblesMin | Self::NibblesWideMin => 4,
             Self::Bytes | Self::BytesWideMin | Self::HalfBytes | Self::HalfBytesMin => 8,
@@ -55,11 +56,11 @@ impl Encoding {
         }
     }
 
-    fn scales_are_halves(self) -> bool {
+    pub(crate) fn scales_are_halves(self) -> bool {
         matches!(self, Self::Nibbles | Self::NibblesMin | Self::Bytes)
     }
 
-    fn has_minima(self) -> bool {
+    pub(crate) fn has_minima(self) -> bool {
         matches!(self, Self::NibblesMin | Self::NibblesWideMin | Self::BytesWideMin | Self::HalfBytesMin)
     }
 }
@@ -77,9 +78,10 @@ pub struct Weights {
     pub minima: Vec<f32>,
 }
 
+/// A line of a tile.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-struct Bytes([u8; 64]);
+pub(crate) struct Bytes(pub(crate) [u8; 64]);
 
 /// Outputs of one encoding.
 #[derive(Debug)]
@@ -258,10 +260,14 @@ impl Part {
         });
     }
 
+    /// The tiles of a panel, line by line.
+    pub(crate) fn lines(&self, panel: usize) -> &[Bytes] {
+        part_of(&self.quants, panel, self.panels())
+    }
+
     /// The tiles of a panel.
     pub(crate) fn quants(&self, panel: usize) -> *const u8 {
-        let lines = self.quants.len() / self.panels();
-        self.quants[panel * lines..(panel + 1) * lines].as_ptr().cast()
+        self.lines(panel).as_ptr().cast()
     }
 
     pub(crate) fn half_scales(&self, panel: usize) -> &[[u16; PANEL]] {

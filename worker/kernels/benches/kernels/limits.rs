@@ -7,14 +7,14 @@ use std::thread;
 use std::time::Instant;
 
 /// The machine's limits over all threads.
-pub struct Limits {
+pub(crate) struct Limits {
     threads: NonZero<usize>,
     /// GB/s of reading what no cache holds.
-    pub read: f64,
+    pub(crate) read: f64,
     /// GOP/s of int8 dot products out of registers; a multiply-add is two.
-    pub dots: f64,
+    pub(crate) dots: f64,
     /// GFLOP/s of f32 multiply-adds out of registers.
-    pub fma: f64,
+    pub(crate) fma: f64,
 }
 
 impl fmt::Display for Limits {
@@ -25,7 +25,7 @@ impl fmt::Display for Limits {
 }
 
 /// Measures, for about a second.
-pub fn measure(threads: NonZero<usize>) -> Limits {
+pub(crate) fn measure(threads: NonZero<usize>) -> Limits {
     Limits {
         threads,
         read: on_all(threads, read),

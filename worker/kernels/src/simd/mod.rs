@@ -7,7 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+pub(crate) mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
@@ -57,6 +57,7 @@ pub(crate) trait Simd: Copy {
     /// The bits as integers.
     fn bits(self, value: Self::F) -> Self::I;
     /// Integers as bits.
+    #[expect(clippy::wrong_self_convention, reason = "the instruction set is the receiver of every operation")]
     fn from_bits(self, value: Self::I) -> Self::F;
     /// To the nearest integer, half to even. For values within i32.
     fn round(self, value: Self::F) -> Self::I;
@@ -133,7 +134,10 @@ pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
         Kind::Avx2 => unsafe { avx2::run(op) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Kind::Avx512 | Kind::Amx => unsafe { avx512::run(op) },
+        Kind::Avx512 => unsafe { avx512::run(op) },
+        // SAFETY: as above. Tiles are for products; everything else is done on vectors.
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Kind::Amx => unsafe { avx512::run(op) },
         // SAFETY: as above.
         #[cfg(target_arch = "aarch64")]
         Kind::Neon => unsafe { neon::run(op) },

@@ -252,19 +252,14 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn nibbles(self, from: *const u8) -> (W, W) {
         // SAFETY: the caller's promise.
-        unsafe {
-            let both = self.bytes(from);
-            let low = [vdupq_n_s8(15); 4];
-            let lows = all!(vandq_s8, both, low);
-            let both = all!(vreinterpretq_u8_s8, both);
-            let highs = [
-                vshrq_n_u8::<4>(both[0]),
-                vshrq_n_u8::<4>(both[1]),
-                vshrq_n_u8::<4>(both[2]),
-                vshrq_n_u8::<4>(both[3]),
-            ];
-            (lows, all!(vreinterpretq_s8_u8, highs))
-        }
+        let both = unsafe { self.bytes(from) };
+        // SAFETY: `self` exists.
+        let low = unsafe { [vdupq_n_s8(15); 4] };
+        let lows = all!(vandq_s8, both, low);
+        let [a, b, c, d] = all!(vreinterpretq_u8_s8, both);
+        // SAFETY: `self` exists.
+        let highs = unsafe { [vshrq_n_u8::<4>(a), vshrq_n_u8::<4>(b), vshrq_n_u8::<4>(c), vshrq_n_u8::<4>(d)] };
+        (lows, all!(vreinterpretq_s8_u8, highs))
     }
     #[inline(always)]
     unsafe fn quad(self, from: *const i8) -> W {
@@ -274,15 +269,13 @@ impl Simd for Neon {
     #[inline(always)]
     fn six_bits(self, nibbles: W, high: W, which: usize) -> W {
         // SAFETY: `self` exists.
-        unsafe {
-            let (high, shift) = (all!(vreinterpretq_u8_s8, high), [vdupq_n_s8(4 - 2 * which as i8); 4]);
-            let moved = all!(vshlq_u8, high, shift);
-            let mask = [vdupq_n_u8(0x30); 4];
-            let top = all!(vandq_u8, moved, mask);
-            let nibbles = all!(vreinterpretq_u8_s8, nibbles);
-            let joined = all!(vorrq_u8, nibbles, top);
-            all!(vreinterpretq_s8_u8, joined)
-        }
+        let (shift, mask) = unsafe { ([vdupq_n_s8(4 - 2 * which as i8); 4], [vdupq_n_u8(0x30); 4]) };
+        let high = all!(vreinterpretq_u8_s8, high);
+        let moved = all!(vshlq_u8, high, shift);
+        let top = all!(vandq_u8, moved, mask);
+        let nibbles = all!(vreinterpretq_u8_s8, nibbles);
+        let joined = all!(vorrq_u8, nibbles, top);
+        all!(vreinterpretq_s8_u8, joined)
     }
     #[inline(always)]
     fn prefetch(self, _from: *const u8) {}

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::{bits, numbers, pools, rows};
 use crate::{Activations, BLOCK, Encoding, Matrix, Pool, Rows, SUPER_BLOCK, Weights, Write, padded};
 
-const ENCODINGS: [Encoding; 8] = [
+pub(crate) const ENCODINGS: [Encoding; 8] = [
     Encoding::Nibbles,
     Encoding::NibblesMin,
     Encoding::NibblesWideMin,
@@ -47,7 +47,13 @@ fn weights_of(encoding: Encoding, inputs: usize, output: usize) -> Weights {
     }
 }
 
-fn matrix(pool: &mut Pool, encoding: Encoding, inputs: usize, parts: &[usize], bias: Option<&[f32]>) -> Matrix {
+pub(crate) fn matrix(
+    pool: &mut Pool,
+    encoding: Encoding,
+    inputs: usize,
+    parts: &[usize],
+    bias: Option<&[f32]>,
+) -> Matrix {
     let mut matrix = Matrix::new(inputs);
     for &outputs in parts {
         matrix.push(pool, encoding, outputs, bias.map(|bias| &bias[..outputs]), |output, to| {
@@ -86,7 +92,7 @@ fn written_out(encoding: Encoding, x: &[f32], weights: &Weights) -> f32 {
     sum
 }
 
-fn multiply(pool: &mut Pool, matrix: &Matrix, x: &Rows, write: Write) -> Rows {
+pub(crate) fn multiply(pool: &mut Pool, matrix: &Matrix, x: &Rows, write: Write) -> Rows {
     let (mut quantised, mut y) = (Activations::new(x.width()), Rows::new(matrix.width()));
     quantised.quantise(pool, x);
     y.resize(x.count());

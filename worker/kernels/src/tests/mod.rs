@@ -2,7 +2,7 @@
 //! threads, and agreement with arithmetic written out.
 
 mod attention;
-mod matmul;
+pub(crate) mod matmul;
 
 use std::num::NonZero;
 
@@ -15,7 +15,7 @@ fn pools() -> Vec<Pool> {
 }
 
 /// Numbers of a seed, between -1 and 1, with a few outliers as activations have them.
-fn numbers(seed: u64, count: usize) -> Vec<f32> {
+pub(crate) fn numbers(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -28,7 +28,7 @@ fn numbers(seed: u64, count: usize) -> Vec<f32> {
     (0..count).map(number).collect()
 }
 
-fn rows(values: &[f32], width: usize) -> Rows {
+pub(crate) fn rows(values: &[f32], width: usize) -> Rows {
     let mut rows = Rows::new(width);
     rows.resize(values.len() / width);
     for (row, values) in values.chunks(width).enumerate() {
@@ -37,6 +37,6 @@ fn rows(values: &[f32], width: usize) -> Rows {
     rows
 }
 
-fn bits(rows: &Rows) -> Vec<u32> {
+pub(crate) fn bits(rows: &Rows) -> Vec<u32> {
     (0..rows.count()).flat_map(|row| rows.row(row).iter().map(|value| value.to_bits())).collect()
 }

@@ -1,0 +1,161 @@
+//! The tile registers, and all instructions on them. Nothing else in the process uses them, the compiler included: what one
+//! `asm!` leaves in them the next one finds.
+//!
+//! | registers | hold | shape |
+//! |---|---|---|
+//! | 0 to 3 | the weights of four steps | `[D / 4 quads of inputs, 16 outputs x 4 bytes]` |
+//! | 4 and 5, in turn | the rows of a step | `[8 rows, D bytes]` |
+//! | 6 and 7, in turn | their products | `[8 rows, 16 outputs]` i32 |
+
+use std::arch::asm;
+use std::marker::PhantomData;
+
+use super::weights::Unpacked;
+use crate::activations::{RowBlocks, TOGETHER};
+use crate::rows::{BLOCK, Line};
+use crate::simd::Simd;
+
+/// Steps whose weights are in registers together.
+pub(super) const STEPS: usize = 4;
+
+/// Bytes from a line of weights to the next, and of products.
+pub(super) const LINE: usize = 64;
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+const fn config(depth: usize) -> Config {
+    let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+    let mut tile = 0;
+    while tile < 8 {
+        let (rows, row_bytes) = match tile {
+            0..4 => (depth / 4, LINE),
+            4..6 => (TOGETHER, depth),
+            _ => (TOGETHER, LINE),
+        };
+        (config.rows[tile], config.row_bytes[tile]) = (rows as u8, row_bytes as u16);
+        tile += 1;
+    }
+    config
+}
+
+/// This thread's tile registers, set up for steps of `D` inputs. Dropped, they are given back: a thread that keeps them has
+/// 8 KiB more to save at every context switch.
+pub(super) struct Tiles<const D: usize> {
+    of_this_thread: PhantomData<*mut ()>,
+}
+
+impl<const D: usize> Tiles<D> {
+    const CONFIG: Config = config(D);
+
+    /// Sets the registers up; there is one of these at a time.
+    ///
+    /// # Safety
+    /// The CPU has AMX int8 tiles and the system lets this thread use them.
+    #[inline(always)]
+    pub(super) unsafe fn configure() -> Self {
+        const { assert!(D == BLOCK || D == BLOCK / 2) };
+        let config: *const Config = &Self::CONFIG;
+        // SAFETY: the caller's promise; a configuration is 64 bytes, and this one is valid.
+        unsafe { asm!("ldtilecfg [{config}]", config = in(reg) config, options(nostack, preserves_flags, readonly)) };
+        Self { of_this_thread: PhantomData }
+    }
+
+    /// Takes the weights of the next steps.
+    #[inline(always)]
+    pub(super) fn load(&mut self, weights: &Unpacked) {
+        // SAFETY: the tiles are set up; each is at most the eight lines of a step.
+        unsafe {
+            asm!(
+                "tileloadd tmm0, [{weights} + {line}*1]",
+                "tileloadd tmm1, [{weights} + {line}*1 + 512]",
+                "tileloadd tmm2, [{weights} + {line}*1 + 1024]",
+                "tileloadd tmm3, [{weights} + {line}*1 + 1536]",
+                weights = in(reg) &raw const *weights,
+                line = in(reg) LINE,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+    }
+
+    /// The products of the first `count` steps of `x` and the weights that were loaded.
+    #[inline(always)]
+    pub(super) fn multiply(&mut self, x: &[RowBlocks], count: usize, to: &mut Dots) {
+        self.step::<0, 4, 6>(x, to);
+        if count > 1 {
+            self.step::<1, 5, 7>(x, to);
+        }
+        if count > 2 {
+            self.step::<2, 4, 6>(x, to);
+        }
+        if count > 3 {
+            self.step::<3, 5, 7>(x, to);
+        }
+    }
+
+    /// Step `STEP`, whose weights are in the register of that number.
+    #[inline(always)]
+    fn step<const STEP: usize, const ROWS: usize, const PRODUCT: usize>(&mut self, x: &[RowBlocks], to: &mut Dots) {
+        // Within its block, a half begins where the halves before end.
+        let quants = x[STEP * D / BLOCK].quants.as_ptr().cast::<i8>().wrapping_add(STEP * D % BLOCK);
+        // SAFETY: the tiles are set up. D bytes are read of each of the eight rows of a block; eight lines are written.
+        unsafe {
+            asm!(
+                "tileloadd tmm{rows}, [{quants} + {row}*1]",
+                "tilezero tmm{product}",
+                "tdpbssd tmm{product}, tmm{rows}, tmm{step}",
+                "tilestored [{to} + {line}*1], tmm{product}",
+                rows = const ROWS,
+                product = const PRODUCT,
+                step = const STEP,
+                quants = in(reg) quants,
+                row = in(reg) BLOCK,
+                to = in(reg) &raw mut to.0[STEP],
+                line = in(reg) LINE,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+}
+
+impl<const D: usize> Drop for Tiles<D> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: the tiles are set up, and nobody needs what is in them.
+        unsafe {
+            asm!(
+                "tilerelease",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, preserves_flags, nomem)
+            );
+        }
+    }
+}
+
+/// Dot products of a group's rows with a panel, `[steps, rows, outputs]`: bits of i32.
+#[derive(Clone, Copy)]
+pub(super) struct Dots([[Line; TOGETHER]; STEPS]);
+
+impl Dots {
+    pub(super) const ZERO: Self = Self([[Line([0.0; LINE / 4]); TOGETHER]; STEPS]);
+
+    /// Those of one step and the first `R` rows.
+    #[inline(always)]
+    pub(super) fn of<S: Simd, const R: usize>(&self, s: S, step: usize) -> [S::I; R] {
+        let mut dots = [s.splat_i(0); R];
+        for (dot, row) in dots.iter_mut().zip(&self.0[step]) {
+            *dot = s.bits(s.load(&row.0));
+        }
+        dots
+    }
+}
