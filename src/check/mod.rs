@@ -146,7 +146,7 @@ mod tests {
         plan(&load(None, &overrides).expect("nothing is wrong"))
     }
 
-    fn tiny(model: &str) -> std::path::PathBuf {
+    fn tiny(model: &str) -> PathBuf {
         Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/tiny")).join(model)
     }
 

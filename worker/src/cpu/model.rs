@@ -5,7 +5,7 @@
 use shoal_common::config::Quant;
 use shoal_common::ids::TokenId;
 use shoal_kernels::{
-    Activations, Attention, HeadNorms, Heads, KvPool, KvShape, Matrix, Pool, Rope, Rows, Spans, Write, padded,
+    Activations, Attention, HeadNorms, Heads, KvPool, KvShape, Matrix, Pool, Rope, Rows, Spans, Weights, Write, padded,
 };
 
 use super::pack;
@@ -59,6 +59,8 @@ pub(super) struct Work {
     mixed_quants: Activations,
     gate_up: Rows,
     gated: Activations,
+    /// An embedding's blocks, taken apart.
+    embedding: Weights,
     /// The rows whose logits are wanted.
     last: Rows,
     last_quants: Activations,
@@ -109,6 +111,7 @@ impl Model {
             mixed_quants: Activations::new(mixed),
             gate_up: Rows::new(padded(self.shape.intermediate) + self.shape.intermediate),
             gated: Activations::new(self.shape.intermediate),
+            embedding: pack::scratch(hidden),
             last: Rows::new(hidden),
             last_quants: Activations::new(hidden),
         }
@@ -123,7 +126,8 @@ impl Model {
                 Embedding::Tied => self.head.weights_of(token.index(), to),
                 Embedding::Own { dtype, shape, bytes } => {
                     let order = RowOrder::Plain;
-                    pack::row_f32(&TensorView { dtype: *dtype, shape: *shape, order, bytes }, token.index(), to);
+                    let tensor = TensorView { dtype: *dtype, shape: *shape, order, bytes };
+                    pack::row_f32(&tensor, token.index(), &mut work.embedding, to);
                 }
             }
         }

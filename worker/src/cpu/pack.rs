@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use shoal_common::config::Quant;
-use shoal_kernels::{BLOCK, Encoding, Matrix, Pool, SUPER_BLOCK, Weights};
+use shoal_kernels::{BLOCK, Encoding, Matrix, Pool, SUPER_BLOCK, Weights, padded};
 
 use super::blocks;
 use crate::weights::{ModelFile, TensorName, TensorType, TensorView, WeightsError};
@@ -29,7 +29,8 @@ pub(super) fn push(
         Quant::Q4_0 => q4_0,
     };
     matrix.push(pool, encoding, outputs, bias.as_deref(), |output, weights| {
-        let values = floats(tensor.dtype, tensor.row(output));
+        let mut values = vec![0.0; tensor.shape[1]];
+        floats(tensor.dtype, tensor.row(output), &mut values);
         let groups = weights.quants.chunks_mut(BLOCK).zip(&mut weights.scales);
         for (values, (quants, scale)) in values.chunks(BLOCK).zip(groups) {
             quantise(values, Group { quants, scale });
@@ -46,38 +47,48 @@ pub(super) fn encoding(dtype: TensorType, quant: Quant) -> Encoding {
     })
 }
 
-/// The weights of one output, or an embedding: what its stored bytes stand for. `to` is `[cols]`.
-pub(super) fn row_f32(tensor: &TensorView<'_>, row: usize, to: &mut [f32]) {
+/// An embedding: what its stored bytes stand for. `to` is `[cols]`; `scratch` is made once, for rows as wide.
+pub(super) fn row_f32(tensor: &TensorView<'_>, row: usize, scratch: &mut Weights, to: &mut [f32]) {
     let Some(encoding) = blocks::encoding(tensor.dtype) else {
-        return to.copy_from_slice(&floats(tensor.dtype, tensor.row(row)));
+        return floats(tensor.dtype, tensor.row(row), to);
     };
-    let groups = to.len() / encoding.group();
-    let mut weights = Weights {
-        quants: vec![0; to.len()],
-        scales: vec![0.0; groups],
-        supers: vec![0.0; to.len().div_ceil(SUPER_BLOCK)],
-        minima: vec![0.0; groups],
-    };
-    blocks::take_apart(tensor.dtype, tensor.row(row), &mut weights);
+    blocks::take_apart(tensor.dtype, tensor.row(row), scratch);
     for (group, to) in to.chunks_mut(encoding.group()).enumerate() {
-        let quants = &weights.quants[group * encoding.group()..];
+        let quants = &scratch.quants[group * encoding.group()..];
         let (centre, common) = match encoding {
             Encoding::Nibbles => (8.0, 1.0),
-            Encoding::SixBits => (32.0, weights.supers[group * encoding.group() / SUPER_BLOCK]),
+            Encoding::SixBits => (32.0, scratch.supers[group * encoding.group() / SUPER_BLOCK]),
             _ => (0.0, 1.0),
         };
         for (to, &quant) in to.iter_mut().zip(quants) {
             let quant = f32::from(quant.cast_signed()) - centre;
-            *to = quant * (common * weights.scales[group]) + weights.minima[group];
+            *to = quant * (common * scratch.scales[group]) + scratch.minima[group];
         }
     }
 }
 
-fn floats(dtype: TensorType, row: &[u8]) -> Vec<f32> {
+/// Room for a row of `cols` weights of any type.
+pub(super) fn scratch(cols: usize) -> Weights {
+    let groups = cols.div_ceil(BLOCK / 2);
+    Weights {
+        quants: vec![0; padded(cols)],
+        scales: vec![0.0; groups],
+        supers: vec![0.0; cols.div_ceil(SUPER_BLOCK)],
+        minima: vec![0.0; groups],
+    }
+}
+
+fn floats(dtype: TensorType, row: &[u8], to: &mut [f32]) {
     match dtype {
-        TensorType::F16 => row.as_chunks().0.iter().map(|&le| f16::from_le_bytes(le).to_f32()).collect(),
-        TensorType::BF16 => row.as_chunks().0.iter().map(|&le| bf16::from_le_bytes(le).to_f32()).collect(),
-        _ => row.as_chunks().0.iter().map(|&le| f32::from_le_bytes(le)).collect(),
+        TensorType::F16 => widen(row, to, |le| f16::from_le_bytes(le).to_f32()),
+        TensorType::BF16 => widen(row, to, |le| bf16::from_le_bytes(le).to_f32()),
+        _ => widen(row, to, f32::from_le_bytes),
+    }
+}
+
+fn widen<const N: usize>(row: &[u8], to: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+    for (to, &bytes) in to.iter_mut().zip(row.as_chunks().0) {
+        *to = value(bytes);
     }
 }
 

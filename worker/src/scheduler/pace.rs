@@ -15,8 +15,11 @@
 const STRETCH: f64 = 1.85;
 /// A chunk of less than this part of those that were measured does not make the others cheaper.
 const COMPARABLE: f64 = 0.75;
-/// Prefill tokens that go with any decodes, so that prompts go on whatever was measured.
-const FLOOR: usize = 16;
+/// Prefill tokens that go with any decodes, so that prompts go on whatever was measured. Few: far into a long prompt a token
+/// looks at so much that it costs as much as a small model's decode.
+const FLOOR: usize = 4;
+/// A step takes its time for the weights however few its tokens are: fewer than these, alone, say nothing of one.
+const TELLING: usize = 16;
 /// Steps after which a decode's time is to be measured again: sequences have grown by as many tokens since.
 const STALE: u64 = 256;
 /// Steps between two that go without prefills to measure.
@@ -75,8 +78,7 @@ impl Pace {
         match (decodes, prefill) {
             (0, 0) => {}
             (_, 0) => self.observe_decodes(decodes, seconds),
-            // A step takes its time for the weights however few its tokens are: too few say nothing of one.
-            (_, ..FLOOR) => {}
+            (0, ..TELLING) => {}
             (0, _) => {
                 let token = seconds / prefill as f64;
                 self.alone = Some(self.alone.map_or(token, |before| smooth(before, token)));

@@ -1,6 +1,6 @@
 //! Blocks taken apart stand for the same numbers as candle's dequantisation gives.
 
-use crate::cpu::pack::row_f32;
+use crate::cpu::pack::{row_f32, scratch};
 use crate::weights::{RowOrder, TensorType, TensorView};
 
 const TYPES: [TensorType; 10] = [
@@ -51,7 +51,7 @@ fn every_block_type_stands_for_what_candle_says() {
         let candle_core::CpuStorage::F32(expected) = blocks.dequantize(rows * cols).unwrap() else { unreachable!() };
         for row in 0..rows {
             let mut ours = vec![0.0; cols];
-            row_f32(&tensor, row, &mut ours);
+            row_f32(&tensor, row, &mut scratch(cols), &mut ours);
             for (at, (ours, theirs)) in ours.iter().zip(&expected[row * cols..]).enumerate() {
                 // Products of three are rounded in another order.
                 let close = (ours - theirs).abs() <= 1e-6 * theirs.abs().max(ours.abs()).max(1e-3);

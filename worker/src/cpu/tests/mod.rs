@@ -4,6 +4,7 @@
 mod agreement;
 mod blocks;
 mod real_model;
+mod steps;
 
 use std::num::NonZero;
 

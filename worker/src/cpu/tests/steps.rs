@@ -1,0 +1,35 @@
+//! What a step costs beside its arithmetic: nothing is allocated once the largest step so far has been seen.
+
+use shoal_common::ids::TokenId;
+
+use super::open;
+use crate::backend::bench::{Instructions, Setup, golden};
+use crate::backend::{BlockId, LogitsBuffer, LogitsOf, Slice};
+
+#[test]
+fn a_step_allocates_nothing_after_the_first_of_its_size() {
+    // Tied and not, with biases and with norms of the heads; the embedding from blocks and from floats.
+    for file in
+        ["tiny/gguf/tiny-q4_1.gguf", "families/llama3/base", "families/qwen2/qwen2-q8_0.gguf", "families/qwen3/base"]
+    {
+        let setup = Setup { model: &golden(file), threads: 2, instructions: Instructions::Best };
+        let mut backend = open(setup).unwrap();
+        backend.reserve(64).unwrap();
+        let tables: Vec<Vec<BlockId>> = (0..9).map(|at| (7 * at..7 * at + 7).map(BlockId).collect()).collect();
+        let (prompt, mut logits) = (vec![TokenId(5); 24], LogitsBuffer::default());
+        let mut step = |number: usize| {
+            let decode =
+                |at: usize| Slice { start: number, tokens: &prompt[..1], blocks: &tables[at], logits: LogitsOf::Last };
+            let chunk = Slice { start: 0, tokens: &prompt, blocks: &tables[8], logits: LogitsOf::All };
+            let slices: [Slice<'_>; 9] = std::array::from_fn(|at| if at < 8 { decode(at) } else { chunk });
+            let counted = allocation_counter::measure(|| backend.forward(&slices, &mut logits).unwrap());
+            counted.count_total
+        };
+        // The first steps find out how much is needed.
+        (0..16).for_each(|number| {
+            step(number);
+        });
+        let later: u64 = (16..32).map(&mut step).sum();
+        assert_eq!(later, 0, "{file}");
+    }
+}
