@@ -1,11 +1,11 @@
 //! How many prefill tokens may go with the decodes of a step. A step lasts until its last token is computed, so every
-//! prefill token makes all running streams wait; this limits a step with prefills to [`STRETCH`] times what its decodes
+//! prefill token makes all running streams wait; this limits a step with prefills to `STRETCH` times what its decodes
 //! take alone. Pure: fed by the engine with what each step took, asked by the policy.
 //!
 //! Two things are measured, both smoothed:
 //!
 //! - the time of a step of decodes only, for each number of rows. While prefills never pause it cannot be seen, so that now
-//!   and then a step goes without them ([`PROBE_EVERY`]).
+//!   and then a step goes without them (`PROBE_EVERY`).
 //! - the time that a prefill token adds. It depends on how many there are: few are nearly free while the weights' way
 //!   through the memory is what takes the time, many cost what their arithmetic costs. So it is measured where it is used:
 //!   slow steps are believed soon and fast ones slowly, so that chunks grow in small steps, and small chunks say nothing of
