@@ -17,7 +17,7 @@ const STRETCH: f64 = 1.85;
 const COMPARABLE: f64 = 0.75;
 /// Prefill tokens that go with any decodes, so that prompts go on whatever was measured. Few: far into a long prompt a token
 /// looks at so much that it costs as much as a small model's decode.
-const FLOOR: usize = 4;
+const FLOOR: usize = 8;
 /// A step takes its time for the weights however few its tokens are: fewer than these, alone, say nothing of one.
 const TELLING: usize = 16;
 /// Steps after which a decode's time is to be measured again: sequences have grown by as many tokens since.

@@ -114,7 +114,7 @@ fn a_machine_that_was_stopped_for_a_moment_is_believed_again_soon() {
     steps(&mut pace, 200);
     let before = pace.prefill_tokens(4);
     pace.observe(4, before, 3.0);
-    assert!(pace.prefill_tokens(4) >= 4);
+    assert!(pace.prefill_tokens(4) >= 8);
     steps(&mut pace, 100);
     let after = (0..2).map(|_| {
         steps(&mut pace, 1);
@@ -136,7 +136,7 @@ proptest! {
         }
         for _ in 0..200 {
             let tokens = pace.prefill_tokens(decodes);
-            prop_assert!(tokens == 0 || tokens >= 4, "{tokens} tokens");
+            prop_assert!(tokens == 0 || tokens >= 8, "{tokens} tokens");
             probes += usize::from(tokens == 0);
             pace.observe(decodes, tokens.min(STEP_TOKENS), 0.01);
         }
