@@ -2,7 +2,7 @@
 
 import pytest
 
-from servers import GOLDEN, Server, real_model, scripted_config
+from servers import GOLDEN, Server, real_model, reference_config, scripted_config
 
 
 def serving(server):
@@ -20,14 +20,22 @@ def scripted(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory):
-    """SmolLM2-135M-Instruct, Q4_1."""
+    """SmolLM2-135M-Instruct, Q4_1, on the engine that serves."""
     yield from serving(Server.dev(tmp_path_factory.mktemp("real"), "--model", real_model()))
+
+
+@pytest.fixture(scope="session")
+def exact(tmp_path_factory):
+    """The same model on the engine that computes in f32, as the goldens were computed."""
+    directory = tmp_path_factory.mktemp("exact")
+    yield from serving(Server.dev(directory, "--config", reference_config(directory, "exact", real_model())))
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A random llama of four layers, in f32."""
-    yield from serving(Server.dev(tmp_path_factory.mktemp("tiny"), "--model", GOLDEN / "tiny/base", "--model-name", "tiny"))
+    directory = tmp_path_factory.mktemp("tiny")
+    yield from serving(Server.dev(directory, "--config", reference_config(directory, "tiny", GOLDEN / "tiny/base")))
 
 
 @pytest.fixture

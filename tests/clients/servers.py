@@ -22,6 +22,13 @@ engine = "scripted"
 step_ms = {step_ms}
 """
 
+REFERENCE = """
+[[model]]
+name = "{name}"
+path = "{path}"
+engine = "reference"
+"""
+
 WORKER = """
 [[worker]]
 name = "{name}"
@@ -49,6 +56,13 @@ def scripted_config(directory, step_ms=1, workers=("alpha",), slots=64, more="")
     path = directory / "cluster.toml"
     path.write_text(text)
     return path
+
+
+def reference_config(directory, name, path):
+    """A cluster.toml for a model with the engine that computes in f32, as the goldens were; returns its path."""
+    config = directory / "cluster.toml"
+    config.write_text(REFERENCE.format(name=name, path=path))
+    return config
 
 
 def free_port(kind=socket.SOCK_STREAM):
