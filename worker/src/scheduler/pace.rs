@@ -26,8 +26,10 @@ const STALE: u64 = 256;
 const PROBE_EVERY: u64 = 32;
 /// Weight of a new time in the average: some ten steps count.
 const SMOOTH: f64 = 1.0 / 8.0;
-/// Weight of a step that lasted longer than it should.
+/// Weight of a step that lasted longer than this many times its decodes: more than noise, the machine or the prompt's depth
+/// is another.
 const ALARM: f64 = 1.0 / 2.0;
+const ALARMING: f64 = 2.2;
 /// A single step counts at most this many times what it should have taken: a process that was stopped for a second has told
 /// nothing.
 const OUTLIER: f64 = 4.0;
@@ -107,7 +109,7 @@ impl Pace {
             (None, Some(seconds)) => Marginal { seconds, tokens },
             (None, None) => Marginal { seconds: token, tokens },
         };
-        let weight = if seconds > alone * STRETCH { ALARM } else { SMOOTH };
+        let weight = if seconds > alone * ALARMING { ALARM } else { SMOOTH };
         let towards = |before: f64, now: f64| before + (now - before) * weight;
         let says_nothing = token < before.seconds && tokens < before.tokens * COMPARABLE;
         let seconds = if says_nothing { before.seconds } else { towards(before.seconds, token) };
