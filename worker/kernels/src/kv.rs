@@ -9,6 +9,9 @@ use std::ptr::NonNull;
 
 use crate::simd::LANES;
 
+/// Values of a cache line.
+const LINE: usize = 64 / size_of::<u16>();
+
 /// Positions of a block.
 pub const BLOCK_POSITIONS: usize = LANES;
 
@@ -171,6 +174,8 @@ impl Spans {
 /// Zeros on cache lines; the system's pages are taken when they are first written.
 #[derive(Debug)]
 struct Zeroed {
+    /// What was allocated: some more than is used, so that what is used can begin on a line.
+    allocated: NonNull<u16>,
     values: NonNull<u16>,
     length: usize,
 }
@@ -181,17 +186,20 @@ unsafe impl Send for Zeroed {}
 unsafe impl Sync for Zeroed {}
 
 impl Zeroed {
+    /// Without an alignment of its own: for a larger one the standard library fetches memory and then writes the zeros, which
+    /// takes every page at once.
     fn layout(length: usize) -> Option<Layout> {
-        Layout::array::<u16>(length).ok()?.align_to(64).ok()
+        Layout::array::<u16>(length.checked_add(LINE)?).ok()
     }
 
     fn new(length: usize) -> Option<Self> {
-        if length == 0 {
-            return Some(Self { values: NonNull::dangling(), length });
-        }
         // SAFETY: the layout is not empty.
-        let values = NonNull::new(unsafe { alloc_zeroed(Self::layout(length)?) }.cast())?;
-        Some(Self { values, length })
+        let allocated: NonNull<u16> = NonNull::new(unsafe { alloc_zeroed(Self::layout(length)?) }.cast())?;
+        let skipped = allocated.as_ptr().align_offset(LINE * size_of::<u16>());
+        assert!(skipped <= LINE, "the next line is nearer than a line");
+        // SAFETY: as many values as a line has were allocated on top.
+        let values = unsafe { allocated.add(skipped) };
+        Some(Self { allocated, values, length })
     }
 
     fn as_slice(&self) -> &[u16] {
@@ -207,9 +215,31 @@ impl Zeroed {
 
 impl Drop for Zeroed {
     fn drop(&mut self) {
-        if let Some(layout) = Self::layout(self.length).filter(|layout| layout.size() > 0) {
+        if let Some(layout) = Self::layout(self.length) {
             // SAFETY: allocated with this layout.
-            unsafe { dealloc(self.values.as_ptr().cast(), layout) };
+            unsafe { dealloc(self.allocated.as_ptr().cast(), layout) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_takes_memory_only_as_blocks_are_written() {
+        let resident = || {
+            let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+            pages.split_whitespace().nth(1)?.parse::<usize>().ok()
+        };
+        let Some(before) = resident() else { return };
+        let shape = KvShape { layers: 4, kv_heads: 2, head_dim: 64 };
+        let mut pool = KvPool::new(shape, 1 << 16).unwrap();
+        let bytes = shape.bytes_per_position() * BLOCK_POSITIONS << 16;
+        pool.copy_block(3, 4);
+        let grown = (resident().unwrap() - before) * 4096;
+        assert!(bytes > 1 << 30 && grown < bytes / 8, "{grown} of {bytes} bytes");
+        assert!(pool.layer(3).as_ptr().addr().is_multiple_of(64));
+        assert!(pool.layer(3).iter().step_by(4093).all(|value| *value == 0));
     }
 }
