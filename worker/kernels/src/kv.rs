@@ -235,7 +235,7 @@ mod tests {
         let Some(before) = resident() else { return };
         let shape = KvShape { layers: 4, kv_heads: 2, head_dim: 64 };
         let mut pool = KvPool::new(shape, 1 << 16).unwrap();
-        let bytes = shape.bytes_per_position() * BLOCK_POSITIONS << 16;
+        let bytes = (shape.bytes_per_position() * BLOCK_POSITIONS) << 16;
         pool.copy_block(3, 4);
         let grown = (resident().unwrap() - before) * 4096;
         assert!(bytes > 1 << 30 && grown < bytes / 8, "{grown} of {bytes} bytes");
