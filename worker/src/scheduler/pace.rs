@@ -80,7 +80,8 @@ impl Pace {
         match (decodes, prefill) {
             (0, 0) => {}
             (_, 0) => self.observe_decodes(decodes, seconds),
-            (0, ..TELLING) => {}
+            // The last few tokens of a prompt say nothing of a chunk's.
+            (0, ..TELLING) | (_, ..FLOOR) => {}
             (0, _) => {
                 let token = seconds / prefill as f64;
                 self.alone = Some(self.alone.map_or(token, |before| smooth(before, token)));

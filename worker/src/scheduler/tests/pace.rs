@@ -123,6 +123,19 @@ fn a_machine_that_was_stopped_for_a_moment_is_believed_again_soon() {
     assert!(after.max().unwrap() * 10 >= before * 8, "of {before} tokens");
 }
 
+#[test]
+fn the_last_tokens_of_a_prompt_do_not_make_the_others_dearer() {
+    let machine = MACHINES[0];
+    let mut pace = Pace::new(8);
+    for _ in 0..200 {
+        let chunk = pace.prefill_tokens(4).min(STEP_TOKENS);
+        pace.observe(4, chunk, machine.step(4, chunk));
+    }
+    let before = pace.prefill_tokens(4);
+    (0..20).for_each(|_| pace.observe(4, 1, machine.step(4, 1) * 1.5));
+    assert_eq!(pace.prefill_tokens(4), before);
+}
+
 proptest! {
     #[test]
     fn whatever_is_measured_prompts_go_on(
