@@ -12,6 +12,7 @@ use shoal_router::text::{SpecialTokens, Tokenizer};
 use shoal_worker::backend::{BLOCK_TOKENS, Backend, BlockId, LogitsBuffer, LogitsOf, Slice};
 use shoal_worker::cpu::Cpu;
 use shoal_worker::reference::Reference;
+use shoal_worker::sampler::Sampler;
 use shoal_worker::weights::ModelFile;
 
 /// Tokens of a text that are scored at most: the reference takes about a minute for them with a small model.
@@ -70,13 +71,14 @@ fn perplexity(
     backend.reserve(blocks.len())?;
     let bar = ProgressBar::new(tokens.len() as u64).with_message(name);
     bar.set_style(ProgressStyle::with_template("{msg:>9} {bar:40} {pos}/{len} tokens, {eta} left")?);
-    let (mut logits, mut loss, mut scored) = (LogitsBuffer::default(), 0.0, 0u64);
+    let (mut logits, mut sampler) = (LogitsBuffer::default(), Sampler::new());
+    let (mut loss, mut scored) = (0.0, 0u64);
     for window in tokens.chunks(window) {
         for (index, chunk) in window.chunks(CHUNK).enumerate() {
             let start = index * CHUNK;
             backend.forward(&[Slice { start, tokens: chunk, blocks: &blocks, logits: LogitsOf::All }], &mut logits)?;
             for (row, next) in window[start + 1..].iter().take(chunk.len()).enumerate() {
-                loss -= logprob(logits.row(row), *next);
+                loss -= f64::from(sampler.score(logits.row(row), *next, 0).logprob);
                 scored += 1;
             }
             bar.inc(chunk.len() as u64);
@@ -84,11 +86,4 @@ fn perplexity(
     }
     bar.finish_and_clear();
     Ok((loss / scored.max(1) as f64).exp())
-}
-
-/// The raw log-probability of `token` in nats.
-fn logprob(row: &[f32], token: TokenId) -> f64 {
-    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
-    f64::from(row[token.index()] - largest) - sum.ln()
 }

@@ -39,6 +39,18 @@ pub enum Encoding {
 pub const SUPER_BLOCK: usize = 256;
 
 impl Encoding {
+    /// Every encoding.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Nibbles,
+        Self::NibblesMin,
+        Self::NibblesWideMin,
+        Self::Bytes,
+        Self::BytesWideMin,
+        Self::HalfBytes,
+        Self::HalfBytesMin,
+        Self::SixBits,
+    ];
+
     /// Lines of a tile.
     pub(crate) fn lines(self) -> usize {
         match self {

@@ -4,16 +4,6 @@ use std::num::NonZero;
 
 use crate::{Activations, BLOCK, Encoding, Isa, Matrix, Pool, Rows, Weights, Write};
 
-const ENCODINGS: [Encoding; 8] = [
-    Encoding::Nibbles,
-    Encoding::NibblesMin,
-    Encoding::NibblesWideMin,
-    Encoding::Bytes,
-    Encoding::BytesWideMin,
-    Encoding::HalfBytes,
-    Encoding::HalfBytesMin,
-    Encoding::SixBits,
-];
 /// Four steps that are multiplied together, and one that is left over.
 const INPUTS: usize = 5 * BLOCK;
 /// One panel.
@@ -39,7 +29,7 @@ fn products(isa: Isa) -> Vec<u32> {
     let (mut quantised, mut y, mut bits) = (Activations::new(INPUTS), Rows::new(OUTPUTS), Vec::new());
     quantised.quantise(&mut pool, &x);
     y.resize(ROWS);
-    for encoding in ENCODINGS {
+    for encoding in Encoding::ALL {
         matrix(&mut pool, encoding).multiply(&mut pool, &quantised, &mut y, Write::Set);
         bits.extend((0..ROWS).flat_map(|row| y.row(row)).map(|y| y.to_bits()));
     }

@@ -6,7 +6,7 @@
 use std::num::NonZero;
 
 use super::{LEAST_ROWS, check, emulator};
-use crate::tests::matmul::{ENCODINGS, matrix, multiply};
+use crate::tests::matmul::{matrix, multiply};
 use crate::tests::{bits, numbers, rows};
 use crate::{Activations, Encoding, Isa, Pool, Rows, Write};
 
@@ -43,7 +43,7 @@ fn products_have_the_portable_bits_for_every_encoding_and_number_of_rows() {
     with_tiles(|amx| {
         let (mut tiles, mut portable) = (pool(1, amx), pool(1, Isa::PORTABLE));
         for count in 1..=40 {
-            for (which, encoding) in ENCODINGS.into_iter().enumerate() {
+            for (which, encoding) in Encoding::ALL.into_iter().enumerate() {
                 // Whole blocks and parts of one, one step and many, whole panels and parts of one.
                 let (inputs, outputs) = (1 + (count * 37 + which * 61) % 330, 1 + (count * 11 + which * 5) % 37);
                 let x = rows(&numbers((count * 7 + which) as u64, count * inputs), inputs);
@@ -65,7 +65,7 @@ fn parts_biases_passes_and_threads_do_not_show() {
         let mut portable = pool(1, Isa::PORTABLE);
         // More rows than pass over a panel at once, and a last group with fewer.
         let x = rows(&numbers(1, 201 * 70), 70);
-        for encoding in ENCODINGS {
+        for encoding in Encoding::ALL {
             let matrix = matrix(&mut portable, encoding, 70, &[50, 17, 33], Some(&bias));
             let expected = bits(&multiply(&mut portable, &matrix, &x, Write::Set));
             for threads in [1, 3] {

@@ -6,17 +6,6 @@ use proptest::prelude::*;
 use super::{bits, numbers, pools, rows};
 use crate::{Activations, BLOCK, Encoding, Matrix, Pool, Rows, SUPER_BLOCK, Weights, Write, padded};
 
-pub(crate) const ENCODINGS: [Encoding; 8] = [
-    Encoding::Nibbles,
-    Encoding::NibblesMin,
-    Encoding::NibblesWideMin,
-    Encoding::Bytes,
-    Encoding::BytesWideMin,
-    Encoding::HalfBytes,
-    Encoding::HalfBytesMin,
-    Encoding::SixBits,
-];
-
 fn has_minima(encoding: Encoding) -> bool {
     use Encoding::{BytesWideMin, HalfBytesMin, NibblesMin, NibblesWideMin};
     matches!(encoding, NibblesMin | NibblesWideMin | BytesWideMin | HalfBytesMin)
@@ -108,9 +97,9 @@ proptest! {
 
     #[test]
     fn a_product_is_what_is_written_out_on_every_instruction_set(
-        which in 0..ENCODINGS.len(), inputs in 1..600usize, outputs in 1..70usize, count in 1..30usize, seed: u32,
+        which in 0..Encoding::ALL.len(), inputs in 1..600usize, outputs in 1..70usize, count in 1..30usize, seed: u32,
     ) {
-        let encoding = ENCODINGS[which];
+        let encoding = Encoding::ALL[which];
         let values = numbers(u64::from(seed), count * inputs);
         let x = rows(&values, inputs);
         for pool in &mut pools() {
@@ -127,11 +116,11 @@ proptest! {
 
     #[test]
     fn rows_that_are_computed_together_do_not_show(
-        which in 0..ENCODINGS.len(), inputs in 1..100usize, outputs in 1..40usize, count in 2..40usize, seed: u32,
+        which in 0..Encoding::ALL.len(), inputs in 1..100usize, outputs in 1..40usize, count in 2..40usize, seed: u32,
     ) {
         let values = numbers(u64::from(seed), count * inputs);
         let pool = &mut pools().pop().unwrap();
-        let matrix = matrix(pool, ENCODINGS[which], inputs, &[outputs], None);
+        let matrix = matrix(pool, Encoding::ALL[which], inputs, &[outputs], None);
         let together = multiply(pool, &matrix, &rows(&values, inputs), Write::Set);
         for (row, x) in values.chunks(inputs).enumerate() {
             let alone = multiply(pool, &matrix, &rows(x, inputs), Write::Set);
@@ -245,7 +234,7 @@ fn an_output_without_padding_is_the_same() {
 #[test]
 fn weights_are_read_back_as_they_were_packed() {
     let pool = &mut pools().pop().unwrap();
-    for encoding in ENCODINGS {
+    for encoding in Encoding::ALL {
         let matrix = matrix(pool, encoding, 75, &[21], None);
         for output in [0, 15, 16, 20] {
             let (weights, mut read) = (weights_of(encoding, 75, output), vec![0.0; 75]);
@@ -270,7 +259,7 @@ fn weights_are_read_back_as_they_were_packed() {
 #[test]
 fn bytes_are_known_before_anything_is_packed() {
     let pool = &mut pools().pop().unwrap();
-    for encoding in ENCODINGS {
+    for encoding in Encoding::ALL {
         for (inputs, outputs) in [(32, 16), (75, 21), (576, 960)] {
             let matrix = matrix(pool, encoding, inputs, &[outputs], None);
             assert_eq!(Matrix::bytes_of(encoding, inputs, outputs), matrix.bytes(), "{encoding:?}");

@@ -61,19 +61,6 @@ fn decodes_that_do_not_fit_a_step_take_turns() {
 }
 
 #[test]
-fn one_user_cannot_starve_another() {
-    let mut world = World::new(Bounds { slots: 1, ..ROOMY }, usize::MAX);
-    for id in 0..20 {
-        world.admit(id, ask(7, 4, 4, 2)).unwrap();
-    }
-    let other = world.admit(20, ask(8, 4, 4, 1)).unwrap();
-    while !world.finished.contains(&other) {
-        assert!(world.step());
-    }
-    assert!(world.finished.len() <= 2, "the other user waited for {} groups", world.finished.len() - 1);
-}
-
-#[test]
 fn a_prompt_is_computed_once_for_all_branches_and_all_draw_in_its_step() {
     let mut world = World::new(ROOMY, usize::MAX);
     world.admit(0, ask(0, 40, 3, 6)).unwrap();
