@@ -69,9 +69,9 @@ impl fmt::Debug for BlockHash {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::Digest;
+    use crate::ids::{Digest, Generation};
 
-    fn fingerprint(adapter: Option<Digest>) -> Fingerprint {
+    fn fingerprint(adapter: Option<Generation>) -> Fingerprint {
         let digest = Digest::of(b"a");
         Fingerprint::new(digest, adapter, digest, "x")
     }
@@ -84,7 +84,7 @@ mod tests {
     fn equal_beginnings_have_equal_hashes_and_anything_else_has_not() {
         let begin = BlockHash::begin(CacheSalt(1), &fingerprint(None));
         let salted = BlockHash::begin(CacheSalt(2), &fingerprint(None));
-        let adapted = BlockHash::begin(CacheSalt(1), &fingerprint(Some(Digest::of(b"b"))));
+        let adapted = BlockHash::begin(CacheSalt(1), &fingerprint(Some(Generation(Digest::of(b"b")))));
         assert_eq!(begin.then(&block(0)).then(&block(16)), begin.then(&block(0)).then(&block(16)));
         let all = [
             begin.then(&block(0)),

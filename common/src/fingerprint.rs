@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::Digest;
+use crate::ids::{Digest, Generation};
 
 /// Version of the numerics contract. Any change to the order or precision of any arithmetic on the way from tokens to
 /// tokens raises it.
@@ -17,11 +17,11 @@ pub const NUMERICS_VERSION: u32 = 1;
 pub struct Fingerprint(Digest);
 
 impl Fingerprint {
-    /// `numerics_class` names the arithmetic, for example `reference-f32`; `adapter` is the adapter's generation.
-    pub fn new(weights: Digest, adapter: Option<Digest>, tokenizer: Digest, numerics_class: &str) -> Self {
+    /// `numerics_class` names the arithmetic, for example `reference-f32`; `adapter` is absent for the base model.
+    pub fn new(weights: Digest, adapter: Option<Generation>, tokenizer: Digest, numerics_class: &str) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("shoal fingerprint v1");
         hasher.update(&weights.0);
-        hasher.update(&adapter.map_or([0; 32], |generation| generation.0));
+        hasher.update(&adapter.map_or([0; 32], |generation| generation.0.0));
         hasher.update(&tokenizer.0);
         hasher.update(&NUMERICS_VERSION.to_le_bytes());
         hasher.update(numerics_class.as_bytes());
@@ -50,7 +50,7 @@ mod tests {
         let base = Fingerprint::new(a, None, a, "x");
         let others = [
             Fingerprint::new(b, None, a, "x"),
-            Fingerprint::new(a, Some(b), a, "x"),
+            Fingerprint::new(a, Some(Generation(b)), a, "x"),
             Fingerprint::new(a, None, b, "x"),
             Fingerprint::new(a, None, a, "y"),
         ];

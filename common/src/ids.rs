@@ -53,6 +53,18 @@ impl fmt::Debug for Digest {
     }
 }
 
+/// Identity of an adapter: the digest of its content ([`crate::adapter::bundle`]). Names may be pointed at another generation,
+/// generations never change; so they, not names, key KV, routes, fingerprints and the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Generation(pub Digest);
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Why a string is not a [`Name`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a name is 1 to 128 characters of A-Z a-z 0-9 . _ / - and begins with a letter or a digit")]

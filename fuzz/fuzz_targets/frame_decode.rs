@@ -7,17 +7,18 @@ use libfuzzer_sys::fuzz_target;
 use shoal_common::wire::blob::{BlobHeader, TokenizerBundle};
 use shoal_common::wire::codec::{Frame, decode, encode};
 use shoal_common::wire::hello::{RouterControl, WorkerControl};
-use shoal_common::wire::message::{GroupFrame, GroupOrder, StreamOpen};
+use shoal_common::wire::message::{GroupFrame, GroupOrder, StreamOpen, WorkerOpen};
 
 fuzz_target!(|input: &[u8]| {
     let Some((kind, body)) = input.split_first() else { return };
-    match kind % 7 {
+    match kind % 8 {
         0 => check::<StreamOpen>(body),
         1 => check::<GroupOrder>(body),
         2 => check::<GroupFrame>(body),
         3 => check::<WorkerControl>(body),
         4 => check::<RouterControl>(body),
         5 => check::<BlobHeader>(body),
+        6 => check::<WorkerOpen>(body),
         _ => check::<TokenizerBundle>(body),
     }
 });

@@ -235,6 +235,7 @@ async fn pump(mut reader: FrameReader<quinn::RecvStream>, link: ActorRef<LinkMes
                     return;
                 }
             }
+            Ok(WorkerControl::Adapter(_)) => {}
             Ok(WorkerControl::Hello(_)) => break LinkError::Unexpected,
             Err(error) => break LinkError::Codec(error),
         }

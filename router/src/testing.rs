@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use shoal_common::adapter::Geometry;
 use shoal_common::block_hash::CacheSalt;
 use shoal_common::fingerprint::Fingerprint;
 use shoal_common::ids::BranchIndex;
@@ -55,6 +56,7 @@ pub(crate) fn model() -> Arc<ServedModel> {
         layer_count: 4,
         vocab_size: VOCAB,
         context: 64,
+        geometry: Geometry { layers: 4, hidden: 64, intermediate: 160, queries: 64, keys: 32 },
     };
     Arc::new(ServedModel { card, tokenizer: tokenizer(), created: 1 })
 }

@@ -76,7 +76,10 @@ fn perplexity(
     for window in tokens.chunks(window) {
         for (index, chunk) in window.chunks(CHUNK).enumerate() {
             let start = index * CHUNK;
-            backend.forward(&[Slice { start, tokens: chunk, blocks: &blocks, logits: LogitsOf::All }], &mut logits)?;
+            backend.forward(
+                &[Slice { start, tokens: chunk, blocks: &blocks, adapter: None, logits: LogitsOf::All }],
+                &mut logits,
+            )?;
             for (row, next) in window[start + 1..].iter().take(chunk.len()).enumerate() {
                 loss -= f64::from(sampler.score(logits.row(row), *next, 0).logprob);
                 scored += 1;

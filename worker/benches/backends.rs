@@ -56,7 +56,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     backend.reserve(SHARED + MOST * OWN)?;
     let root = table(0);
     let prefill = best(|| {
-        let slice = Slice { start: 0, tokens: &prompt, blocks: &root, logits: LogitsOf::Last };
+        let slice = Slice { start: 0, tokens: &prompt, blocks: &root, adapter: None, logits: LogitsOf::Last };
         backend.forward(&[slice], &mut logits)?;
         Ok(PREFILL)
     })?;
@@ -89,7 +89,8 @@ fn decode(
     let tables: Vec<Vec<BlockId>> = (0..batch).map(table).collect();
     for step in 0..STEPS {
         let tokens = [TokenId(100 + step as u32)];
-        let slice = |blocks| Slice { start: PREFILL + step, tokens: &tokens, blocks, logits: LogitsOf::Last };
+        let slice =
+            |blocks| Slice { start: PREFILL + step, tokens: &tokens, blocks, adapter: None, logits: LogitsOf::Last };
         let slices: Vec<Slice<'_>> = tables.iter().map(Vec::as_slice).map(slice).collect();
         backend.forward(&slices, logits)?;
     }

@@ -9,6 +9,7 @@
 //! 5. [`emit`] writes the step's tokens of all groups of a connection back to back.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
+pub mod adapters;
 pub mod backend;
 pub mod cpu;
 pub mod emit;

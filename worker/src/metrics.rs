@@ -32,6 +32,8 @@ pub(crate) fn group_failed(failure: GroupFailure) {
         GroupFailure::Deadline => "deadline",
         GroupFailure::ShuttingDown => "shutting_down",
         GroupFailure::Engine => "engine",
+        GroupFailure::AdapterRefused => "adapter_refused",
+        GroupFailure::AdapterUnavailable => "adapter_unavailable",
     };
     counter!("shoal_worker_groups_failed_total", "reason" => reason).increment(1);
 }

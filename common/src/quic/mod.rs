@@ -17,14 +17,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 pub use accept::Acceptor;
 pub use error::{CloseCode, QuicError, RefusedBy, Rejection};
-pub use settings::{MAX_CONTROL_STREAMS, MAX_GROUP_STREAMS};
+pub use settings::{MAX_CONTROL_STREAMS, MAX_FETCHES, MAX_GROUP_STREAMS};
 
 use crate::config::Timers;
 use crate::ids::Name;
 use crate::pki::{CertificateFault, Identity, Role, Subject};
 
 /// The protocol's name and version. A side that cannot agree on it is refused in the handshake.
-pub const ALPN: &[u8] = b"shoal/1";
+pub const ALPN: &[u8] = b"shoal/2";
 
 /// Asked of the kernel for each direction, in bytes; it gives what its own limit allows. A step's frames for all groups leave
 /// in one burst, which the usual 208 KiB can drop.

@@ -18,8 +18,10 @@ use crate::pki::{self, Identity};
 pub const MAX_GROUP_STREAMS: u32 = 1024;
 /// Blob streams a router may have open on one connection, beside the groups.
 const MAX_BLOB_STREAMS: u32 = 16;
-/// Streams a worker may have open: its control stream, and room for one more per later use.
-pub const MAX_CONTROL_STREAMS: u32 = 4;
+/// Streams a worker may have open: its control stream, and one for each adapter that it fetches.
+pub const MAX_CONTROL_STREAMS: u32 = 1 + MAX_FETCHES;
+/// Adapters that a worker fetches over one connection at once; more wait.
+pub const MAX_FETCHES: u32 = 4;
 
 /// Handshakes that may wait to be looked at; more are refused.
 const MAX_INCOMING: usize = 64;

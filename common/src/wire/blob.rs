@@ -1,4 +1,5 @@
-//! Content fetched by digest: today the tokenizer bundle, with which a router needs no model files.
+//! Content fetched by digest: the tokenizer bundle, with which a router needs no model files, and adapters
+//! ([`crate::adapter::bundle`]), which workers fetch from routers.
 
 use serde::{Deserialize, Serialize};
 

@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::blob::{BlobHeader, TokenizerBundle};
 use super::hello::{RouterControl, WorkerControl};
-use super::message::{GroupFrame, GroupOrder, StreamOpen};
+use super::message::{GroupFrame, GroupOrder, StreamOpen, WorkerOpen};
 
 /// Why a frame could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,9 @@ impl Frame for RouterControl {
 // Prompt and emitted tokens: at most 5 bytes an id, a million ids over prompt and branches.
 impl Frame for StreamOpen {
     const LIMIT: usize = 8 << 20;
+}
+impl Frame for WorkerOpen {
+    const LIMIT: usize = 64;
 }
 impl Frame for GroupOrder {
     const LIMIT: usize = 64;

@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::Geometry;
 use crate::fingerprint::Fingerprint;
-use crate::ids::{Digest, Incarnation, LayerRange, Name};
+use crate::ids::{Digest, Generation, Incarnation, LayerRange, Name};
 
 /// From worker to router on the control stream. The first frame is `Hello`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,6 +13,8 @@ pub enum WorkerControl {
     Hello(Box<Hello>),
     /// Load and progress; sent when something changed and at least every [`STATUS_EVERY_MS`].
     Status(Status),
+    /// What became of an adapter here; sent for each one that is here after the welcome, and at each change.
+    Adapter(AdapterState),
 }
 
 /// From router to worker on the control stream. The first frame is `Welcome` or `Refused`.
@@ -26,6 +29,62 @@ pub enum RouterControl {
     Refused(Refusal),
     /// Take no new groups; finish those that run.
     Drain,
+    /// Have an adapter ready, or forget it.
+    Adapter(AdapterOrder),
+}
+
+/// What a router orders a worker to do with an adapter. Groups that run with it are never touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AdapterOrder {
+    /// Fetch it if it is not here, and have it in memory.
+    Load(Generation),
+    /// As `Load`, and keep it there whatever else is asked for.
+    Pin(Generation),
+    /// It may be evicted again.
+    Unpin(Generation),
+    /// It was removed: let go of it, on disk too, once nothing runs with it.
+    Forget(Generation),
+}
+
+/// Where an adapter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum AdapterTier {
+    /// Ready for the next step.
+    Memory,
+    /// On this machine's disk.
+    Disk,
+    /// Being fetched or read.
+    Loading,
+    /// It cannot be used here, and is not tried again.
+    Quarantined,
+    /// Not here any more.
+    Gone,
+}
+
+/// An adapter as a worker has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdapterState {
+    /// Which.
+    pub generation: Generation,
+    /// Where it is.
+    pub tier: AdapterTier,
+    /// Bytes in memory, or on disk where it is only there; 0 while unknown.
+    pub bytes: u64,
+    /// Its largest rank; 0 while unknown.
+    pub rank: u32,
+    /// How long the last load took, fetch included, in milliseconds; absent before the first.
+    pub load_ms: Option<u32>,
+    /// How long ago a group began with it, in milliseconds; absent where none has.
+    pub idle_ms: Option<u32>,
+    /// Whether it is kept whatever else is asked for.
+    pub pinned: bool,
+    /// Why it is quarantined: at most [`AdapterState::MAX_REASON`] bytes.
+    pub reason: Option<String>,
+}
+
+impl AdapterState {
+    /// Longest reason in bytes.
+    pub const MAX_REASON: usize = 512;
 }
 
 /// Longest silence of a worker's status, in milliseconds.
@@ -82,6 +141,10 @@ pub struct Capacity {
     pub kv_tokens: u64,
     /// Groups accepted, running and waiting together; more are answered `Busy`.
     pub groups: u32,
+    /// Adapters in memory at once.
+    pub adapter_slots: u32,
+    /// Bytes of adapters in memory at once.
+    pub adapter_bytes: u64,
 }
 
 /// A model as a worker serves it.
@@ -105,6 +168,18 @@ pub struct ModelCard {
     pub vocab_size: u32,
     /// Longest sequence in tokens, prompt and output together.
     pub context: u32,
+    /// Widths of the linear layers, which adapters must fit.
+    pub geometry: Geometry,
+}
+
+impl ModelCard {
+    /// Identity of the answers with an adapter, or of the base model's.
+    pub fn fingerprint_with(&self, adapter: Option<Generation>) -> Fingerprint {
+        match adapter {
+            None => self.fingerprint,
+            Some(_) => Fingerprint::new(self.weights, adapter, self.tokenizer, &self.numerics_class),
+        }
+    }
 }
 
 /// Whether a worker takes groups.

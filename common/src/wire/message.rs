@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::blob::BlobRequest;
 use crate::block_hash::CacheSalt;
 use crate::fingerprint::Fingerprint;
-use crate::ids::{BranchIndex, TokenId};
+use crate::ids::{BranchIndex, Generation, TokenId};
 use crate::sampling::SamplingParams;
 
 /// Branches of a group at most. These three bounds hold for every worker: a router cannot be configured to ask for more.
@@ -27,6 +27,13 @@ pub enum StreamOpen {
     /// Run a group; the worker answers with [`GroupFrame`]s.
     Group(Box<Submit>),
     /// Send a blob; the worker answers with a [`BlobHeader`](super::blob::BlobHeader) and the bytes.
+    Blob(BlobRequest),
+}
+
+/// First frame of every stream that a worker opens after its control stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkerOpen {
+    /// Send a blob (an adapter); the router answers with a [`BlobHeader`](super::blob::BlobHeader) and the bytes.
     Blob(BlobRequest),
 }
 
@@ -53,6 +60,8 @@ impl fmt::Debug for PromptIds {
 pub struct Submit {
     /// Identity of the answer that is asked for; a worker with another one refuses.
     pub fingerprint: Fingerprint,
+    /// The adapter that the fingerprint names; absent: the base model. A worker that does not have it fetches it first.
+    pub adapter: Option<Generation>,
     /// At least one token.
     pub prompt: PromptIds,
     /// At least one unless `max_tokens` is 0, at most [`MAX_BRANCHES`]; index = [`BranchIndex`].
@@ -164,6 +173,12 @@ pub enum GroupFailure {
     /// The backend failed.
     #[error("the worker's engine failed")]
     Engine,
+    /// The adapter does not fit the model or is broken: no worker can use it.
+    #[error("the adapter cannot be used")]
+    AdapterRefused,
+    /// The adapter could not be had in time: nobody sent it, or there is no room for it.
+    #[error("the adapter could not be loaded")]
+    AdapterUnavailable,
 }
 
 /// A generated token.

@@ -3,7 +3,8 @@
 //!
 //! A worker dials a router. On the connection:
 //! - the worker opens the **control stream** and speaks [`hello::WorkerControl`]; the router answers [`hello::RouterControl`];
-//! - the router opens one bidirectional stream per **group** or **blob** and begins it with a [`message::StreamOpen`].
+//! - the router opens one bidirectional stream per **group** or **blob** and begins it with a [`message::StreamOpen`];
+//! - the worker opens one per **blob** that it lacks and begins it with a [`message::WorkerOpen`].
 
 pub mod blob;
 pub mod codec;

@@ -6,14 +6,18 @@ use proptest::prelude::*;
 
 use super::blob::{BlobHeader, BlobRequest, FimTokens, TokenizerBundle};
 use super::codec::{Frame, FrameReader, decode, encode, encode_frame};
-use super::hello::{Capacity, Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl, WorkerState};
+use super::hello::{
+    AdapterOrder, AdapterState, AdapterTier, Capacity, Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl,
+    WorkerState,
+};
 use super::message::{
     BranchEnd, BranchStart, BranchToken, EndRules, GroupFailure, GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit,
-    TokenScore,
+    TokenScore, WorkerOpen,
 };
+use crate::adapter::Geometry;
 use crate::block_hash::CacheSalt;
 use crate::fingerprint::Fingerprint;
-use crate::ids::{BranchIndex, Digest, Incarnation, LayerRange, Name, TokenId};
+use crate::ids::{BranchIndex, Digest, Generation, Incarnation, LayerRange, Name, TokenId};
 use crate::sampling::{Bias, MinP, Penalty, RepetitionPenalty, SamplingParams, Temperature, TopP};
 
 /// Any value, with the ends of the range and of each width of the variable-length encoding well represented.
@@ -48,7 +52,7 @@ fn digest() -> impl Strategy<Value = Digest> {
 }
 
 fn fingerprint() -> impl Strategy<Value = Fingerprint> {
-    (digest(), option::of(digest()), digest(), any::<String>())
+    (digest(), option::of(generation()), digest(), any::<String>())
         .prop_map(|(weights, adapter, tokenizer, class)| Fingerprint::new(weights, adapter, tokenizer, &class))
 }
 
@@ -105,11 +109,26 @@ fn submit() -> impl Strategy<Value = Submit> {
         min_tokens,
         stop_ids,
     });
-    let asked = (option::of(any::<u8>()), option::of(any::<u8>()), number(), number(), option::of(number32()));
+    let asked = (
+        option::of(generation()),
+        option::of(any::<u8>()),
+        option::of(any::<u8>()),
+        number(),
+        number(),
+        option::of(number32()),
+    );
     (fingerprint(), tokens(), vec(branch, 0..17), sampling(), end, asked).prop_map(
-        |(fingerprint, prompt, branches, sampling, end, (score_tokens, score_prompt, share_key, salt, deadline_ms))| {
+        |(
+            fingerprint,
+            prompt,
+            branches,
+            sampling,
+            end,
+            (adapter, score_tokens, score_prompt, share_key, salt, deadline_ms),
+        )| {
             Submit {
                 fingerprint,
+                adapter,
                 prompt: PromptIds(prompt),
                 branches,
                 sampling,
@@ -156,6 +175,8 @@ fn group_frame() -> impl Strategy<Value = GroupFrame> {
         Just(GroupFailure::Deadline),
         Just(GroupFailure::ShuttingDown),
         Just(GroupFailure::Engine),
+        Just(GroupFailure::AdapterRefused),
+        Just(GroupFailure::AdapterUnavailable),
     ];
     prop_oneof![
         (number32(), vec(score(), 0..30)).prop_map(|(first, scores)| GroupFrame::PromptScores { first, scores }),
@@ -169,8 +190,12 @@ fn group_frame() -> impl Strategy<Value = GroupFrame> {
 fn model_card() -> impl Strategy<Value = ModelCard> {
     let layers = (number32(), number32()).prop_map(|(begin, end)| LayerRange { begin, end });
     let sizes = (number32(), number32(), number32());
-    (name(), digest(), digest(), fingerprint(), any::<String>(), layers, sizes).prop_map(
-        |(name, weights, tokenizer, fingerprint, numerics_class, layers, (layer_count, vocab_size, context))| {
+    let geometry = (number32(), number32(), number32(), number32(), number32()).prop_map(
+        |(layers, hidden, intermediate, queries, keys)| Geometry { layers, hidden, intermediate, queries, keys },
+    );
+    (name(), digest(), digest(), fingerprint(), any::<String>(), layers, sizes, geometry).prop_map(
+        |(name, weights, tokenizer, fingerprint, numerics_class, layers, sizes, geometry)| {
+            let (layer_count, vocab_size, context) = sizes;
             ModelCard {
                 name,
                 weights,
@@ -181,14 +206,49 @@ fn model_card() -> impl Strategy<Value = ModelCard> {
                 layer_count,
                 vocab_size,
                 context,
+                geometry,
             }
         },
     )
 }
 
+fn generation() -> impl Strategy<Value = Generation> {
+    digest().prop_map(Generation)
+}
+
+fn adapter_state() -> impl Strategy<Value = AdapterState> {
+    let tier = prop_oneof![
+        Just(AdapterTier::Memory),
+        Just(AdapterTier::Disk),
+        Just(AdapterTier::Loading),
+        Just(AdapterTier::Quarantined),
+        Just(AdapterTier::Gone),
+    ];
+    let times = (option::of(number32()), option::of(number32()));
+    (generation(), tier, number(), number32(), times, any::<bool>(), option::of(any::<String>())).prop_map(
+        |(generation, tier, bytes, rank, (load_ms, idle_ms), pinned, reason)| AdapterState {
+            generation,
+            tier,
+            bytes,
+            rank,
+            load_ms,
+            idle_ms,
+            pinned,
+            reason,
+        },
+    )
+}
+
 fn worker_control() -> impl Strategy<Value = WorkerControl> {
-    let capacity =
-        (number32(), number(), number32()).prop_map(|(slots, kv_tokens, groups)| Capacity { slots, kv_tokens, groups });
+    let capacity = (number32(), number(), number32(), number32(), number()).prop_map(
+        |(slots, kv_tokens, groups, adapter_slots, adapter_bytes)| Capacity {
+            slots,
+            kv_tokens,
+            groups,
+            adapter_slots,
+            adapter_bytes,
+        },
+    );
     let hello = (name(), number(), any::<String>(), capacity, model_card()).prop_map(
         |(worker, incarnation, build, capacity, model)| {
             let incarnation = Incarnation(incarnation);
@@ -213,7 +273,7 @@ fn worker_control() -> impl Strategy<Value = WorkerControl> {
             preemptions,
         })
     });
-    prop_oneof![hello, status]
+    prop_oneof![hello, status, adapter_state().prop_map(WorkerControl::Adapter)]
 }
 
 fn router_control() -> impl Strategy<Value = RouterControl> {
@@ -228,6 +288,10 @@ fn router_control() -> impl Strategy<Value = RouterControl> {
         number().prop_map(|router| RouterControl::Welcome { router: Incarnation(router) }),
         refusal.prop_map(RouterControl::Refused),
         Just(RouterControl::Drain),
+        (generation(), 0..4).prop_map(|(generation, order)| {
+            let orders = [AdapterOrder::Load, AdapterOrder::Pin, AdapterOrder::Unpin, AdapterOrder::Forget];
+            RouterControl::Adapter(orders[order as usize](generation))
+        }),
     ]
 }
 
@@ -272,6 +336,11 @@ proptest! {
     #[test]
     fn a_stream_opening_arrives_as_it_was_sent(frame in stream_open()) {
         same(&frame)?;
+    }
+
+    #[test]
+    fn a_workers_stream_opening_arrives_as_it_was_sent(digest in digest()) {
+        same(&WorkerOpen::Blob(BlobRequest { digest }))?;
     }
 
     #[test]

@@ -5,14 +5,18 @@ use std::num::NonZeroU32;
 
 use super::blob::{BlobHeader, BlobRequest, FimTokens, TokenizerBundle};
 use super::codec::{CodecError, Frame, decode, encode};
-use super::hello::{Capacity, Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl, WorkerState};
+use super::hello::{
+    AdapterOrder, AdapterState, AdapterTier, Capacity, Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl,
+    WorkerState,
+};
 use super::message::{
     BranchEnd, BranchStart, BranchToken, EndRules, GroupFailure, GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit,
-    TokenScore,
+    TokenScore, WorkerOpen,
 };
+use crate::adapter::Geometry;
 use crate::block_hash::CacheSalt;
 use crate::fingerprint::Fingerprint;
-use crate::ids::{BranchIndex, Digest, Incarnation, LayerRange, Name, TokenId};
+use crate::ids::{BranchIndex, Digest, Generation, Incarnation, LayerRange, Name, TokenId};
 use crate::sampling::{Bias, MinP, Penalty, RepetitionPenalty, SamplingParams, Temperature, TopP};
 
 /// One encoded message and how its kind is decoded.
@@ -31,6 +35,8 @@ pub(super) fn examples() -> Vec<Example> {
     all.extend(stream_open().iter().map(|frame| example(stream_open_name(frame), frame)));
     all.extend(group_frames().iter().map(|frame| example(group_frame_name(frame), frame)));
     all.push(example("group_order_stop_branch", &GroupOrder::StopBranch(BranchIndex(3))));
+    let wanted = BlobRequest { digest: Digest([0x33; 32]) };
+    all.push(example("worker_open_blob", &WorkerOpen::Blob(wanted)));
     all.push(example("blob_header_found", &BlobHeader::Found { len: 2_104_556 }));
     all.push(example("blob_header_not_found", &BlobHeader::NotFound));
     all.push(example("tokenizer_bundle", &bundle()));
@@ -48,6 +54,13 @@ fn worker_control_name(frame: &WorkerControl) -> &'static str {
         WorkerControl::Hello(_) => "worker_control_hello",
         WorkerControl::Status(Status { state: WorkerState::Ready, .. }) => "worker_control_status_ready",
         WorkerControl::Status(Status { state: WorkerState::Draining, .. }) => "worker_control_status_draining",
+        WorkerControl::Adapter(state) => match state.tier {
+            AdapterTier::Memory => "worker_control_adapter_memory",
+            AdapterTier::Disk => "worker_control_adapter_disk",
+            AdapterTier::Loading => "worker_control_adapter_loading",
+            AdapterTier::Quarantined => "worker_control_adapter_quarantined",
+            AdapterTier::Gone => "worker_control_adapter_gone",
+        },
     }
 }
 
@@ -55,6 +68,12 @@ fn router_control_name(frame: &RouterControl) -> &'static str {
     match frame {
         RouterControl::Welcome { .. } => "router_control_welcome",
         RouterControl::Drain => "router_control_drain",
+        RouterControl::Adapter(order) => match order {
+            AdapterOrder::Load(_) => "router_control_adapter_load",
+            AdapterOrder::Pin(_) => "router_control_adapter_pin",
+            AdapterOrder::Unpin(_) => "router_control_adapter_unpin",
+            AdapterOrder::Forget(_) => "router_control_adapter_forget",
+        },
         RouterControl::Refused(refusal) => match refusal {
             Refusal::DuplicateName => "router_control_refused_duplicate_name",
             Refusal::WrongCertificate => "router_control_refused_wrong_certificate",
@@ -85,6 +104,8 @@ fn group_frame_name(frame: &GroupFrame) -> &'static str {
             GroupFailure::Deadline => "group_frame_failed_deadline",
             GroupFailure::ShuttingDown => "group_frame_failed_shutting_down",
             GroupFailure::Engine => "group_frame_failed_engine",
+            GroupFailure::AdapterRefused => "group_frame_failed_adapter_refused",
+            GroupFailure::AdapterUnavailable => "group_frame_failed_adapter_unavailable",
         },
     }
 }
@@ -95,6 +116,10 @@ fn name(text: &str) -> Name {
 
 fn fingerprint() -> Fingerprint {
     Fingerprint::new(Digest([0x11; 32]), None, Digest([0x22; 32]), "reference-f32")
+}
+
+fn generation() -> Generation {
+    Generation(Digest([0x33; 32]))
 }
 
 fn worker_control() -> Vec<WorkerControl> {
@@ -108,8 +133,9 @@ fn worker_control() -> Vec<WorkerControl> {
         layer_count: 30,
         vocab_size: 49_152,
         context: 8192,
+        geometry: Geometry { layers: 30, hidden: 576, intermediate: 1536, queries: 576, keys: 192 },
     };
-    let capacity = Capacity { slots: 32, kv_tokens: 1 << 20, groups: 256 };
+    let capacity = Capacity { slots: 32, kv_tokens: 1 << 20, groups: 256, adapter_slots: 16, adapter_bytes: 512 << 20 };
     let hello =
         Hello { worker: name("w-1"), incarnation: Incarnation(u64::MAX), build: "0.1.0".into(), capacity, model };
     let ready = Status {
@@ -125,7 +151,35 @@ fn worker_control() -> Vec<WorkerControl> {
         preemptions: 0,
     };
     let draining = Status { state: WorkerState::Draining, ..ready };
-    vec![WorkerControl::Hello(Box::new(hello)), WorkerControl::Status(ready), WorkerControl::Status(draining)]
+    let loaded = AdapterState {
+        generation: generation(),
+        tier: AdapterTier::Memory,
+        bytes: 9 << 20,
+        rank: 8,
+        load_ms: Some(65),
+        idle_ms: Some(1000),
+        pinned: true,
+        reason: None,
+    };
+    let quarantined = AdapterState {
+        tier: AdapterTier::Quarantined,
+        load_ms: None,
+        idle_ms: None,
+        pinned: false,
+        reason: Some("not a LoRA".into()),
+        ..loaded.clone()
+    };
+    let elsewhere = [AdapterTier::Disk, AdapterTier::Loading, AdapterTier::Gone];
+    let elsewhere = elsewhere.map(|tier| WorkerControl::Adapter(AdapterState { tier, ..loaded.clone() }));
+    let mut all = vec![
+        WorkerControl::Hello(Box::new(hello)),
+        WorkerControl::Status(ready),
+        WorkerControl::Status(draining),
+        WorkerControl::Adapter(loaded),
+        WorkerControl::Adapter(quarantined),
+    ];
+    all.extend(elsewhere);
+    all
 }
 
 fn router_control() -> Vec<RouterControl> {
@@ -134,6 +188,10 @@ fn router_control() -> Vec<RouterControl> {
     vec![
         RouterControl::Welcome { router: Incarnation(0x0123_4567_89ab_cdef) },
         RouterControl::Drain,
+        RouterControl::Adapter(AdapterOrder::Load(generation())),
+        RouterControl::Adapter(AdapterOrder::Pin(generation())),
+        RouterControl::Adapter(AdapterOrder::Unpin(generation())),
+        RouterControl::Adapter(AdapterOrder::Forget(generation())),
         RouterControl::Refused(Refusal::DuplicateName),
         RouterControl::Refused(Refusal::WrongCertificate),
         RouterControl::Refused(mismatch),
@@ -161,6 +219,7 @@ pub(super) fn submit() -> Submit {
     let emitted = |ids: &[u32]| PromptIds(ids.iter().copied().map(TokenId).collect());
     Submit {
         fingerprint: fingerprint(),
+        adapter: Some(generation()),
         prompt: emitted(&[1, 250, 251, 65_535, 65_536, u32::MAX]),
         branches: vec![
             BranchStart { choice: 0, emitted: emitted(&[]) },
@@ -178,6 +237,7 @@ pub(super) fn submit() -> Submit {
 
 fn stream_open() -> Vec<StreamOpen> {
     let scores_only = Submit {
+        adapter: None,
         branches: Vec::new(),
         sampling: SamplingParams::default(),
         end: EndRules { max_tokens: 0, min_tokens: 0, stop_ids: Vec::new() },
@@ -216,6 +276,8 @@ fn group_frames() -> Vec<GroupFrame> {
         GroupFrame::Failed(GroupFailure::Deadline),
         GroupFrame::Failed(GroupFailure::ShuttingDown),
         GroupFrame::Failed(GroupFailure::Engine),
+        GroupFrame::Failed(GroupFailure::AdapterRefused),
+        GroupFrame::Failed(GroupFailure::AdapterUnavailable),
     ]
 }
 

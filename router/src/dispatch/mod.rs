@@ -382,8 +382,11 @@ impl GroupRun {
 /// Whether another replica may do better than one that failed so.
 fn judge(failure: GroupFailure) -> Trouble {
     match failure {
-        GroupFailure::WrongFingerprint | GroupFailure::ShuttingDown | GroupFailure::Engine => Trouble::Replica,
-        GroupFailure::Invalid | GroupFailure::Deadline => Trouble::Group(failure),
+        GroupFailure::WrongFingerprint
+        | GroupFailure::ShuttingDown
+        | GroupFailure::Engine
+        | GroupFailure::AdapterUnavailable => Trouble::Replica,
+        GroupFailure::Invalid | GroupFailure::Deadline | GroupFailure::AdapterRefused => Trouble::Group(failure),
     }
 }
 

@@ -65,7 +65,7 @@ impl Stage {
             worker: name,
             incarnation: Incarnation::draw(),
             build: String::new(),
-            capacity: Capacity { slots: 1, kv_tokens: 1, groups: 1 },
+            capacity: Capacity { slots: 1, kv_tokens: 1, groups: 1, adapter_slots: 4, adapter_bytes: 1 << 20 },
             model: model().card.clone(),
         };
         let offer = Offer { hello, model: model(), line: Arc::new(accepted.unwrap()) };
@@ -77,6 +77,7 @@ impl Stage {
     fn group(&self, branches: u16, score_prompt: Option<u8>) -> (GroupRun, StopHandle) {
         let start = |choice| BranchStart { choice, emitted: PromptIds::default() };
         let submit = Submit {
+            adapter: None,
             fingerprint: model().card.fingerprint,
             prompt: PromptIds((10..14).map(TokenId).collect()),
             branches: (0..u32::from(branches)).map(start).collect(),

@@ -31,7 +31,7 @@ fn offer(worker: &str, incarnation: u64, model: &Arc<ServedModel>) -> (Offer, Ar
         worker: Name::new(worker).unwrap(),
         incarnation: Incarnation(incarnation),
         build: "test".to_owned(),
-        capacity: Capacity { slots: 1, kv_tokens: 1, groups: 1 },
+        capacity: Capacity { slots: 1, kv_tokens: 1, groups: 1, adapter_slots: 4, adapter_bytes: 1 << 20 },
         model: model.card.clone(),
     };
     (Offer { hello, model: Arc::clone(model), line: Arc::<FakeLine>::clone(&line) }, line)

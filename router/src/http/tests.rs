@@ -8,6 +8,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::{Value, json};
+use shoal_common::adapter::Geometry;
 use shoal_common::block_hash::CacheSalt;
 use shoal_common::config::{ApiConfig, Limits};
 use shoal_common::fingerprint::Fingerprint;
@@ -75,6 +76,7 @@ fn tiny() -> ServedModel {
         layer_count: 1,
         vocab_size: VOCAB,
         context: 128,
+        geometry: Geometry { layers: 4, hidden: 64, intermediate: 160, queries: 64, keys: 32 },
     };
     ServedModel { tokenizer: Arc::new(Tokenizer::from_bundle(&bundle, VOCAB).unwrap()), card, created: 7 }
 }

@@ -261,6 +261,7 @@ impl GroupShape<'_> {
         sampling.seed = self.terms.seed;
         let submit = Submit {
             fingerprint: self.model.card.fingerprint,
+            adapter: None,
             prompt: PromptIds(prompt.ids),
             branches: self.branches(index, max_tokens),
             sampling,

@@ -22,6 +22,8 @@ use shoal_common::ids::TokenId;
 
 pub use check::{BadStep, StepCheck};
 
+use crate::adapters::Adapter;
+
 /// A block of KV in the backend's pool: keys and values of [`BLOCK_TOKENS`] consecutive positions in every layer. Below the
 /// number of blocks that were reserved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,6 +59,9 @@ pub struct Slice<'a> {
     /// least `0..start + tokens.len()`; what comes after that is not looked at. No other slice of the step names a block
     /// that this one writes to; blocks that are only read may be shared.
     pub blocks: &'a [BlockId],
+    /// What is added to the model's linear layers; absent: nothing. All of a sequence's slices have the same, for its KV
+    /// depends on it too.
+    pub adapter: Option<&'a Adapter>,
     /// Which rows to produce.
     pub logits: LogitsOf,
 }

@@ -49,7 +49,7 @@ impl Tables {
 
     /// The slice that computes `tokens` from `start` on. [`Tables::grow`] has made room.
     pub(crate) fn slice<'a>(&'a self, name: Name, start: usize, tokens: &'a [TokenId], logits: LogitsOf) -> Slice<'a> {
-        Slice { start, tokens, blocks: &self.tables[&name], logits }
+        Slice { start, tokens, blocks: &self.tables[&name], adapter: None, logits }
     }
 
     /// A new sequence with the first `length` positions of `from`: full blocks are shared, a last one that is not full is

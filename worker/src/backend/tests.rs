@@ -11,7 +11,7 @@ fn ids(blocks: &[u32]) -> Vec<BlockId> {
 }
 
 fn slice(start: usize, count: usize, blocks: &[BlockId]) -> Slice<'_> {
-    Slice { start, tokens: &TOKENS[..count], blocks, logits: LogitsOf::Last }
+    Slice { start, tokens: &TOKENS[..count], blocks, adapter: None, logits: LogitsOf::Last }
 }
 
 fn check(slices: &[Slice<'_>]) -> Result<(), BadStep> {
@@ -44,7 +44,7 @@ fn a_step_that_makes_no_sense_is_refused() {
     let (a, b) = (ids(&[0, 1]), ids(&[2, 3]));
     assert_eq!(check(&[slice(0, 1, &a), slice(0, 0, &b)]), Err(BadStep::Empty { slice: 1 }));
     let outside = [TokenId(0), TokenId(8)];
-    let wrong = Slice { start: 0, tokens: &outside, blocks: &a, logits: LogitsOf::None };
+    let wrong = Slice { start: 0, tokens: &outside, blocks: &a, adapter: None, logits: LogitsOf::None };
     assert_eq!(check(&[wrong]), Err(BadStep::OutsideVocabulary { slice: 0 }));
     let long = ids(&[0, 1, 2, 3, 4, 5, 6]);
     assert_eq!(check(&[slice(61, 40, &long)]), Err(BadStep::BeyondContext { slice: 0 }));

@@ -30,6 +30,9 @@ impl From<&ModelCard> for Served {
 impl Served {
     /// Whether `submit` can be run here.
     pub fn check(&self, submit: &Submit) -> Result<(), GroupFailure> {
+        if submit.adapter.is_some() {
+            return Err(GroupFailure::AdapterUnavailable);
+        }
         if submit.fingerprint != self.fingerprint {
             return Err(GroupFailure::WrongFingerprint);
         }

@@ -4,6 +4,7 @@ use std::num::NonZero;
 use std::path::Path;
 use std::thread;
 
+use shoal_common::adapter::Geometry;
 use shoal_common::config::{Engine, ModelConfig, ModelSource, Script};
 use shoal_common::fingerprint::Fingerprint;
 use shoal_common::ids::{Digest, LayerRange, Name};
@@ -70,6 +71,7 @@ fn from_files(name: &Name, path: &Path, engine: Engine, threads: Option<u32>) ->
         layers: file.config.layers,
         vocab: file.config.vocab,
         context: file.config.context,
+        geometry: file.config.geometry(),
     };
     tracing::info!(
         model = %name,
@@ -86,9 +88,10 @@ fn from_script(name: &Name, script: &Script) -> Result<LoadedModel, LoadError> {
     let facts = Facts {
         weights: scripted::digest(script),
         numerics_class: SCRIPTED_CLASS.to_owned(),
-        layers: 1,
+        layers: scripted::GEOMETRY.layers as usize,
         vocab: scripted::VOCAB,
         context: script.context as usize,
+        geometry: scripted::GEOMETRY,
     };
     assemble(name, &facts, &scripted::bundle(), Box::new(Scripted::new(script)))
 }
@@ -100,6 +103,7 @@ struct Facts {
     layers: usize,
     vocab: usize,
     context: usize,
+    geometry: Geometry,
 }
 
 fn assemble(
@@ -120,6 +124,7 @@ fn assemble(
         layer_count: facts.layers as u32,
         vocab_size: facts.vocab as u32,
         context: facts.context as u32,
+        geometry: facts.geometry,
     };
     Ok(LoadedModel { card, bundle, backend })
 }

@@ -64,7 +64,8 @@ fn a_loaded_backend_computes_rows_as_wide_as_the_card_says() {
     for mut model in [tiny("base"), scripted] {
         let mut logits = LogitsBuffer::default();
         model.backend.reserve(1).unwrap();
-        let slice = Slice { start: 0, tokens: &[TokenId(1)], blocks: &[BlockId(0)], logits: LogitsOf::Last };
+        let slice =
+            Slice { start: 0, tokens: &[TokenId(1)], blocks: &[BlockId(0)], adapter: None, logits: LogitsOf::Last };
         model.backend.forward(&[slice], &mut logits).unwrap();
         assert_eq!(logits.row(0).len(), model.card.vocab_size as usize);
     }

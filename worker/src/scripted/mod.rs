@@ -15,6 +15,7 @@ use std::collections::TryReserveError;
 use std::thread;
 use std::time::Duration;
 
+use shoal_common::adapter::Geometry;
 use shoal_common::config::{Faults, Script};
 use shoal_common::ids::{Digest, TokenId};
 
@@ -30,6 +31,9 @@ pub const FAIL_TRIGGER: &str = "!!fail!!";
 pub const HANG_TRIGGER: &str = "!!hang!!";
 /// Longer than every timer of a cluster: who waits for such a step has no timer.
 pub const HANG: Duration = Duration::from_secs(60);
+
+/// The model that adapters of the scripted engine must fit, as it has no layers of its own: a tiny llama.
+pub const GEOMETRY: Geometry = Geometry { layers: 4, hidden: 64, intermediate: 160, queries: 64, keys: 32 };
 
 /// Identity of the answers: what stands for the BLAKE3 of the weights. Step time, context and faults are not part of it.
 pub fn digest(script: &Script) -> Digest {

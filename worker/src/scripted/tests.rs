@@ -129,9 +129,10 @@ fn a_wrong_step_is_refused_and_changes_nothing() {
     let (name, abc) = (bench.tables.name(), text_ids("abc"));
     bench.extend(name, 0, &abc, 3);
     let table = bench.tables.slice(name, 0, &abc, LogitsOf::Last).blocks.to_vec();
-    let slice = |start, tokens| Slice { start, tokens, blocks: &table, logits: LogitsOf::Last };
+    let slice = |start, tokens| Slice { start, tokens, blocks: &table, adapter: None, logits: LogitsOf::Last };
     let outside = [TokenId(VOCAB as u32)];
-    let elsewhere = Slice { start: 0, tokens: &outside, blocks: &[BlockId(100)], logits: LogitsOf::Last };
+    let elsewhere =
+        Slice { start: 0, tokens: &outside, blocks: &[BlockId(100)], adapter: None, logits: LogitsOf::Last };
     let wrong: [(&[Slice<'_>], BadStep); 4] = [
         (&[slice(3, &[])], BadStep::Empty { slice: 0 }),
         (&[slice(3, &abc)], BadStep::BeyondContext { slice: 0 }),

@@ -50,7 +50,7 @@ pub(super) async fn introduce(connection: &Connection, hello: Hello) -> Result<C
             Ok(Control { send, orders })
         }
         RouterControl::Refused(refusal) => Err(SessionEnd::Refused(refusal)),
-        RouterControl::Drain => Err(SessionEnd::Protocol),
+        RouterControl::Drain | RouterControl::Adapter(_) => Err(SessionEnd::Protocol),
     }
 }
 
@@ -93,6 +93,7 @@ pub(super) async fn obey(mut orders: FrameReader<RecvStream>, drain: &DrainOrder
     loop {
         match orders.next().await {
             Ok(RouterControl::Drain) => drain.give(),
+            Ok(RouterControl::Adapter(_)) => {}
             Ok(RouterControl::Welcome { .. } | RouterControl::Refused(_)) => return SessionEnd::Protocol,
             Err(error) => return error.into(),
         }

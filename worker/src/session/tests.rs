@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use quinn::{ConnectionError, SendStream, VarInt};
+use shoal_common::adapter::Geometry;
 use shoal_common::config::WorkerConfig;
 use shoal_common::ids::{BranchIndex, Digest, Incarnation, LayerRange, Name};
 use shoal_common::pki::{Authority, Identity, Role};
@@ -39,6 +40,7 @@ fn model() -> LoadedModel {
         layer_count: 1,
         vocab_size: VOCAB,
         context: CONTEXT,
+        geometry: Geometry { layers: 4, hidden: 64, intermediate: 160, queries: 64, keys: 32 },
     };
     LoadedModel { card, bundle: bundle(), backend: Box::new(HashBackend::default()) }
 }
@@ -131,7 +133,7 @@ async fn session_alone() -> Alone {
         worker: Name::new("worker").unwrap(),
         incarnation: Incarnation(7),
         build: "test".into(),
-        capacity: Capacity { slots: 16, kv_tokens: 8192, groups: 64 },
+        capacity: Capacity { slots: 16, kv_tokens: 8192, groups: 64, adapter_slots: 4, adapter_bytes: 1 << 20 },
         model: card,
     };
     let (closer, closing) = shoal_common::shutdown::channel();

@@ -42,11 +42,18 @@ pub(super) fn held(card: ModelCard, bounds: &Bounds) -> ModelCard {
 /// What routers are told of them.
 pub(super) fn announced(bounds: &Bounds) -> Capacity {
     let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
-    Capacity { slots: count(bounds.slots), kv_tokens: bounds.kv_tokens(), groups: count(bounds.groups) }
+    Capacity {
+        slots: count(bounds.slots),
+        kv_tokens: bounds.kv_tokens(),
+        groups: count(bounds.groups),
+        adapter_slots: 0,
+        adapter_bytes: 0,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use shoal_common::adapter::Geometry;
     use shoal_common::fingerprint::Fingerprint;
     use shoal_common::ids::{Digest, LayerRange, Name};
 
@@ -65,6 +72,7 @@ mod tests {
             layer_count: 1,
             vocab_size: 8,
             context: 131_072,
+            geometry: Geometry { layers: 1, hidden: 32, intermediate: 32, queries: 32, keys: 32 },
         };
         for (blocks, announced) in [(256, 4096), (1 << 36, 131_072)] {
             let bounds = Bounds { slots: 1, blocks, groups: 1, queued_tokens: 1, step_tokens: 1 };

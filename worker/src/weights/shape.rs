@@ -1,6 +1,8 @@
 //! What a model is made of: its dimensions and settings, checked once. The readers of each format fill [`ModelShape`];
 //! backends believe it.
 
+use shoal_common::adapter::Geometry;
+
 use super::error::WeightsError;
 use super::tensor::{LayerPart, TensorName};
 
@@ -153,6 +155,17 @@ impl ModelShape {
         check("rope theta", self.rope.theta, self.rope.theta.is_finite() && self.rope.theta >= 1.0, "at least 1")?;
         check("rope dimension", self.rope.dims, self.rope.dims == self.head_dim, "the head dimension")?;
         self.rope.scaling.check(self.rope.dims)
+    }
+
+    /// Widths of the linear layers. All are within the bounds that were checked.
+    pub fn geometry(&self) -> Geometry {
+        Geometry {
+            layers: self.layers as u32,
+            hidden: self.hidden as u32,
+            intermediate: self.intermediate as u32,
+            queries: (self.heads * self.head_dim) as u32,
+            keys: (self.kv_heads * self.head_dim) as u32,
+        }
     }
 
     /// `[rows, cols]` of a tensor.

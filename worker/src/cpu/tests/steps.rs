@@ -18,9 +18,14 @@ fn a_step_allocates_nothing_after_the_first_of_its_size() {
         let tables: Vec<Vec<BlockId>> = (0..9).map(|at| (7 * at..7 * at + 7).map(BlockId).collect()).collect();
         let (prompt, mut logits) = (vec![TokenId(5); 24], LogitsBuffer::default());
         let mut step = |number: usize| {
-            let decode =
-                |at: usize| Slice { start: number, tokens: &prompt[..1], blocks: &tables[at], logits: LogitsOf::Last };
-            let chunk = Slice { start: 0, tokens: &prompt, blocks: &tables[8], logits: LogitsOf::All };
+            let decode = |at: usize| Slice {
+                start: number,
+                tokens: &prompt[..1],
+                blocks: &tables[at],
+                adapter: None,
+                logits: LogitsOf::Last,
+            };
+            let chunk = Slice { start: 0, tokens: &prompt, blocks: &tables[8], adapter: None, logits: LogitsOf::All };
             let slices: [Slice<'_>; 9] = std::array::from_fn(|at| if at < 8 { decode(at) } else { chunk });
             let counted = allocation_counter::measure(|| backend.forward(&slices, &mut logits).unwrap());
             counted.count_total

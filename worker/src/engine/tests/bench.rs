@@ -206,6 +206,7 @@ pub(crate) fn submission(prompt: &[u32], max_tokens: u32, branches: u32) -> Subm
         ..SamplingParams::default()
     };
     Submit {
+        adapter: None,
         fingerprint: fingerprint(),
         prompt: ids(prompt),
         branches: (0..branches).map(|choice| start(choice, &[])).collect(),

@@ -7,7 +7,7 @@ use crate::backend::bench::{assert_same_bits, tokens};
 use crate::backend::{BackendError, BlockId, LogitsBuffer, LogitsOf, Slice};
 
 fn slice<'a>(start: usize, tokens: &'a [TokenId], blocks: &'a [BlockId]) -> Slice<'a> {
-    Slice { start, tokens, blocks, logits: LogitsOf::Last }
+    Slice { start, tokens, blocks, adapter: None, logits: LogitsOf::Last }
 }
 
 fn reason(refused: Result<(), BackendError>) -> String {

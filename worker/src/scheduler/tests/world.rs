@@ -206,6 +206,7 @@ impl World {
                 start: *start,
                 tokens: &text[*start..*end],
                 blocks,
+                adapter: None,
                 logits: planned.logits,
             })
             .collect();
