@@ -53,7 +53,7 @@ impl Engine {
         }
         let took = began.elapsed();
         if computed.is_ok() {
-            self.pace.observe(plan.tokens_of(Phase::Decode), plan.tokens_of(Phase::Prefill), took.as_secs_f64());
+            self.pace.observe(plan.tokens_of(Phase::Decode), plan.prefills(), took.as_secs_f64());
         }
         self.rate.observe(plan.tokens().max(drawn.len()), took);
         metrics::step(plan, took);

@@ -2,9 +2,11 @@
 //! with them. Everything that is served is picked first, and the plan is written at the end from what still runs: a
 //! sequence that was picked may be preempted for an older one in the same step.
 
+use std::ops::Range;
+
 use super::Policy;
 use super::group::{Flow, Group, GroupId, Life, Rows};
-use super::pace::Pace;
+use super::pace::{Pace, Spare};
 use super::plan::{BlockCopy, Draw, Phase, PlannedSlice, Row, StepPlan};
 use super::sequence::{Sequence, SequenceId};
 use crate::backend::{BLOCK_TOKENS, LogitsOf};
@@ -15,8 +17,31 @@ pub(super) const SCORE_ROWS: usize = 64;
 /// A step being filled.
 struct Draft<'a> {
     copies: &'a mut Vec<BlockCopy>,
+    pace: &'a Pace,
+    /// What prefills may still add to the time of the step.
+    spare: Spare,
     tokens_left: usize,
     score_rows_left: usize,
+}
+
+impl Draft<'_> {
+    /// Whether no prefill can be added.
+    fn is_full(&self) -> bool {
+        self.tokens_left == 0 || self.spare.is_used_up()
+    }
+
+    /// Tokens from `start` on that can be added.
+    fn fits(&self, start: usize, rows: Rows) -> usize {
+        let most = self.tokens_left.min(self.pace.fits(&self.spare, start));
+        if rows == Rows::Scored { most.min(self.score_rows_left) } else { most }
+    }
+
+    /// The positions `chunk` are added.
+    fn charge(&mut self, chunk: Range<usize>, rows: Rows) {
+        self.tokens_left -= chunk.len();
+        self.score_rows_left -= if rows == Rows::Scored { chunk.len() } else { 0 };
+        self.pace.charge(&mut self.spare, chunk);
+    }
 }
 
 /// How a branch that waits begins.
@@ -44,20 +69,33 @@ impl Policy {
     pub fn plan(&mut self, pace: &Pace, plan: &mut StepPlan) {
         plan.clear();
         self.step += 1;
-        let mut draft =
-            Draft { copies: &mut plan.copies, tokens_left: self.bounds.step_tokens, score_rows_left: SCORE_ROWS };
+        let mut draft = Draft {
+            copies: &mut plan.copies,
+            pace,
+            spare: Spare::UNLIMITED,
+            tokens_left: self.bounds.step_tokens,
+            score_rows_left: SCORE_ROWS,
+        };
         let decodes = self.decode(&mut draft);
-        draft.tokens_left = draft.tokens_left.min(pace.prefill_tokens(decodes));
-        // Newcomers come before prompts that are under way, with half of what is left: a long prompt must not hold up
-        // everyone who comes after it.
-        let kept = if self.prefills().next().is_some() { draft.tokens_left / 2 } else { 0 };
-        draft.tokens_left -= kept;
-        self.start(&mut draft);
-        draft.tokens_left += kept;
+        draft.spare = pace.spare(decodes);
+        self.start_beside_prefills(&mut draft);
         self.prefill(&mut draft);
         // Branches of prompts that are complete now, and whoever still fits.
         self.start(&mut draft);
         self.write(plan);
+    }
+
+    /// Newcomers come before prompts that are under way, with half of what is left: a long prompt must not hold up everyone
+    /// who comes after it.
+    fn start_beside_prefills(&mut self, draft: &mut Draft<'_>) {
+        if self.prefills().next().is_none() {
+            return self.start(draft);
+        }
+        let (tokens, spare) = (draft.tokens_left / 2, draft.spare.split());
+        draft.tokens_left -= tokens;
+        self.start(draft);
+        draft.tokens_left += tokens;
+        draft.spare.join(spare);
     }
 
     /// Serves the decodes, in rotation when they do not all fit, and returns how many.
@@ -85,7 +123,7 @@ impl Policy {
         let mut waiting = std::mem::take(&mut self.candidates);
         waiting.clear();
         waiting.extend(self.prefills().map(|sequence| sequence.id));
-        while draft.tokens_left > 0 {
+        while !draft.is_full() {
             let key = |id: &SequenceId| {
                 let last_served = self.running.get(*id).map(|sequence| sequence.last_served);
                 (self.shares.rank(self.groups[&id.group].share_key), last_served, *id)
@@ -123,10 +161,9 @@ impl Policy {
     /// Lets a sequence compute as much as fits. False when it is not served, or not there any more.
     fn pick(&mut self, id: SequenceId, draft: &mut Draft<'_>) -> bool {
         let (Some(sequence), Some(group)) = (self.running.get(id), self.groups.get(&id.group)) else { return false };
-        let (key, chunk) = (group.share_key, group.chunk(id.branch, sequence.computed));
-        let scored = chunk.rows == Rows::Scored;
-        let most = if scored { draft.tokens_left.min(draft.score_rows_left) } else { draft.tokens_left };
-        let count = match chunk.count.min(most) {
+        let (key, start) = (group.share_key, sequence.computed);
+        let chunk = group.chunk(id.branch, start);
+        let count = match chunk.count.min(draft.fits(start, chunk.rows)) {
             0 => 0,
             count => self.make_room(id, count, draft.copies),
         };
@@ -135,8 +172,7 @@ impl Policy {
         sequence.computed += count;
         sequence.picked = count;
         sequence.last_served = self.served;
-        draft.tokens_left -= count;
-        draft.score_rows_left -= if scored { count } else { 0 };
+        draft.charge(start..start + count, chunk.rows);
         self.shares.charge(key, count);
         true
     }
@@ -180,7 +216,7 @@ impl Policy {
         if let Some(Way::Fork(_)) = self.fork(id, group, group.has_generated(branch)) {
             return Readiness::Ready;
         }
-        if draft.tokens_left == 0 || (group.scores_owed() && draft.score_rows_left == 0) {
+        if draft.is_full() || (group.scores_owed() && draft.score_rows_left == 0) {
             return Readiness::Full;
         }
         let sequence = SequenceId { group: id, branch };

@@ -6,28 +6,36 @@
 //!
 //! - the time of a step of decodes only, for each number of rows. While prefills never pause it cannot be seen, so that now
 //!   and then a step goes without them (`PROBE_EVERY`).
-//! - the time that a prefill token adds. It depends on how many there are: few are nearly free while the weights' way
-//!   through the memory is what takes the time, many cost what their arithmetic costs. So it is measured where it is used:
-//!   slow steps are believed soon and fast ones slowly, so that chunks grow in small steps, and small chunks say nothing of
-//!   larger ones. Until it is known, a prefill without decodes stands in, which can only be dearer.
+//! - the time that a prefill token adds, for each octave of the position it stands at: far into a long prompt it looks at so
+//!   much that this costs more than its weights. It depends on how many there are, too: few are nearly free while the
+//!   weights' way through the memory is what takes the time, many cost what their arithmetic costs. So it is measured where
+//!   it is used: slow steps are believed soon and fast ones slowly, so that chunks grow in small steps, and small chunks say
+//!   nothing of larger ones. Until it is known, a prefill without decodes stands in, and then an earlier octave.
 
-/// Longest step with prefills, as a multiple of one without. Under 2 by what a step may last longer than the one before.
-const STRETCH: f64 = 1.85;
+use std::ops::Range;
+
+/// Longest step with prefills, as a multiple of one without. Under 2 by what a step may last longer
+/// than the one before.
+const STRETCH: f64 = 1.75;
 /// A chunk of less than this part of those that were measured does not make the others cheaper.
 const COMPARABLE: f64 = 0.75;
-/// Prefill tokens that go with any decodes, so that prompts go on whatever was measured. Few: far into a long prompt a token
-/// looks at so much that it costs as much as a small model's decode.
-const FLOOR: usize = 8;
+/// And one of less than this part, as the last of a prompt may be, says nothing of them, unless all are so small for long.
+const TELLING_PART: f64 = 0.25;
+const FORGET: f64 = 1.0 / 64.0;
+/// Prefill tokens that go with any decodes, so that prompts go on whatever was measured.
+const FLOOR: usize = 2;
 /// A step takes its time for the weights however few its tokens are: fewer than these, alone, say nothing of one.
 const TELLING: usize = 16;
+/// Positions of the first octave, and how many octaves there are: the last has no end.
+const OCTAVE: usize = 256;
+const OCTAVES: usize = 16;
 /// Steps after which a decode's time is to be measured again: sequences have grown by as many tokens since.
 const STALE: u64 = 256;
 /// Steps between two that go without prefills to measure.
 const PROBE_EVERY: u64 = 32;
 /// Weight of a new time in the average: some ten steps count.
 const SMOOTH: f64 = 1.0 / 8.0;
-/// Weight of a step that lasted longer than this many times its decodes: more than noise, the machine or the prompt's depth
-/// is another.
+/// Weight of a step that lasted longer than this many times its decodes: more than noise, the machine is another.
 const ALARM: f64 = 1.0 / 2.0;
 const ALARMING: f64 = 2.2;
 /// A single step counts at most this many times what it should have taken: a process that was stopped for a second has told
@@ -52,15 +60,47 @@ struct Marginal {
     tokens: f64,
 }
 
+/// What prefills may add to a step, and what is left of it while the step is filled.
+#[derive(Clone, Copy, Debug)]
+pub struct Spare {
+    seconds: f64,
+    /// Tokens that may be added whatever they take.
+    floor: usize,
+}
+
+impl Spare {
+    /// No stream waits for the step.
+    pub const UNLIMITED: Self = Self { seconds: f64::INFINITY, floor: 0 };
+    const NOTHING: Self = Self { seconds: 0.0, floor: 0 };
+
+    /// Whether nothing can be added any more.
+    pub fn is_used_up(&self) -> bool {
+        self.seconds <= 0.0 && self.floor == 0
+    }
+
+    /// Takes half of it out and returns that.
+    pub fn split(&mut self) -> Self {
+        let half = Self { seconds: self.seconds / 2.0, floor: self.floor / 2 };
+        *self = Self { seconds: self.seconds / 2.0, floor: self.floor - half.floor };
+        half
+    }
+
+    /// Puts back what [`Spare::split`] took.
+    pub fn join(&mut self, other: Self) {
+        self.seconds += other.seconds;
+        self.floor += other.floor;
+    }
+}
+
 /// What is known of the machine.
 #[derive(Debug)]
 pub struct Pace {
     /// Seconds of a step of decodes only; the index is their number.
     decodes: Vec<Option<Measured>>,
-    /// With decodes beside them.
-    beside: Option<Marginal>,
-    /// Seconds a token in steps of prefills only.
-    alone: Option<f64>,
+    /// With decodes beside them, by the octave of the position.
+    beside: [Option<Marginal>; OCTAVES],
+    /// Seconds a token in steps of prefills only, likewise.
+    alone: [Option<f64>; OCTAVES],
     steps: u64,
     /// The last step that measured decodes only.
     last_probe: Option<u64>,
@@ -69,24 +109,35 @@ pub struct Pace {
 impl Pace {
     /// Nothing is known yet of a machine that runs at most `slots` sequences.
     pub fn new(slots: usize) -> Self {
-        Self { decodes: vec![None; slots + 1], beside: None, alone: None, steps: 0, last_probe: None }
+        Self {
+            decodes: vec![None; slots + 1],
+            beside: [None; OCTAVES],
+            alone: [None; OCTAVES],
+            steps: 0,
+            last_probe: None,
+        }
     }
 
-    /// A step of `decodes` decodes and `prefill` prefill tokens took `seconds`.
-    pub fn observe(&mut self, decodes: usize, prefill: usize, seconds: f64) {
+    /// A step of `decodes` decodes took `seconds`, and computed the positions `prefills` beside them: one range for each
+    /// prompt.
+    pub fn observe(&mut self, decodes: usize, prefills: impl Iterator<Item = Range<usize>> + Clone, seconds: f64) {
         self.steps += 1;
         // A clock may stand still for a moment.
         let seconds = seconds.max(1e-9);
-        match (decodes, prefill) {
+        match (decodes, prefills.clone().map(|chunk| chunk.len()).sum()) {
             (0, 0) => {}
             (_, 0) => self.observe_decodes(decodes, seconds),
             // The last few tokens of a prompt say nothing of a chunk's.
             (0, ..TELLING) | (_, ..FLOOR) => {}
-            (0, _) => {
-                let token = seconds / prefill as f64;
-                self.alone = Some(self.alone.map_or(token, |before| smooth(before, token)));
-            }
-            _ => self.observe_both(decodes, prefill, seconds),
+            (0, tokens) => self.observe_alone(prefills, seconds / tokens as f64),
+            (_, tokens) => self.observe_both(decodes, prefills, tokens as f64, seconds),
+        }
+    }
+
+    fn observe_alone(&mut self, prefills: impl Iterator<Item = Range<usize>>, token: f64) {
+        for chunk in prefills {
+            let slot = &mut self.alone[octave(chunk.start)];
+            *slot = Some(slot.map_or(token, |before| smooth(before, token)));
         }
     }
 
@@ -100,39 +151,65 @@ impl Pace {
         *slot = Some(Measured { value, step: self.steps });
     }
 
-    fn observe_both(&mut self, decodes: usize, prefill: usize, seconds: f64) {
+    /// What was added counts for each chunk in proportion to what it was expected to add.
+    fn observe_both(
+        &mut self,
+        decodes: usize,
+        prefills: impl Iterator<Item = Range<usize>> + Clone,
+        tokens: f64,
+        seconds: f64,
+    ) {
         let Some(alone) = self.decodes_take(decodes) else { return };
-        let tokens = prefill as f64;
         let added = seconds.min(alone * STRETCH * OUTLIER) - alone;
-        let token = (added / tokens).max(alone * LEAST);
-        let before = match (self.beside, self.alone) {
-            (Some(before), _) => before,
-            (None, Some(seconds)) => Marginal { seconds, tokens },
-            (None, None) => Marginal { seconds: token, tokens },
-        };
+        let mean = (added / tokens).max(alone * LEAST);
+        let cost = |start| self.token_takes(start).unwrap_or(mean);
+        let expected: f64 = prefills.clone().map(|chunk| chunk.len() as f64 * cost(chunk.start)).sum();
         let weight = if seconds > alone * ALARMING { ALARM } else { SMOOTH };
-        let towards = |before: f64, now: f64| before + (now - before) * weight;
-        let says_nothing = token < before.seconds && tokens < before.tokens * COMPARABLE;
-        let seconds = if says_nothing { before.seconds } else { towards(before.seconds, token) };
-        self.beside = Some(Marginal { seconds, tokens: towards(before.tokens, tokens) });
+        for chunk in prefills {
+            let token = (added / expected * self.token_takes(chunk.start).unwrap_or(mean)).max(alone * LEAST);
+            let slot = &mut self.beside[octave(chunk.start)];
+            *slot =
+                Some(slot.map_or(Marginal { seconds: token, tokens }, |before| before.learn(token, tokens, weight)));
+        }
     }
 
-    /// Prefill tokens that may go with `decodes` decodes in the next step; 0 when they are to be measured alone.
-    pub fn prefill_tokens(&self, decodes: usize) -> usize {
+    /// What may be added to a step of `decodes` decodes; nothing when they are to be measured alone.
+    pub fn spare(&self, decodes: usize) -> Spare {
         if decodes == 0 {
-            return usize::MAX;
+            return Spare::UNLIMITED;
         }
         if self.wants_probe(decodes) {
-            return 0;
+            return Spare::NOTHING;
         }
-        let Some(alone) = self.decodes_take(decodes) else { return FLOOR };
-        let spare = alone * (STRETCH - 1.0);
-        let tokens = match (self.beside, self.alone) {
-            (Some(beside), _) => spare / beside.seconds,
-            (None, Some(token)) => spare / token,
-            (None, None) => 0.0,
+        let seconds = self.decodes_take(decodes).map_or(0.0, |alone| alone * (STRETCH - 1.0));
+        Spare { seconds, floor: FLOOR }
+    }
+
+    /// Tokens from position `start` on that `spare` has room for.
+    pub fn fits(&self, spare: &Spare, start: usize) -> usize {
+        let tokens = match self.token_takes(start) {
+            // Of infinity, too, and to the greatest there is.
+            Some(token) => (spare.seconds / token) as usize,
+            None if spare.seconds == f64::INFINITY => usize::MAX,
+            None => 0,
         };
-        (tokens as usize).max(FLOOR)
+        tokens.max(spare.floor)
+    }
+
+    /// `chunk` was added.
+    pub fn charge(&self, spare: &mut Spare, chunk: Range<usize>) {
+        let takes = self.token_takes(chunk.start).unwrap_or(0.0) * chunk.len() as f64;
+        spare.seconds = (spare.seconds - takes).max(0.0);
+        spare.floor = spare.floor.saturating_sub(chunk.len());
+    }
+
+    /// Seconds that a token at `start` adds: measured; or that of an earlier octave, twice for each octave between, for what
+    /// it looks at cannot have grown more than that; or that of a later one.
+    fn token_takes(&self, start: usize) -> Option<f64> {
+        let own = octave(start);
+        let known = |at: usize| self.beside[at].map(|marginal| marginal.seconds).or(self.alone[at]);
+        let earlier = || (0..own).rev().find_map(|at| Some(known(at)? * (1_u64 << (own - at)) as f64));
+        known(own).or_else(earlier).or_else(|| (own + 1..OCTAVES).find_map(known))
     }
 
     fn wants_probe(&self, decodes: usize) -> bool {
@@ -153,6 +230,24 @@ impl Pace {
             (decodes + 1..self.decodes.len()).find_map(|rows| Some(measured(rows)? * decodes as f64 / rows as f64));
         fewer.into_iter().chain(more).reduce(f64::max)
     }
+}
+
+impl Marginal {
+    /// With a step of `tokens` tokens that took `seconds` each.
+    fn learn(self, seconds: f64, tokens: f64, weight: f64) -> Self {
+        let towards = |before: f64, now: f64, weight: f64| before + (now - before) * weight;
+        if tokens < self.tokens * TELLING_PART {
+            return Self { tokens: towards(self.tokens, tokens, FORGET), ..self };
+        }
+        let says_nothing = seconds < self.seconds && tokens < self.tokens * COMPARABLE;
+        let seconds = if says_nothing { self.seconds } else { towards(self.seconds, seconds, weight) };
+        Self { seconds, tokens: towards(self.tokens, tokens, weight) }
+    }
+}
+
+/// The octave of a position: the first [`OCTAVE`] positions, as many after them, then twice as many each time.
+fn octave(position: usize) -> usize {
+    ((usize::BITS - (position / OCTAVE).leading_zeros()) as usize).min(OCTAVES - 1)
 }
 
 /// A new value among earlier ones.

@@ -1,6 +1,8 @@
 //! What the policy tells the engine and what it hears back: plain values, made by [`Policy`](super::Policy), carried out by
 //! the engine in the order of [`StepPlan`]'s fields.
 
+use std::ops::Range;
+
 use shoal_common::block_hash::BlockHash;
 
 use super::SequenceId;
@@ -31,6 +33,12 @@ impl StepPlan {
     /// Tokens of one phase.
     pub fn tokens_of(&self, phase: Phase) -> usize {
         self.slices.iter().filter(|slice| slice.phase == phase).map(|slice| slice.count).sum()
+    }
+
+    /// The positions of prompts that are computed, one range for each slice.
+    pub fn prefills(&self) -> impl Iterator<Item = Range<usize>> + Clone {
+        let prefills = self.slices.iter().filter(|slice| slice.phase == Phase::Prefill);
+        prefills.map(|slice| slice.start..slice.end())
     }
 
     /// Empties it and keeps its memory.

@@ -146,7 +146,8 @@ fn prompts_beside_running_streams_take_no_more_than_the_pace_allows() {
     // In the world, a step of decodes takes 10 ms, a prefill token 0.1 ms.
     let mut most = 0;
     while !world.finished.contains(&long) {
-        let allowed = world.pace.prefill_tokens(4);
+        let done = world.policy.running.iter().find(|it| it.id.group == long).map_or(0, |it| it.computed);
+        let allowed = world.pace.fits(&world.pace.spare(4), done);
         world.step();
         let prefill = world.plan.tokens_of(Phase::Prefill);
         assert!(prefill <= allowed);

@@ -159,7 +159,7 @@ impl World {
         self.check_preempted(&before);
         let (decodes, prefill) = (plan.tokens_of(Phase::Decode), plan.tokens_of(Phase::Prefill));
         assert!(plan.tokens() <= self.bounds.step_tokens);
-        self.pace.observe(decodes, prefill, 0.01 + 0.0001 * prefill as f64);
+        self.pace.observe(decodes, plan.prefills(), 0.01 + 0.0001 * prefill as f64);
         for copy in &plan.copies {
             self.check.check_copy(copy.from, copy.to).unwrap();
             self.pool[copy.to.index()] = self.pool[copy.from.index()];
