@@ -16,7 +16,7 @@ use std::ops::Range;
 
 /// Longest step with prefills, as a multiple of one without. Under 2 by what a step may last longer
 /// than the one before.
-const STRETCH: f64 = 1.75;
+const STRETCH: f64 = 1.5;
 /// A chunk of less than this part of those that were measured does not make the others cheaper.
 const COMPARABLE: f64 = 0.75;
 /// And one of less than this part, as the last of a prompt may be, says nothing of them, unless all are so small for long.
