@@ -5,6 +5,8 @@
 //! [`Simd::sum`] does; values are added in ascending positions; the sum divides last. Positions that are masked have the
 //! weight zero, and adding zero times a finite value changes nothing, so queries that share a tile do not show.
 
+use std::ops::Range;
+
 use crate::kv::{BLOCK_POSITIONS, KvPool, KvShape, Span, Spans};
 use crate::pool::Pool;
 use crate::rope::Heads;
@@ -14,6 +16,12 @@ use crate::vector::exp;
 
 /// Queries that are computed together.
 const TOGETHER: usize = 8;
+
+/// Blocks between the one that is used and the one that is asked for from memory: blocks lie anywhere in the pool, so that
+/// the processor cannot guess the next one.
+const AHEAD: usize = 4;
+/// Bytes that come from memory together.
+const CACHE_LINE: usize = 64;
 
 /// Queries of one key/value head and one sequence.
 #[derive(Clone, Copy, Debug)]
@@ -185,11 +193,11 @@ impl Attend<'_> {
         let mut block = 0;
         // Few queries are few chains of multiply-adds, each of which waits for the last: two blocks hide that.
         while Q * 2 <= TOGETHER && block + 2 <= blocks {
-            self.score_blocks::<S, Q, 2>(s, limits, block, &mut largest);
+            self.score_blocks::<S, Q, 2>(s, limits, block..blocks, &mut largest);
             block += 2;
         }
         while block < blocks {
-            self.score_blocks::<S, Q, 1>(s, limits, block, &mut largest);
+            self.score_blocks::<S, Q, 1>(s, limits, block..blocks, &mut largest);
             block += 1;
         }
         let mut lanes = [0.0; LANES];
@@ -206,19 +214,25 @@ impl Attend<'_> {
         &mut self,
         s: S,
         limits: &[usize; Q],
-        first: usize,
+        left: Range<usize>,
         largest: &mut [S::F; Q],
     ) {
+        let first = left.start;
         let scale = s.splat(1.0 / (self.shape.head_dim as f32).sqrt());
         let mut scores = [[s.splat(0.0); Q]; B];
         let dim = self.shape.head_dim;
         let mut keys: [&[[u16; LANES]]; B] = [&[]; B];
+        let mut ahead: [&[[u16; LANES]]; B] = [&[]; B];
         for within in 0..B {
             keys[within] = &self.block(first + within).as_chunks::<LANES>().0[..dim];
+            ahead[within] = &self.block((first + within + AHEAD).min(left.end - 1)).as_chunks::<LANES>().0[..dim];
         }
         let queries = &self.scratch.queries.as_chunks::<TOGETHER>().0[..dim];
         for element in 0..dim {
             for within in 0..B {
+                if element * size_of::<[u16; LANES]>() % CACHE_LINE == 0 {
+                    s.prefetch(ahead[within][element].as_ptr().cast());
+                }
                 let keys = s.load_f16(&keys[within][element]);
                 for query in 0..Q {
                     scores[within][query] = s.fma(keys, s.splat(queries[element][query]), scores[within][query]);
@@ -281,8 +295,12 @@ impl Attend<'_> {
         let mut mixed = [[s.splat(0.0); Q]; C];
         for block in 0..blocks {
             let values = self.block(block)[dim * BLOCK_POSITIONS..].as_chunks::<LANES>().0;
+            let ahead = self.block((block + AHEAD).min(blocks - 1))[dim * BLOCK_POSITIONS..].as_chunks::<LANES>().0;
             let weights = &self.scratch.weights[block * TOGETHER..][..Q];
             for (position, values) in values.chunks_exact(columns).take(BLOCK_POSITIONS).enumerate() {
+                for column in (first..first + C).step_by(CACHE_LINE / size_of::<[u16; LANES]>()) {
+                    s.prefetch(ahead[position * columns + column].as_ptr().cast());
+                }
                 let values = &values[first..first + C];
                 for within in 0..C {
                     let value = s.load_f16(&values[within]);

@@ -2,7 +2,8 @@
 //! weights a second against plain reading, multiply-adds a second against the bare dot-product and multiply-add
 //! instructions.
 //!
-//! `cargo bench -p shoal-kernels --bench kernels`; numbers after `--` choose the rows (default 1 8 32 512).
+//! `cargo bench -p shoal-kernels --bench kernels`; numbers after `--` choose the rows (default 1 8 32 512); 0 is
+//! attention alone.
 
 use std::hint::black_box;
 use std::num::NonZero;
@@ -33,7 +34,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let threads = std::thread::available_parallelism()?;
     let limits = limits::measure(threads);
     println!("{limits}");
-    for isa in Isa::available().into_iter().skip(1) {
+    let isas = Isa::available().into_iter().skip(1).filter(|_| rows != [0]);
+    for isa in isas {
         let mut pool = Pool::new(threads, isa)?;
         for &(inputs, outputs) in &SHAPES {
             for encoding in ENCODINGS {
@@ -43,8 +45,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let mut pool = Pool::new(threads, Isa::best())?;
     for heads in [Heads { queries: 9, kv: 3, dim: 64 }, Heads { queries: 32, kv: 8, dim: 64 }] {
-        for (rows, position) in [(1, 256), (1, 2048), (1, 8000), (512, 0), (512, 1536)] {
-            attention(&mut pool, heads, rows, position, &limits);
+        for work in [[1, 1, 256], [1, 1, 2048], [8, 1, 1024], [32, 1, 256], [1, 8, 1800], [1, 512, 0], [1, 512, 1536]] {
+            attention(&mut pool, heads, work, &limits);
         }
     }
     let mut one = Pool::new(NonZero::<usize>::MIN, Isa::best())?;
@@ -123,38 +125,50 @@ fn matmul(
     println!();
 }
 
-fn attention(pool: &mut Pool, heads: Heads, rows: usize, position: usize, limits: &limits::Limits) {
-    let blocks = (position + rows).div_ceil(16);
-    let shape = KvShape { layers: 1, kv_heads: heads.kv, head_dim: heads.dim };
-    let mut kv = KvPool::new(shape, blocks).expect("some megabytes");
+/// `streams` sequences of as many positions, `rows` of each at `position`; layer after layer, so that no cache holds what is
+/// read.
+fn attention(pool: &mut Pool, heads: Heads, [streams, rows, position]: [usize; 3], limits: &limits::Limits) {
+    let reach = position + rows;
+    let table = reach.div_ceil(16);
+    let mut shape = KvShape { layers: 1, kv_heads: heads.kv, head_dim: heads.dim };
+    shape.layers = (COLD_BYTES / (shape.bytes_per_position() * reach * streams)).clamp(1, 64);
+    let mut kv = KvPool::new(shape, table * streams).expect("some hundred megabytes");
     let mut rope = Rope::new(vec![0.1; heads.dim / 2]);
-    rope.reach(position + rows);
+    rope.reach(reach);
     let mut spans = Spans::default();
-    let mut at = 0;
-    // The positions before, stored in pieces.
-    while at < position + rows {
-        let piece = (position + rows - at).min(512);
-        spans.clear();
-        spans.push(piece, at, 0..blocks as u32);
-        let mut projections = rows_of(piece, heads.width());
-        rope.store(pool, &mut projections, &spans, heads, None, (&mut kv, 0));
-        at += piece;
+    let blocks = |stream: usize| (stream * table) as u32..((stream + 1) * table) as u32;
+    for (layer, stream) in (0..shape.layers).flat_map(|layer| (0..streams).map(move |stream| (layer, stream))) {
+        // In pieces, as a prompt would be.
+        for at in (0..reach).step_by(512) {
+            let piece = (reach - at).min(512);
+            spans.clear();
+            spans.push(piece, at, blocks(stream));
+            let mut projections = rows_of(piece, heads.width());
+            rope.store(pool, &mut projections, &spans, heads, None, (&mut kv, layer));
+        }
     }
     spans.clear();
-    spans.push(rows, position, 0..blocks as u32);
-    let (projections, mut out) = (rows_of(rows, heads.width()), Rows::new(heads.queries * heads.dim));
-    out.resize(rows);
+    (0..streams).for_each(|stream| spans.push(rows, position, blocks(stream)));
+    let (projections, mut out) = (rows_of(streams * rows, heads.width()), Rows::new(heads.queries * heads.dim));
+    out.resize(streams * rows);
     let mut attention = Attention::new(heads);
     attention.plan(pool, &spans);
-    let seconds = time(|| attention.compute(pool, &projections, &spans, (&kv, 0), &mut out));
-    let looks: usize = (position + 1..=position + rows).sum();
+    let mut layer = 0;
+    let seconds = time(|| {
+        attention.compute(pool, &projections, &spans, (&kv, layer % shape.layers), &mut out);
+        layer += 1;
+    });
+    let looks: usize = (position + 1..=reach).sum::<usize>() * streams;
     let operations = 4.0 * (looks * heads.queries * heads.dim) as f64 / seconds / 1e9;
+    let bytes = (streams * reach * shape.bytes_per_position() / shape.layers) as f64 / seconds / 1e9;
     println!(
-        "attention {} heads over {}, {rows} rows at {position}: {:.1} us, {operations:.0} GFLOP/s ({:.0} %)",
+        "attention {} heads over {}, {streams} x {rows} rows at {position}: {:.1} us, {operations:.0} GFLOP/s ({:.0} %), \
+         {bytes:.1} GB/s ({:.0} %)",
         heads.queries,
         heads.kv,
         seconds * 1e6,
-        100.0 * operations / limits.fma
+        100.0 * operations / limits.fma,
+        100.0 * bytes / limits.read,
     );
 }
 
