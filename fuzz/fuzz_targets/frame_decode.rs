@@ -8,10 +8,11 @@ use shoal_common::wire::blob::{BlobHeader, TokenizerBundle};
 use shoal_common::wire::codec::{Frame, decode, encode};
 use shoal_common::wire::hello::{RouterControl, WorkerControl};
 use shoal_common::wire::message::{GroupFrame, GroupOrder, StreamOpen, WorkerOpen};
+use shoal_common::wire::stage::{HeadFrame, StageFrame};
 
 fuzz_target!(|input: &[u8]| {
     let Some((kind, body)) = input.split_first() else { return };
-    match kind % 8 {
+    match kind % 10 {
         0 => check::<StreamOpen>(body),
         1 => check::<GroupOrder>(body),
         2 => check::<GroupFrame>(body),
@@ -19,6 +20,8 @@ fuzz_target!(|input: &[u8]| {
         4 => check::<RouterControl>(body),
         5 => check::<BlobHeader>(body),
         6 => check::<WorkerOpen>(body),
+        7 => check::<HeadFrame>(body),
+        8 => check::<StageFrame>(body),
         _ => check::<TokenizerBundle>(body),
     }
 });

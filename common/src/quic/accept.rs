@@ -20,7 +20,7 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// For an endpoint of [`router_endpoint`](super::router_endpoint).
+    /// For an endpoint of [`router_endpoint`](super::router_endpoint) or [`stage_endpoint`](super::stage_endpoint).
     pub fn new(endpoint: Endpoint, timers: Timers) -> Self {
         Self { endpoint, timers, handshakes: JoinSet::new() }
     }

@@ -25,6 +25,8 @@ use crate::pki::{CertificateFault, Identity, Role, Subject};
 
 /// The protocol's name and version. A side that cannot agree on it is refused in the handshake.
 pub const ALPN: &[u8] = b"shoal/2";
+/// The same of what heads and stages speak: a router that dials a stage, or a head that dials a router, gets no further.
+pub const STAGE_ALPN: &[u8] = b"shoal-stage/1";
 
 /// Asked of the kernel for each direction, in bytes; it gives what its own limit allows. A step's frames for all groups leave
 /// in one burst, which the usual 208 KiB can drop.
@@ -37,6 +39,36 @@ pub fn router_endpoint(addr: SocketAddr, identity: &Identity, timers: &Timers) -
     let bind = |source| QuicError::Bind { addr, source };
     let socket = socket(addr).map_err(bind)?;
     Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime)).map_err(bind)
+}
+
+/// Binds `addr` for the heads of replicas to dial this worker's stage. Within a tokio runtime, which then drives the endpoint.
+/// An [`Acceptor`] takes the connections.
+pub fn stage_endpoint(addr: SocketAddr, identity: &Identity, timers: &Timers) -> Result<Endpoint, QuicError> {
+    require(identity, Role::Worker)?;
+    let config = settings::stage_server(identity, timers)?;
+    let bind = |source| QuicError::Bind { addr, source };
+    Endpoint::new(EndpointConfig::default(), Some(config), socket(addr).map_err(bind)?, Arc::new(TokioRuntime))
+        .map_err(bind)
+}
+
+/// Dials the stage of worker `name` at `addr`, from the endpoint of another worker. The connection it returns leads to that
+/// worker and no other.
+pub async fn dial_stage(
+    endpoint: &Endpoint,
+    (addr, name): (SocketAddr, &Name),
+    identity: &Identity,
+    timers: &Timers,
+) -> Result<Connection, QuicError> {
+    let config = settings::stage_client(identity, timers)?;
+    let connecting = endpoint.connect_with(config, addr, Role::Worker.server_name())?;
+    let connection =
+        tokio::time::timeout(timers.connect, connecting).await.map_err(|_| QuicError::Timeout(timers.connect))??;
+    let got = peer_worker(&connection)?;
+    if got == *name {
+        return Ok(connection);
+    }
+    CloseCode::Refused.close(&connection);
+    Err(CertificateFault::WrongName { expected: name.clone(), got }.into())
 }
 
 /// An endpoint that dials only: any port, IPv6 and IPv4 where the machine has both. Within a tokio runtime, which then drives

@@ -10,7 +10,7 @@ use rustls::client::Resumption;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
 
-use super::{ALPN, QuicError};
+use super::{ALPN, QuicError, STAGE_ALPN};
 use crate::config::Timers;
 use crate::pki::{self, Identity};
 
@@ -51,10 +51,25 @@ const ROUTER: Inbound = Inbound {
 const WORKER: Inbound =
     Inbound { streams: MAX_GROUP_STREAMS + MAX_BLOB_STREAMS, stream_window: 256 << 10, window: 8 << 20 };
 
+/// A stage reads a step's activations at once: 512 rows of 4,096 values are 8 MiB, and a window of two of them keeps the
+/// sender going. The head opens one stream; the stage none.
+const STAGE: Inbound = Inbound { streams: 1, stream_window: 16 << 20, window: 16 << 20 };
+
 /// Bytes sent and not yet acknowledged, over all streams of a connection.
 const SEND_WINDOW: u64 = 8 << 20;
+const STAGE_SEND_WINDOW: u64 = 16 << 20;
+
+fn stage_transport(timers: &Timers) -> Result<Arc<TransportConfig>, QuicError> {
+    let mut transport = transport_of(STAGE, timers)?;
+    transport.send_window(STAGE_SEND_WINDOW);
+    Ok(Arc::new(transport))
+}
 
 fn transport(inbound: Inbound, timers: &Timers) -> Result<Arc<TransportConfig>, QuicError> {
+    transport_of(inbound, timers).map(Arc::new)
+}
+
+fn transport_of(inbound: Inbound, timers: &Timers) -> Result<TransportConfig, QuicError> {
     let idle = IdleTimeout::try_from(timers.idle).map_err(|_| QuicError::IdleTooLong(timers.idle))?;
     let mut transport = TransportConfig::default();
     transport
@@ -66,7 +81,7 @@ fn transport(inbound: Inbound, timers: &Timers) -> Result<Arc<TransportConfig>, 
         .datagram_receive_buffer_size(None)
         .keep_alive_interval(Some(timers.keep_alive))
         .max_idle_timeout(Some(idle));
-    Ok(Arc::new(transport))
+    Ok(transport)
 }
 
 fn roots(identity: &Identity) -> Result<Arc<RootCertStore>, QuicError> {
@@ -116,6 +131,24 @@ pub(super) fn server_with(tls: rustls::ServerConfig, timers: &Timers) -> Result<
         .incoming_buffer_size(INCOMING_BYTES.0)
         .incoming_buffer_size_total(INCOMING_BYTES.1)
         .retry_token_lifetime(timers.connect.max(Duration::from_secs(1)));
+    Ok(config)
+}
+
+/// Of a stage, which heads dial.
+pub(super) fn stage_server(identity: &Identity, timers: &Timers) -> Result<ServerConfig, QuicError> {
+    let mut tls = server_tls(identity)?;
+    tls.alpn_protocols = vec![STAGE_ALPN.to_vec()];
+    let mut config = server_with(tls, timers)?;
+    config.transport_config(stage_transport(timers)?);
+    Ok(config)
+}
+
+/// Of a head that dials a stage.
+pub(super) fn stage_client(identity: &Identity, timers: &Timers) -> Result<ClientConfig, QuicError> {
+    let mut tls = client_tls(identity)?;
+    tls.alpn_protocols = vec![STAGE_ALPN.to_vec()];
+    let mut config = client_with(tls, timers)?;
+    config.transport_config(stage_transport(timers)?);
     Ok(config)
 }
 

@@ -253,6 +253,46 @@ impl rustls::client::ResolvesClientCert for Stuck {
 }
 
 #[tokio::test]
+async fn a_head_reaches_the_stage_it_means_and_no_other() {
+    let authority = authority();
+    let issue = |role, text| authority.issue(role, &name(text)).unwrap();
+    let stage = stage_endpoint(LOOPBACK, &issue(Role::Worker, "beta"), &TIMERS).unwrap();
+    let (head, addr) = (issue(Role::Worker, "alpha"), stage.local_addr().unwrap());
+    let dialling = worker_endpoint(&head, &TIMERS).unwrap();
+    let mut acceptor = Acceptor::new(stage, TIMERS);
+    let beta = name("beta");
+    let (dialled, accepted) = tokio::join!(dial_stage(&dialling, (addr, &beta), &head, &TIMERS), acceptor.next());
+    let (dialled, accepted) = (dialled.unwrap(), accepted.unwrap());
+    assert_eq!(peer_worker(&dialled).unwrap(), name("beta"));
+    assert_eq!(peer_worker(&accepted).unwrap(), name("alpha"));
+    let accepting = tokio::spawn(async move { acceptor.next().await });
+    let gamma = name("gamma");
+    let wrong = dial_stage(&dialling, (addr, &gamma), &head, &TIMERS).await;
+    assert!(matches!(wrong, Err(QuicError::Identity(CertificateFault::WrongName { .. }))), "{wrong:?}");
+    accepting.abort();
+}
+
+#[tokio::test]
+async fn a_router_and_a_stage_do_not_take_each_other_for_what_they_are_not() {
+    let authority = authority();
+    let issue = |role, text| authority.issue(role, &name(text)).unwrap();
+    let head = issue(Role::Worker, "alpha");
+    let dialling = worker_endpoint(&head, &TIMERS).unwrap();
+    let (router, router_addr) = router(&issue(Role::Router, "r"));
+    let stage = stage_endpoint(LOOPBACK, &issue(Role::Worker, "beta"), &TIMERS).unwrap();
+    let stage_addr = stage.local_addr().unwrap();
+    let accepting = [router, stage].map(|endpoint| {
+        let mut acceptor = Acceptor::new(endpoint, TIMERS);
+        tokio::spawn(async move { acceptor.next().await })
+    });
+    let beta = name("beta");
+    assert!(dial_stage(&dialling, (router_addr, &beta), &head, &TIMERS).await.is_err(), "a router passed for a stage");
+    assert!(dial(&dialling, stage_addr, &TIMERS).await.is_err(), "a stage passed for a router");
+    accepting.iter().for_each(tokio::task::JoinHandle::abort);
+    assert!(stage_endpoint(LOOPBACK, &issue(Role::Router, "s"), &TIMERS).is_err(), "a router hosts no stage");
+}
+
+#[tokio::test]
 async fn an_acceptor_ends_with_its_endpoint() {
     let (endpoint, _) = router(&authority().issue(Role::Router, &name("r")).unwrap());
     let mut acceptor = Acceptor::new(endpoint.clone(), TIMERS);

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::blob::{BlobHeader, TokenizerBundle};
 use super::hello::{RouterControl, WorkerControl};
 use super::message::{GroupFrame, GroupOrder, StreamOpen, WorkerOpen};
+use super::stage::{HeadFrame, StageFrame};
 
 /// Why a frame could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,13 @@ impl Frame for GroupOrder {
 // A chunk of prompt scores: 1,024 tokens with 20 alternatives of 9 bytes are 200 KB.
 impl Frame for GroupFrame {
     const LIMIT: usize = 1 << 20;
+}
+// 4,096 sequences of 512 blocks on average, each of at most 5 bytes, are 10 MB.
+impl Frame for HeadFrame {
+    const LIMIT: usize = 16 << 20;
+}
+impl Frame for StageFrame {
+    const LIMIT: usize = 4 << 10;
 }
 impl Frame for BlobHeader {
     const LIMIT: usize = 64;
@@ -200,6 +208,16 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 };
             }
         }
+    }
+
+    /// The next `len` bytes, which follow a frame raw, appended to `out`. Not cancel-safe.
+    pub async fn raw(&mut self, mut len: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        let buffered = self.buffer.split_to(len.min(self.buffer.len()));
+        out.extend_from_slice(&buffered);
+        len -= buffered.len();
+        // Grown as bytes arrive: an announced length alone costs nothing.
+        let read = (&mut self.reader).take(len as u64).read_to_end(out).await?;
+        if read < len { Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()) } else { Ok(()) }
     }
 
     /// The stream behind the reader and the bytes read from it beyond the last frame.

@@ -3,10 +3,10 @@
 
 use std::fmt;
 
-use serde::de::{Error, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::blob::BlobRequest;
+use super::bounded;
 use crate::block_hash::CacheSalt;
 use crate::fingerprint::Fingerprint;
 use crate::ids::{BranchIndex, Generation, TokenId};
@@ -65,7 +65,7 @@ pub struct Submit {
     /// At least one token.
     pub prompt: PromptIds,
     /// At least one unless `max_tokens` is 0, at most [`MAX_BRANCHES`]; index = [`BranchIndex`].
-    #[serde(deserialize_with = "few_branches")]
+    #[serde(deserialize_with = "bounded::few::<MAX_BRANCHES, _, _>")]
     pub branches: Vec<BranchStart>,
     /// How tokens are drawn.
     pub sampling: SamplingParams,
@@ -82,33 +82,6 @@ pub struct Submit {
     pub cache_salt: CacheSalt,
     /// Milliseconds the router is still willing to wait; absent: no deadline.
     pub deadline_ms: Option<u32>,
-}
-
-/// Stops at the first branch too many: an empty one takes 2 bytes of a frame and 32 of memory, so that a frame of nothing
-/// else would become 16 times its size.
-fn few_branches<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<BranchStart>, D::Error> {
-    struct Few;
-
-    impl<'de> Visitor<'de> for Few {
-        type Value = Vec<BranchStart>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(f, "at most {MAX_BRANCHES} branches")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut announced: A) -> Result<Self::Value, A::Error> {
-            let mut branches = Vec::new();
-            while let Some(branch) = announced.next_element()? {
-                if branches.len() == MAX_BRANCHES {
-                    return Err(A::Error::invalid_length(MAX_BRANCHES + 1, &self));
-                }
-                branches.push(branch);
-            }
-            Ok(branches)
-        }
-    }
-
-    deserializer.deserialize_seq(Few)
 }
 
 /// Where a branch begins: from nothing, or from what another worker had already produced.

@@ -5,11 +5,15 @@
 //! - the worker opens the **control stream** and speaks [`hello::WorkerControl`]; the router answers [`hello::RouterControl`];
 //! - the router opens one bidirectional stream per **group** or **blob** and begins it with a [`message::StreamOpen`];
 //! - the worker opens one per **blob** that it lacks and begins it with a [`message::WorkerOpen`].
+//!
+//! Where a model is split over workers, the one with the first layers dials the others and speaks [`stage`].
 
 pub mod blob;
+mod bounded;
 pub mod codec;
 pub mod hello;
 pub mod message;
+pub mod stage;
 
 #[cfg(test)]
 mod round_trip_tests;

@@ -14,6 +14,7 @@ use super::message::{
     BranchEnd, BranchStart, BranchToken, EndRules, GroupFailure, GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit,
     TokenScore, WorkerOpen,
 };
+use super::stage::{HeadFrame, StageFrame, StageHello, StageSlice, StageStep};
 use crate::adapter::Geometry;
 use crate::block_hash::CacheSalt;
 use crate::fingerprint::Fingerprint;
@@ -295,6 +296,24 @@ fn router_control() -> impl Strategy<Value = RouterControl> {
     ]
 }
 
+fn head_frame() -> impl Strategy<Value = HeadFrame> {
+    let layers = (number32(), number32()).prop_map(|(begin, end)| LayerRange { begin, end });
+    let numbers = (number(), number(), number32(), number32());
+    let hello = (name(), numbers, digest(), any::<String>(), layers).prop_map(
+        |(head, (incarnation, epoch, numerics_version, blocks), weights, numerics_class, layers)| {
+            let incarnation = Incarnation(incarnation);
+            let hello =
+                StageHello { head, incarnation, epoch, weights, numerics_class, numerics_version, layers, blocks };
+            HeadFrame::Hello(Box::new(hello))
+        },
+    );
+    let slice = (number32(), number32(), vec(number32(), 0..50), option::of(generation()))
+        .prop_map(|(start, count, blocks, adapter)| StageSlice { start, count, blocks, adapter });
+    let step = (number(), vec((number32(), number32()), 0..5), vec(slice, 0..20))
+        .prop_map(|(step, copies, slices)| HeadFrame::Step(StageStep { step, copies, slices }));
+    prop_oneof![hello, step, generation().prop_map(HeadFrame::Adapter)]
+}
+
 fn bundle() -> impl Strategy<Value = TokenizerBundle> {
     let fim = (token(), token(), token()).prop_map(|(prefix, suffix, middle)| FimTokens { prefix, suffix, middle });
     (
@@ -341,6 +360,42 @@ proptest! {
     #[test]
     fn a_workers_stream_opening_arrives_as_it_was_sent(digest in digest()) {
         same(&WorkerOpen::Blob(BlobRequest { digest }))?;
+    }
+
+    #[test]
+    fn a_heads_frame_arrives_as_it_was_sent(frame in head_frame()) {
+        same(&frame)?;
+    }
+
+    #[test]
+    fn a_stages_frame_arrives_as_it_was_sent(step in number(), took_us in number()) {
+        same(&StageFrame::Done { step, took_us })?;
+        same(&StageFrame::Failed { step })?;
+    }
+
+    #[test]
+    fn what_follows_a_frame_raw_arrives_however_the_stream_is_cut(
+        step in number(),
+        raw in vec(any::<u8>(), 0..30_000),
+        pipe in 1_usize..20_000,
+    ) {
+        let mut bytes = Vec::new();
+        encode_frame(&StageFrame::Failed { step }, &mut bytes).unwrap();
+        bytes.extend_from_slice(&raw);
+        encode_frame(&StageFrame::Failed { step: 1 }, &mut bytes).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (mut near, far) = tokio::io::duplex(pipe);
+            let writing = tokio::spawn(async move { tokio::io::AsyncWriteExt::write_all(&mut near, &bytes).await });
+            let mut reader = FrameReader::new(far);
+            let mut arrived = Vec::new();
+            assert_eq!(reader.next::<StageFrame>().await.unwrap(), StageFrame::Failed { step });
+            reader.raw(raw.len(), &mut arrived).await.unwrap();
+            assert_eq!(arrived, raw);
+            assert_eq!(reader.next::<StageFrame>().await.unwrap(), StageFrame::Failed { step: 1 });
+            assert!(reader.raw(1, &mut arrived).await.is_err(), "nothing is left");
+            writing.await.unwrap().unwrap();
+        });
     }
 
     #[test]
@@ -410,6 +465,9 @@ proptest! {
         harmless::<GroupFrame>(&body)?;
         harmless::<WorkerControl>(&body)?;
         harmless::<RouterControl>(&body)?;
+        harmless::<WorkerOpen>(&body)?;
+        harmless::<HeadFrame>(&body)?;
+        harmless::<StageFrame>(&body)?;
         harmless::<BlobHeader>(&body)?;
         harmless::<TokenizerBundle>(&body)?;
     }

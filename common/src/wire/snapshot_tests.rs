@@ -13,6 +13,7 @@ use super::message::{
     BranchEnd, BranchStart, BranchToken, EndRules, GroupFailure, GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit,
     TokenScore, WorkerOpen,
 };
+use super::stage::{HeadFrame, StageAdapter, StageFrame, StageHello, StageRefusal, StageSlice, StageStep};
 use crate::adapter::Geometry;
 use crate::block_hash::CacheSalt;
 use crate::fingerprint::Fingerprint;
@@ -36,6 +37,8 @@ pub(super) fn examples() -> Vec<Example> {
     all.extend(group_frames().iter().map(|frame| example(group_frame_name(frame), frame)));
     all.push(example("group_order_stop_branch", &GroupOrder::StopBranch(BranchIndex(3))));
     let wanted = BlobRequest { digest: Digest([0x33; 32]) };
+    all.extend(head_frames().iter().map(|frame| example(head_frame_name(frame), frame)));
+    all.extend(stage_frames().iter().map(|frame| example(stage_frame_name(frame), frame)));
     all.push(example("worker_open_blob", &WorkerOpen::Blob(wanted)));
     all.push(example("blob_header_found", &BlobHeader::Found { len: 2_104_556 }));
     all.push(example("blob_header_not_found", &BlobHeader::NotFound));
@@ -279,6 +282,73 @@ fn group_frames() -> Vec<GroupFrame> {
         GroupFrame::Failed(GroupFailure::AdapterRefused),
         GroupFrame::Failed(GroupFailure::AdapterUnavailable),
     ]
+}
+
+fn head_frame_name(frame: &HeadFrame) -> &'static str {
+    match frame {
+        HeadFrame::Hello(_) => "head_frame_hello",
+        HeadFrame::Step(_) => "head_frame_step",
+        HeadFrame::Adapter(_) => "head_frame_adapter",
+    }
+}
+
+fn head_frames() -> Vec<HeadFrame> {
+    let hello = StageHello {
+        head: name("w-1"),
+        incarnation: Incarnation(7),
+        epoch: 3,
+        weights: Digest([0x11; 32]),
+        numerics_class: "int8".into(),
+        numerics_version: 1,
+        layers: LayerRange { begin: 15, end: 30 },
+        blocks: 4096,
+    };
+    let slice = StageSlice { start: 100, count: 12, blocks: vec![0, 250, 251, 65_536], adapter: Some(generation()) };
+    let step = StageStep { step: 9, copies: vec![(3, 4)], slices: vec![slice] };
+    vec![HeadFrame::Hello(Box::new(hello)), HeadFrame::Step(step), HeadFrame::Adapter(generation())]
+}
+
+fn stage_frame_name(frame: &StageFrame) -> &'static str {
+    match frame {
+        StageFrame::Ready { .. } => "stage_frame_ready",
+        StageFrame::Done { .. } => "stage_frame_done",
+        StageFrame::Failed { .. } => "stage_frame_failed",
+        StageFrame::Adapter(_, StageAdapter::Ready) => "stage_frame_adapter_ready",
+        StageFrame::Adapter(_, StageAdapter::Refused) => "stage_frame_adapter_refused",
+        StageFrame::Adapter(_, StageAdapter::Unavailable) => "stage_frame_adapter_unavailable",
+        StageFrame::Refused(refusal) => match refusal {
+            StageRefusal::WrongCertificate => "stage_frame_refused_wrong_certificate",
+            StageRefusal::OtherModel { .. } => "stage_frame_refused_other_model",
+            StageRefusal::OtherLayers(_) => "stage_frame_refused_other_layers",
+            StageRefusal::TooManyBlocks(_) => "stage_frame_refused_too_many_blocks",
+            StageRefusal::Taken(_) => "stage_frame_refused_taken",
+            StageRefusal::OldEpoch => "stage_frame_refused_old_epoch",
+            StageRefusal::Draining => "stage_frame_refused_draining",
+        },
+    }
+}
+
+fn stage_frames() -> Vec<StageFrame> {
+    let other =
+        StageRefusal::OtherModel { weights: Digest([0x11; 32]), numerics_class: "int8".into(), numerics_version: 1 };
+    let refusals = vec![
+        StageRefusal::WrongCertificate,
+        other,
+        StageRefusal::OtherLayers(LayerRange { begin: 10, end: 20 }),
+        StageRefusal::TooManyBlocks(300),
+        StageRefusal::Taken(name("w-2")),
+        StageRefusal::OldEpoch,
+        StageRefusal::Draining,
+    ];
+    let adapters = [StageAdapter::Ready, StageAdapter::Refused, StageAdapter::Unavailable];
+    let mut all = vec![
+        StageFrame::Ready { incarnation: Incarnation(8) },
+        StageFrame::Done { step: 9, took_us: 1500 },
+        StageFrame::Failed { step: 10 },
+    ];
+    all.extend(refusals.into_iter().map(StageFrame::Refused));
+    all.extend(adapters.into_iter().map(|what| StageFrame::Adapter(generation(), what)));
+    all
 }
 
 fn bundle() -> TokenizerBundle {
