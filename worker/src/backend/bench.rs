@@ -126,6 +126,25 @@ pub(crate) struct Setup<'a> {
     pub(crate) model: &'a Path,
     pub(crate) threads: usize,
     pub(crate) instructions: Instructions,
+    pub(crate) layers: Layers,
+}
+
+/// Which layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layers {
+    All,
+    /// From one up to another.
+    Between(usize, usize),
+}
+
+impl Layers {
+    /// The range in a model of `count` layers.
+    pub(crate) fn range(self, count: usize) -> std::ops::Range<usize> {
+        match self {
+            Self::All => 0..count,
+            Self::Between(begin, end) => begin..end,
+        }
+    }
 }
 
 /// On which instruction set.

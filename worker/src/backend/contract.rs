@@ -5,7 +5,8 @@ use std::iter;
 
 use shoal_common::ids::TokenId;
 
-use super::bench::{Bench, Instructions, Part, Setup, assert_same_bits, golden};
+use super::bench::{Bench, Instructions, Layers, Part, Setup, assert_same_bits, golden};
+use super::split::Split;
 use super::tables::Name;
 use super::{Backend, LogitsOf};
 
@@ -20,7 +21,7 @@ const VOCAB: u32 = 512;
 const LENGTH: usize = 151;
 
 fn bench(open: Open, format: &str, threads: usize) -> Bench {
-    let setup = Setup { model: &golden(format), threads, instructions: Instructions::Best };
+    let setup = Setup { model: &golden(format), threads, instructions: Instructions::Best, layers: Layers::All };
     Bench::over(open(setup).expect("the best is there"))
 }
 
@@ -161,8 +162,14 @@ pub(crate) fn the_number_of_threads_does_not_show(open: Open) {
 pub(crate) fn the_instruction_set_does_not_show(open: Open) {
     for format in TINY {
         let here = bench(open, format, 2).alone(&text(1, LENGTH), 64);
-        let on =
-            |number| open(Setup { model: &golden(format), threads: 1, instructions: Instructions::Number(number) });
+        let on = |number| {
+            open(Setup {
+                model: &golden(format),
+                threads: 1,
+                instructions: Instructions::Number(number),
+                layers: Layers::All,
+            })
+        };
         let sets: Vec<_> = (0..).map_while(on).collect();
         assert!(!sets.is_empty(), "the portable one is always there");
         for (number, backend) in sets.into_iter().enumerate() {
@@ -181,6 +188,29 @@ pub(crate) fn last_and_all_give_the_same_row(open: Open) {
     assert_same_bits("last", &bench.rows(0..1), &all[29..]);
 }
 
+pub(crate) fn a_model_in_stages_gives_the_bits_of_the_whole(open: Open) {
+    for format in TINY {
+        let model = golden(format);
+        let stage = |(begin, end)| {
+            let layers = Layers::Between(begin, end);
+            let setup = Setup { model: &model, threads: 1, instructions: Instructions::Best, layers };
+            open(setup).expect("the best is there")
+        };
+        let split =
+            |cuts: &[(usize, usize)]| Bench::over(Box::new(Split::new(cuts.iter().copied().map(stage).collect())));
+        let whole = bench(open, format, 2).alone(&text(1, LENGTH), 64);
+        for cuts in [&[(0, 4)][..], &[(0, 2), (2, 4)], &[(0, 1), (1, 3), (3, 4)], &[(0, 0), (0, 4)]] {
+            let mut bench = split(cuts);
+            assert_same_bits(&format!("{format} in {cuts:?}"), &bench.alone(&text(1, LENGTH), 7), &whole);
+            let root = bench.name();
+            bench.extend(root, 0, &text(1, LENGTH)[..70], 64);
+            let fork = bench.fork(root, 70);
+            let forked = bench.extend(fork, 70, &text(1, LENGTH)[70..], 1);
+            assert_same_bits(&format!("{format} in {cuts:?}, forked"), &forked, &whole[70..]);
+        }
+    }
+}
+
 /// The contract's tests for the backend that `$open` opens.
 macro_rules! keeps_the_contract {
     ($open:expr) => {
@@ -195,6 +225,7 @@ macro_rules! keeps_the_contract {
             the_number_of_threads_does_not_show
             the_instruction_set_does_not_show
             last_and_all_give_the_same_row
+            a_model_in_stages_gives_the_bits_of_the_whole
         }
     };
     ($open:expr; $($promise:ident)+) => {

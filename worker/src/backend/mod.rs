@@ -13,6 +13,8 @@ mod check;
 #[cfg(test)]
 pub(crate) mod contract;
 #[cfg(test)]
+pub(crate) mod split;
+#[cfg(test)]
 pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
@@ -121,10 +123,27 @@ pub struct BackendError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// Computes logits over a pool of KV blocks.
+/// The backend hosts whole models only.
+#[derive(Debug, thiserror::Error)]
+#[error("it cannot host a part of a model")]
+struct NotSplit;
+
+fn not_split() -> BackendError {
+    BackendError { backend: "whole", source: Box::new(NotSplit) }
+}
+
+/// Computes logits over a pool of KV blocks: a whole model, or the stage of one. The first stage has the embedding, the output
+/// head and the first layers; the others have layers only. A step of a whole model is [`Backend::forward`]; of one that is
+/// split, [`Backend::begin`] on the first stage, [`Backend::carry`] on each of the others in turn, and
+/// [`Backend::finish`] on the first again, to the same bits.
 pub trait Backend: Send {
-    /// Bytes of KV that one token of a sequence takes.
+    /// Bytes of KV that one token of a sequence takes in the hosted layers.
     fn kv_bytes_per_token(&self) -> u64;
+
+    /// Values of a row between the layers; 0 where the backend hosts whole models only.
+    fn width(&self) -> usize {
+        0
+    }
 
     /// Makes the pool; called once, before the first step. `blocks` times [`BLOCK_TOKENS`] times
     /// [`Backend::kv_bytes_per_token`] bytes, at once or as blocks are first written to. Fails when that much cannot be
@@ -136,7 +155,23 @@ pub trait Backend: Send {
     /// was to write is undefined, and that of all others is what it was.
     fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError>;
 
-    /// Copies a whole block's KV: the last block of a fork's prompt, when it is not full. Positions that `from` never held
+    /// Begins a step on the first stage: its layers' output goes to `rows`, `[tokens of all slices, width]`.
+    fn begin(&mut self, _slices: &[Slice<'_>], _rows: &mut [f32]) -> Result<(), BackendError> {
+        Err(not_split())
+    }
+
+    /// Carries `rows`, as [`Backend::begin`] leaves them, through the hosted layers. The slices' tokens are not looked at, but
+    /// counted.
+    fn carry(&mut self, _slices: &[Slice<'_>], _rows: &mut [f32]) -> Result<(), BackendError> {
+        Err(not_split())
+    }
+
+    /// Ends a step on the first stage: logits of the rows that came from the last one, as [`Backend::forward`] gives them.
+    fn finish(&mut self, _slices: &[Slice<'_>], _rows: &[f32], _logits: &mut LogitsBuffer) -> Result<(), BackendError> {
+        Err(not_split())
+    }
+
+    /// Copies a whole block's KV in the hosted layers: the last block of a fork's prompt, when it is not full. Positions that `from` never held
     /// are undefined in `to` as well.
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), BackendError>;
 }

@@ -2,6 +2,8 @@
 //!
 //! The walk holds no operator of its own: rows are flat, every line is one kernel over all rows of the step.
 
+use std::ops::Range;
+
 use shoal_common::config::Quant;
 use shoal_common::ids::TokenId;
 use shoal_kernels::{
@@ -11,16 +13,25 @@ use shoal_kernels::{
 use super::pack;
 use crate::weights::{LayerPart, ModelFile, ModelShape, RowOrder, TensorName, TensorType, TensorView, WeightsError};
 
-/// A model of the llama family.
+/// A model of the llama family, or a stage of one.
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) shape: ModelShape,
     heads: Heads,
     rope: Rope,
-    embedding: Embedding,
+    /// The hosted ones.
     layers: Vec<Layer>,
+    /// Of a whole model and of the first stage.
+    pub(super) ends: Option<Ends>,
+}
+
+/// What stands before the first layer and after the last.
+#[derive(Debug)]
+pub(super) struct Ends {
+    embedding: Embedding,
     /// `[padded(hidden)]`
     norm: Vec<f32>,
+    eps: f32,
     head: Matrix,
 }
 
@@ -67,30 +78,27 @@ pub(super) struct Work {
 }
 
 impl Model {
-    /// Packs all weights.
-    pub(super) fn load(file: &ModelFile, pool: &mut Pool, quant: Quant) -> Result<Self, WeightsError> {
+    /// Packs the weights of `layers`, and of the ends if the first is among them.
+    pub(super) fn load(
+        file: &ModelFile,
+        layers: Range<usize>,
+        pool: &mut Pool,
+        quant: Quant,
+    ) -> Result<Self, WeightsError> {
         let shape = file.config.clone();
-        let mut head = Matrix::new(shape.hidden);
-        pack::push(&mut head, pool, file, (TensorName::Output, None), quant)?;
-        let embedding = if shape.tied { Embedding::Tied } else { Embedding::own(&file.tensor(TensorName::Embedding)?) };
+        let ends = (layers.start == 0).then(|| Ends::load(file, pool, quant)).transpose()?;
         Ok(Self {
             heads: Heads { queries: shape.heads, kv: shape.kv_heads, dim: shape.head_dim },
             rope: Rope::new(shape.rope.frequencies()),
-            embedding,
-            layers: (0..shape.layers).map(|layer| Layer::load(file, pool, quant, layer)).collect::<Result<_, _>>()?,
-            norm: vector(file, TensorName::FinalNorm)?,
-            head,
+            layers: layers.map(|layer| Layer::load(file, pool, quant, layer)).collect::<Result<_, _>>()?,
+            ends,
             shape,
         })
     }
 
     /// Bytes of all packed weights.
     pub(super) fn bytes(&self) -> usize {
-        let embedding = match &self.embedding {
-            Embedding::Tied => 0,
-            Embedding::Own { bytes, .. } => bytes.len(),
-        };
-        embedding + self.head.bytes() + self.layers.iter().map(Layer::bytes).sum::<usize>()
+        self.ends.as_ref().map_or(0, Ends::bytes) + self.layers.iter().map(Layer::bytes).sum::<usize>()
     }
 
     /// What is kept of a position.
@@ -117,23 +125,7 @@ impl Model {
         }
     }
 
-    /// Begins the step of `work.spans`: their tokens, in order, become the first vectors.
-    pub(super) fn embed<'a>(&self, tokens: impl Iterator<Item = &'a TokenId>, work: &mut Work) {
-        work.x.resize(work.spans.rows());
-        for (row, token) in tokens.enumerate() {
-            let to = work.x.row_mut(row);
-            match &self.embedding {
-                Embedding::Tied => self.head.weights_of(token.index(), to),
-                Embedding::Own { dtype, shape, bytes } => {
-                    let order = RowOrder::Plain;
-                    let tensor = TensorView { dtype: *dtype, shape: *shape, order, bytes };
-                    pack::row_f32(&tensor, token.index(), &mut work.embedding, to);
-                }
-            }
-        }
-    }
-
-    /// Carries `work.x` through all layers and keeps keys and values.
+    /// Carries `work.x` through the hosted layers and keeps keys and values.
     pub(super) fn run(&mut self, pool: &mut Pool, kv: &mut KvPool, work: &mut Work) {
         self.rope.reach(work.spans.reach());
         work.attention.plan(pool, &work.spans);
@@ -156,6 +148,40 @@ impl Model {
             layer.down.multiply(pool, &work.gated, &mut work.x, Write::Add);
         }
     }
+}
+
+impl Ends {
+    fn load(file: &ModelFile, pool: &mut Pool, quant: Quant) -> Result<Self, WeightsError> {
+        let shape = &file.config;
+        let mut head = Matrix::new(shape.hidden);
+        pack::push(&mut head, pool, file, (TensorName::Output, None), quant)?;
+        let embedding = if shape.tied { Embedding::Tied } else { Embedding::own(&file.tensor(TensorName::Embedding)?) };
+        Ok(Self { embedding, norm: vector(file, TensorName::FinalNorm)?, eps: shape.rms_eps, head })
+    }
+
+    fn bytes(&self) -> usize {
+        let embedding = match &self.embedding {
+            Embedding::Tied => 0,
+            Embedding::Own { bytes, .. } => bytes.len(),
+        };
+        embedding + self.head.bytes()
+    }
+
+    /// Begins the step of `work.spans`: their tokens, in order, become the first vectors.
+    pub(super) fn embed<'a>(&self, tokens: impl Iterator<Item = &'a TokenId>, work: &mut Work) {
+        work.x.resize(work.spans.rows());
+        for (row, token) in tokens.enumerate() {
+            let to = work.x.row_mut(row);
+            match &self.embedding {
+                Embedding::Tied => self.head.weights_of(token.index(), to),
+                Embedding::Own { dtype, shape, bytes } => {
+                    let order = RowOrder::Plain;
+                    let tensor = TensorView { dtype: *dtype, shape: *shape, order, bytes };
+                    pack::row_f32(&tensor, token.index(), &mut work.embedding, to);
+                }
+            }
+        }
+    }
 
     /// The logits of the rows `wanted` of `work.x`, `[wanted, vocab]`.
     pub(super) fn logits(&self, pool: &mut Pool, work: &mut Work, wanted: &[usize], logits: &mut [f32]) {
@@ -163,7 +189,7 @@ impl Model {
         for (to, &from) in wanted.iter().enumerate() {
             work.last.row_mut(to).copy_from_slice(work.x.row(from));
         }
-        work.last_quants.quantise_normed(pool, &work.last, &self.norm, self.shape.rms_eps);
+        work.last_quants.quantise_normed(pool, &work.last, &self.norm, self.eps);
         self.head.multiply_into(pool, &work.last_quants, logits);
     }
 }

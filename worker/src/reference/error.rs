@@ -20,6 +20,15 @@ pub enum ReferenceError {
     /// The step makes no sense.
     #[error(transparent)]
     BadStep(#[from] BadStep),
+    /// This stage has neither the embedding nor the output head.
+    #[error("this stage has neither the embedding nor the output head")]
+    InnerStage,
+    /// Rows of another step, or of another model.
+    #[error("{got} values are no rows of this step")]
+    NotItsRows {
+        /// How many came.
+        got: usize,
+    },
     /// There is not enough memory for the KV.
     #[error("no memory for the kv")]
     NoMemory(#[from] TryReserveError),

@@ -1,6 +1,8 @@
 //! The llama and its relatives on candle tensors: weights and the walk of a step through them. Called by the backend in
 //! `mod`; knows rows, their positions and where their KV is.
 
+use std::ops::Range;
+
 use candle_core::{Device, Result, Tensor};
 use candle_nn::ops::rms_norm;
 use rayon::prelude::*;
@@ -24,10 +26,19 @@ pub(super) struct Llama {
     pub(super) context: usize,
     heads: usize,
     kv: KvShape,
+    pub(super) hidden: usize,
     eps: f32,
     rope: Rope,
-    embedding: Embedding,
+    /// The hosted ones.
     layers: Vec<Layer>,
+    /// Of a whole model and of the first stage.
+    ends: Option<Ends>,
+}
+
+/// What stands before the first layer and after the last.
+#[derive(Debug)]
+struct Ends {
+    embedding: Embedding,
     norm: Tensor,
     head: Linear,
 }
@@ -75,11 +86,16 @@ pub(super) struct StepKv<'a> {
 }
 
 impl Llama {
-    /// Expands and packs all weights, on the current thread pool.
-    pub(super) fn load(file: &ModelFile, machine: Machine) -> std::result::Result<Self, ReferenceError> {
+    /// Expands and packs the weights of `layers`, and of the ends if the first is among them, on the current thread pool.
+    pub(super) fn load(
+        file: &ModelFile,
+        layers: Range<usize>,
+        machine: Machine,
+    ) -> std::result::Result<Self, ReferenceError> {
         let shape = &file.config;
-        let layers = || (0..shape.layers).into_par_iter().map(|layer| Layer::load(file, machine, layer)).collect();
-        let (layers, head) = rayon::join(layers, || file.tensor_f32(TensorName::Output));
+        let is_first = layers.start == 0;
+        let layers = || layers.into_par_iter().map(|layer| Layer::load(file, machine, layer)).collect();
+        let (layers, ends) = rayon::join(layers, || is_first.then(|| Ends::load(file, machine)).transpose());
         let layers: std::result::Result<Vec<Layer>, ReferenceError> = layers;
         Ok(Self {
             machine,
@@ -87,15 +103,11 @@ impl Llama {
             context: shape.context,
             heads: shape.heads,
             kv: KvShape { kv_heads: shape.kv_heads, head_dim: shape.head_dim },
+            hidden: shape.hidden,
             eps: shape.rms_eps,
             rope: Rope::new(&shape.rope),
-            embedding: match shape.tied {
-                true => Embedding::Tied,
-                false => Embedding::Own(file.tensor_f32(TensorName::Embedding)?),
-            },
             layers: layers?,
-            norm: vector(file, TensorName::FinalNorm)?,
-            head: Linear::pack(machine, shape.hidden, &[&head?], None),
+            ends: ends?,
         })
     }
 
@@ -109,39 +121,44 @@ impl Llama {
         KvPool::new(self.kv, self.layers.len())
     }
 
-    /// Computes `places`, in which the rows of a slice follow each other, and writes the logits of the rows `wanted` to
-    /// `logits`, `[wanted, vocab]`. Keys and values go to `kv`, where each slice's table says.
-    pub(super) fn forward(
-        &self,
-        places: &[Place],
-        wanted: &[u32],
-        kv: &mut StepKv<'_>,
-        logits: &mut [f32],
-    ) -> Result<()> {
+    /// The embeddings of `places`, `[places, hidden]`.
+    pub(super) fn embed(&self, places: &[Place]) -> std::result::Result<Tensor, ReferenceError> {
+        let ends = self.ends.as_ref().ok_or(ReferenceError::InnerStage)?;
+        let mut x = Vec::with_capacity(places.len() * self.hidden);
+        for Place { token, .. } in places {
+            match &ends.embedding {
+                Embedding::Tied => x.extend(ends.head.weights_of(token.index())),
+                Embedding::Own(rows) => x.extend_from_slice(&rows[token.index() * self.hidden..][..self.hidden]),
+            }
+        }
+        Ok(Tensor::from_vec(x, (places.len(), self.hidden), &Device::Cpu)?)
+    }
+
+    /// Carries `x`, `[places, hidden]`, in which the rows of a slice follow each other, through the hosted layers. Keys and
+    /// values go to `kv`, where each slice's table says.
+    pub(super) fn run(&self, mut x: Tensor, places: &[Place], kv: &mut StepKv<'_>) -> Result<Tensor> {
         let angles = self.rope.angles(places.iter().map(|place| place.position))?;
-        let mut x = self.embed(places)?;
         for index in 0..self.layers.len() {
             x = self.layer(index, &x, &angles, places, kv)?;
         }
+        Ok(x)
+    }
+
+    /// Writes the logits of the rows `wanted` of `x` to `logits`, `[wanted, vocab]`.
+    pub(super) fn logits(
+        &self,
+        x: &Tensor,
+        wanted: &[u32],
+        logits: &mut [f32],
+    ) -> std::result::Result<(), ReferenceError> {
+        let ends = self.ends.as_ref().ok_or(ReferenceError::InnerStage)?;
         if wanted.is_empty() {
             return Ok(());
         }
         let rows = Tensor::from_slice(wanted, wanted.len(), &Device::Cpu)?;
-        let x = rms_norm(&x.index_select(&rows, 0)?, &self.norm, self.eps)?;
-        self.head.forward(&x.flatten_all()?.to_vec1::<f32>()?, logits);
+        let x = rms_norm(&x.index_select(&rows, 0)?, &ends.norm, self.eps)?;
+        ends.head.forward(&x.flatten_all()?.to_vec1::<f32>()?, logits);
         Ok(())
-    }
-
-    fn embed(&self, places: &[Place]) -> Result<Tensor> {
-        let hidden = self.norm.elem_count();
-        let mut x = Vec::with_capacity(places.len() * hidden);
-        for Place { token, .. } in places {
-            match &self.embedding {
-                Embedding::Tied => x.extend(self.head.weights_of(token.index())),
-                Embedding::Own(rows) => x.extend_from_slice(&rows[token.index() * hidden..][..hidden]),
-            }
-        }
-        Tensor::from_vec(x, (places.len(), hidden), &Device::Cpu)
     }
 
     fn layer(
@@ -192,6 +209,21 @@ impl Llama {
             Some([q, k]) => Ok((rms_norm(&queries, q, self.eps)?, rms_norm(&keys, k, self.eps)?)),
             None => Ok((queries, keys)),
         }
+    }
+}
+
+impl Ends {
+    fn load(file: &ModelFile, machine: Machine) -> std::result::Result<Self, ReferenceError> {
+        let shape = &file.config;
+        let head = file.tensor_f32(TensorName::Output)?;
+        Ok(Self {
+            embedding: match shape.tied {
+                true => Embedding::Tied,
+                false => Embedding::Own(file.tensor_f32(TensorName::Embedding)?),
+            },
+            norm: vector(file, TensorName::FinalNorm)?,
+            head: Linear::pack(machine, shape.hidden, &[&head], None),
+        })
     }
 }
 

@@ -18,6 +18,9 @@ mod swiglu;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
+use candle_core::{Device, Tensor};
 use rayon::ThreadPool;
 
 pub use self::error::ReferenceError;
@@ -42,13 +45,23 @@ pub struct Reference {
 impl Reference {
     /// Expands the model's weights and starts `threads` compute threads.
     pub fn load(file: &ModelFile, threads: usize) -> Result<Self, ReferenceError> {
-        Self::load_on(file, threads, Machine::detect())
+        Self::load_stage(file, 0..file.config.layers, threads)
     }
 
-    fn load_on(file: &ModelFile, threads: usize, machine: Machine) -> Result<Self, ReferenceError> {
+    /// The stage of the model that hosts `layers`.
+    pub fn load_stage(file: &ModelFile, layers: Range<usize>, threads: usize) -> Result<Self, ReferenceError> {
+        Self::load_part(file, layers, threads, Machine::detect())
+    }
+
+    fn load_part(
+        file: &ModelFile,
+        layers: Range<usize>,
+        threads: usize,
+        machine: Machine,
+    ) -> Result<Self, ReferenceError> {
         let name = |index| format!("compute-{index}");
         let threads = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(name).build()?;
-        let model = threads.install(|| Llama::load(file, machine))?;
+        let model = threads.install(|| Llama::load(file, layers, machine))?;
         let check = StepCheck::new(model.vocab, model.context);
         Ok(Self { kv: model.pool(), model, threads, check })
     }
@@ -71,7 +84,45 @@ fn lay_out(slices: &[Slice<'_>]) -> (Vec<Place>, Vec<u32>) {
     (places, wanted)
 }
 
+impl Reference {
+    /// The hosted layers' output from what `begin` gives them.
+    fn run(
+        &mut self,
+        slices: &[Slice<'_>],
+        places: &[Place],
+        begin: impl FnOnce(&Llama) -> Result<Tensor, ReferenceError> + Send,
+    ) -> Result<Tensor, ReferenceError> {
+        let mut kv = StepKv { pool: &mut self.kv, tables: slices.iter().map(|slice| slice.blocks).collect() };
+        let model = &self.model;
+        self.threads.install(|| Ok(model.run(begin(model)?, places, &mut kv)?))
+    }
+
+    fn tell(&self, slices: &[Slice<'_>], x: &Tensor, logits: &mut LogitsBuffer) -> Result<(), BackendError> {
+        let (_, wanted) = lay_out(slices);
+        let logits = logits.reset(wanted.len(), self.model.vocab);
+        Ok(self.threads.install(|| self.model.logits(x, &wanted, logits))?)
+    }
+
+    /// `rows` as the output of the layers before.
+    fn take(&self, places: &[Place], rows: &[f32]) -> Result<Tensor, ReferenceError> {
+        Ok(Tensor::from_slice(rows, (places.len(), self.model.hidden), &Device::Cpu)?)
+    }
+}
+
+fn give(x: &Tensor, rows: &mut [f32]) -> Result<(), BackendError> {
+    let values = x.flatten_all().and_then(|x| x.to_vec1::<f32>()).map_err(ReferenceError::from)?;
+    if values.len() != rows.len() {
+        return Err(ReferenceError::NotItsRows { got: rows.len() }.into());
+    }
+    rows.copy_from_slice(&values);
+    Ok(())
+}
+
 impl Backend for Reference {
+    fn width(&self) -> usize {
+        self.model.hidden
+    }
+
     fn kv_bytes_per_token(&self) -> u64 {
         self.model.kv_bytes()
     }
@@ -84,11 +135,30 @@ impl Backend for Reference {
 
     fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError> {
         self.check.check(slices).map_err(ReferenceError::from)?;
-        let (places, wanted) = lay_out(slices);
-        let logits = logits.reset(wanted.len(), self.model.vocab);
-        let mut kv = StepKv { pool: &mut self.kv, tables: slices.iter().map(|slice| slice.blocks).collect() };
-        let done = self.threads.install(|| self.model.forward(&places, &wanted, &mut kv, logits));
-        Ok(done.map_err(ReferenceError::from)?)
+        let (places, _) = lay_out(slices);
+        let x = self.run(slices, &places, |model| model.embed(&places))?;
+        self.tell(slices, &x, logits)
+    }
+
+    fn begin(&mut self, slices: &[Slice<'_>], rows: &mut [f32]) -> Result<(), BackendError> {
+        self.check.check(slices).map_err(ReferenceError::from)?;
+        let (places, _) = lay_out(slices);
+        let x = self.run(slices, &places, |model| model.embed(&places))?;
+        give(&x, rows)
+    }
+
+    fn carry(&mut self, slices: &[Slice<'_>], rows: &mut [f32]) -> Result<(), BackendError> {
+        self.check.check(slices).map_err(ReferenceError::from)?;
+        let (places, _) = lay_out(slices);
+        let x = self.take(&places, rows)?;
+        let x = self.run(slices, &places, |_| Ok(x))?;
+        give(&x, rows)
+    }
+
+    fn finish(&mut self, slices: &[Slice<'_>], rows: &[f32], logits: &mut LogitsBuffer) -> Result<(), BackendError> {
+        let (places, _) = lay_out(slices);
+        let x = self.take(&places, rows)?;
+        self.tell(slices, &x, logits)
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), BackendError> {

@@ -6,7 +6,7 @@ use shoal_common::config::{Engine, Quant};
 
 use super::open;
 use crate::backend::Backend;
-use crate::backend::bench::{Bench, Instructions, Setup, argmax, assert_same_bits, golden, lines, tokens};
+use crate::backend::bench::{Bench, Instructions, Layers, Setup, argmax, assert_same_bits, golden, lines, tokens};
 use crate::cpu::{Cpu, Footprint};
 use crate::reference::Reference;
 use crate::weights::ModelFile;
@@ -48,7 +48,9 @@ fn every_family_in_every_format_is_close_to_the_reference() {
     let prompts = lines::<Line>("tiny/goldens.jsonl");
     for format in FILES {
         let (path, threads) = (golden(format), 2);
-        let mut ours = Bench::over(open(Setup { model: &path, threads, instructions: Instructions::Best }).unwrap());
+        let mut ours = Bench::over(
+            open(Setup { model: &path, threads, instructions: Instructions::Best, layers: Layers::All }).unwrap(),
+        );
         let file = ModelFile::open(&path).unwrap();
         let mut reference = Bench::over(Box::new(Reference::load(&file, threads).unwrap()));
         let (mut error, mut rows, mut agree) = (0f64, 0, 0);
@@ -73,7 +75,7 @@ fn biases_and_head_norms_have_the_same_bits_however_a_prompt_is_computed() {
     let prompt: Vec<u32> = (0..70).map(|i| (i * i * 11 + i * 5 + 7) % 512).collect();
     for file in ["families/qwen2/qwen2-q8_0.gguf", "families/qwen3/qwen3-q8_0.gguf"] {
         let on = |instructions, chunk| {
-            let setup = Setup { model: &golden(file), threads: 2, instructions };
+            let setup = Setup { model: &golden(file), threads: 2, instructions, layers: Layers::All };
             Some(Bench::over(open(setup)?).alone(&tokens(&prompt), chunk))
         };
         let whole = on(Instructions::Best, usize::MAX).unwrap();

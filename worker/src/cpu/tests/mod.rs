@@ -9,7 +9,7 @@ mod steps;
 use std::num::NonZero;
 
 use shoal_common::config::Quant;
-use shoal_kernels::Isa;
+use shoal_kernels::{Isa, Pool};
 
 use super::Cpu;
 use crate::backend::Backend;
@@ -25,7 +25,8 @@ fn open(setup: Setup<'_>) -> Option<Box<dyn Backend>> {
     };
     let file = ModelFile::open(setup.model).unwrap();
     let threads = NonZero::new(setup.threads).unwrap();
-    Some(Box::new(Cpu::load_on(&file, threads, Quant::Q8_0, isa).unwrap()))
+    let (layers, pool) = (setup.layers.range(file.config.layers), Pool::new(threads, isa).unwrap());
+    Some(Box::new(Cpu::load_part(&file, layers, pool, Quant::Q8_0).unwrap()))
 }
 
 keeps_the_contract!(open);

@@ -6,11 +6,13 @@ use serde::Deserialize;
 use super::open;
 use crate::backend::LogitsOf;
 use crate::backend::bench::{
-    Bench, Instructions, Part, Setup, argmax, assert_same_bits, lines, logprob, real_model, tokens,
+    Bench, Instructions, Layers, Part, Setup, argmax, assert_same_bits, lines, logprob, real_model, tokens,
 };
 
 fn bench(threads: usize) -> Bench {
-    Bench::over(open(Setup { model: &real_model(), threads, instructions: Instructions::Best }).unwrap())
+    Bench::over(
+        open(Setup { model: &real_model(), threads, instructions: Instructions::Best, layers: Layers::All }).unwrap(),
+    )
 }
 
 #[derive(Deserialize)]

@@ -3,7 +3,7 @@
 use shoal_common::ids::TokenId;
 
 use super::open;
-use crate::backend::bench::{Instructions, Setup, golden};
+use crate::backend::bench::{Instructions, Layers, Setup, golden};
 use crate::backend::{BlockId, LogitsBuffer, LogitsOf, Slice};
 
 #[test]
@@ -12,7 +12,7 @@ fn a_step_allocates_nothing_after_the_first_of_its_size() {
     for file in
         ["tiny/gguf/tiny-q4_1.gguf", "families/llama3/base", "families/qwen2/qwen2-q8_0.gguf", "families/qwen3/base"]
     {
-        let setup = Setup { model: &golden(file), threads: 2, instructions: Instructions::Best };
+        let setup = Setup { model: &golden(file), threads: 2, instructions: Instructions::Best, layers: Layers::All };
         let mut backend = open(setup).unwrap();
         backend.reserve(64).unwrap();
         let tables: Vec<Vec<BlockId>> = (0..9).map(|at| (7 * at..7 * at + 7).map(BlockId).collect()).collect();

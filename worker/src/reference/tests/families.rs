@@ -5,7 +5,7 @@ use safetensors::SafeTensors;
 
 use super::goldens::{Line, MARGIN, assert_close, tensor};
 use super::{assert_greedy, open, tiny};
-use crate::backend::bench::{Bench, Instructions, Setup, assert_same_bits, golden, lines, tokens};
+use crate::backend::bench::{Bench, Instructions, Layers, Setup, assert_same_bits, golden, lines, tokens};
 
 /// Each family's files, and which lines of its goldens they are held to.
 const FILES: [(&str, &[(&str, &str)]); 4] = [
@@ -59,7 +59,8 @@ fn biases_and_head_norms_have_the_same_bits_however_a_prompt_is_computed() {
         for chunk in [1, 7] {
             assert_same_bits(&format!("{file} in chunks of {chunk}"), &bench.alone(&tokens(&prompt), chunk), &whole);
         }
-        let portable = Setup { model: &golden(&file), threads: 1, instructions: Instructions::Number(0) };
+        let portable =
+            Setup { model: &golden(&file), threads: 1, instructions: Instructions::Number(0), layers: Layers::All };
         let mut portable = Bench::over(open(portable).expect("it is always there"));
         assert_same_bits(&format!("{file} without SIMD"), &portable.alone(&tokens(&prompt), 64), &whole);
     }

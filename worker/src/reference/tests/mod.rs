@@ -14,7 +14,7 @@ use shoal_common::ids::TokenId;
 use super::Reference;
 use super::kernel::Machine;
 use crate::backend::Backend;
-use crate::backend::bench::{Bench, Instructions, Setup, argmax, golden, tokens};
+use crate::backend::bench::{Bench, Instructions, Layers, Setup, argmax, golden, tokens};
 use crate::backend::contract::keeps_the_contract;
 use crate::weights::ModelFile;
 
@@ -26,13 +26,17 @@ fn open(setup: Setup<'_>) -> Option<Box<dyn Backend>> {
         Instructions::Number(_) => return None,
     };
     let file = ModelFile::open(setup.model).unwrap();
-    Some(Box::new(Reference::load_on(&file, setup.threads, machine).unwrap()))
+    let layers = setup.layers.range(file.config.layers);
+    Some(Box::new(Reference::load_part(&file, layers, setup.threads, machine).unwrap()))
 }
 
 keeps_the_contract!(open);
 
 fn bench(model: &Path, threads: usize) -> Bench {
-    Bench::over(open(Setup { model, threads, instructions: Instructions::Best }).expect("the best is there"))
+    Bench::over(
+        open(Setup { model, threads, instructions: Instructions::Best, layers: Layers::All })
+            .expect("the best is there"),
+    )
 }
 
 fn tiny(format: &str, threads: usize) -> Bench {
