@@ -21,6 +21,7 @@ pub mod sampler;
 pub mod scheduler;
 pub mod scripted;
 pub mod session;
+pub mod stage;
 mod supervisor;
 pub mod weights;
 

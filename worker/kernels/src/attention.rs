@@ -230,7 +230,7 @@ impl Attend<'_> {
         let queries = &self.scratch.queries.as_chunks::<TOGETHER>().0[..dim];
         for element in 0..dim {
             for within in 0..B {
-                if element * size_of::<[u16; LANES]>() % CACHE_LINE == 0 {
+                if (element * size_of::<[u16; LANES]>()).is_multiple_of(CACHE_LINE) {
                     s.prefetch(ahead[within][element].as_ptr().cast());
                 }
                 let keys = s.load_f16(&keys[within][element]);

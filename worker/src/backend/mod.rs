@@ -123,6 +123,10 @@ pub struct BackendError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
+/// A life of the pool's content, see [`Backend::kv_epoch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvEpoch(pub u64);
+
 /// The backend hosts whole models only.
 #[derive(Debug, thiserror::Error)]
 #[error("it cannot host a part of a model")]
@@ -149,6 +153,12 @@ pub trait Backend: Send {
     /// [`Backend::kv_bytes_per_token`] bytes, at once or as blocks are first written to. Fails when that much cannot be
     /// had.
     fn reserve(&mut self, blocks: usize) -> Result<(), BackendError>;
+
+    /// Which life the pool's content has. When it changes, nothing that was computed before can be read any more; `None` while
+    /// nothing can be computed. A backend on one machine has one life.
+    fn kv_epoch(&self) -> Option<KvEpoch> {
+        Some(KvEpoch(0))
+    }
 
     /// Runs one step. `logits` is [`LogitsBuffer::reset`] by the backend to the sum of [`Slice::rows`] rows. A step that
     /// [`StepCheck`] refuses is an error and changes nothing; after any other error the KV of the positions that the step

@@ -1,4 +1,4 @@
-//! A backend whose panics are errors: whatever a backend does, the engine's thread lives. Used by the engine alone.
+//! A backend whose panics are errors: whatever a backend does, the thread that drives it lives.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -27,7 +27,7 @@ impl Guarded {
 }
 
 /// The groups of the step fail and their blocks are let go, so that no half-made state is read again.
-fn guard<T>(call: impl FnOnce() -> Result<T, BackendError>) -> Result<T, BackendError> {
+pub(crate) fn guard<T>(call: impl FnOnce() -> Result<T, BackendError>) -> Result<T, BackendError> {
     catch_unwind(AssertUnwindSafe(call))
         .unwrap_or_else(|_| Err(BackendError { backend: "panicked", source: Box::new(Panicked) }))
 }

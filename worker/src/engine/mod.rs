@@ -7,7 +7,7 @@
 
 mod admission;
 mod group;
-mod guarded;
+pub(crate) mod guarded;
 mod hashes;
 pub mod link;
 mod rate;

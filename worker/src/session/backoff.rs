@@ -9,26 +9,26 @@ const LONGEST: Duration = Duration::from_secs(5);
 
 /// Doubles with each failure in a row.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
     /// The next wait: between half of the step and all of it, by `jitter` in [0, 1), so that workers that lost a router
     /// together do not come back together.
-    pub(super) fn next(&mut self, jitter: f64) -> Duration {
+    pub(crate) fn next(&mut self, jitter: f64) -> Duration {
         let step = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
         step.mul_f64(0.5 + jitter / 2.0)
     }
 
     /// It went well: the next failure is a first one.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 
     /// The wait after a refusal, which time alone does not cure.
-    pub(super) fn after_refusal(&self) -> Duration {
+    pub(crate) fn after_refusal(&self) -> Duration {
         LONGEST
     }
 }

@@ -2,7 +2,7 @@
 //! a `connection` run, and dials again when it is lost. Started by the supervisor. Tokens never pass its mailbox, which
 //! holds at most one message: each is sent by the task that the one before it started.
 
-mod backoff;
+pub(crate) mod backoff;
 mod connection;
 mod control;
 mod stream;

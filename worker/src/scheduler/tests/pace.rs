@@ -116,9 +116,9 @@ fn prompts_that_come_all_the_time_are_held_to_the_same() {
 fn what_the_streams_leave_is_used() {
     for machine in MACHINES {
         let (_, chunks) = run(&machine, 8, &[4000; 4], 300);
-        // What fits into twice the time of the decodes.
+        // What fits into half as much again as the decodes take.
         let fits = |start: usize| {
-            let fits = |tokens: &usize| machine.step(8, &(start..start + tokens)) <= 2.0 * machine.decode(8);
+            let fits = |tokens: &usize| machine.step(8, &(start..start + tokens)) <= 1.5 * machine.decode(8);
             (1..=STEP_TOKENS).take_while(fits).count()
         };
         // The last of a prompt are what is left of it.

@@ -154,5 +154,5 @@ fn prompts_beside_running_streams_take_no_more_than_the_pace_allows() {
         most = most.max(prefill);
         assert_eq!(world.plan.tokens_of(Phase::Decode), 4);
     }
-    assert!((75..=100).contains(&most), "{most} tokens went with the decodes");
+    assert!((40..=50).contains(&most), "{most} tokens went with the decodes");
 }

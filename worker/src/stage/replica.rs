@@ -1,0 +1,300 @@
+//! The head's stages, kept together: all are dialled, or none is used. Each time they are all there is an **epoch**; the loss
+//! of one ends it, and the next begins with fresh connections to all. Owned by the supervisor; the engine's
+//! [`Pipeline`](super::Pipeline) reads the current epoch.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::{join_all, select_all};
+use quinn::{Connection, Endpoint};
+use shoal_common::config::Timers;
+use shoal_common::fingerprint::NUMERICS_VERSION;
+use shoal_common::ids::{Digest, Generation, Incarnation, LayerRange, Name};
+use shoal_common::pki::Identity;
+use shoal_common::quic::{self, CloseCode, QuicError};
+use shoal_common::shutdown::Shutdown;
+use shoal_common::telemetry::Chain;
+use shoal_common::wire::stage::{StageAdapter, StageHello};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::{AbortHandle, JoinHandle};
+
+use super::line::{Ask, Line, LineError};
+use crate::session::backoff::Backoff;
+
+/// A stage as the head is told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The worker's name, as in its certificate.
+    pub worker: Name,
+    /// `host:port`; names are resolved again at each attempt.
+    pub address: String,
+    /// The layers it hosts.
+    pub layers: LayerRange,
+}
+
+/// What is the same for all stages of a head.
+#[derive(Clone, Debug)]
+pub struct HeadOffer {
+    /// The head's name.
+    pub head: Name,
+    /// This life of it.
+    pub incarnation: Incarnation,
+    /// BLAKE3 of the model's weights and configuration.
+    pub weights: Digest,
+    /// Its arithmetic.
+    pub numerics_class: String,
+    /// Blocks of KV in use.
+    pub blocks: u32,
+}
+
+/// A stage as the head sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageState {
+    /// Which.
+    pub member: Member,
+    /// Its life, while it is connected.
+    pub incarnation: Option<Incarnation>,
+    /// Why it is not.
+    pub reason: Option<String>,
+}
+
+/// All stages, ready for steps.
+#[derive(Debug)]
+pub(super) struct Epoch {
+    pub(super) number: u64,
+    /// In the order of their layers.
+    pub(super) lines: Vec<Line>,
+}
+
+/// The current epoch, if there is one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Current(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    epoch: Mutex<Option<Arc<Epoch>>>,
+    /// Somebody found that the epoch is over.
+    over: Notify,
+}
+
+impl Current {
+    pub(super) fn get(&self) -> Option<Arc<Epoch>> {
+        self.0.epoch.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, epoch: Option<Arc<Epoch>>) {
+        *self.0.epoch.lock().unwrap_or_else(PoisonError::into_inner) = epoch;
+    }
+
+    /// A step of epoch `number` did not come back: the epoch is over.
+    pub(super) fn give_up(&self, number: u64) {
+        let mut epoch = self.0.epoch.lock().unwrap_or_else(PoisonError::into_inner);
+        if epoch.as_ref().is_some_and(|epoch| epoch.number == number) {
+            *epoch = None;
+            self.0.over.notify_one();
+        }
+    }
+}
+
+/// Keeps the stages of a head.
+#[derive(Debug)]
+pub struct Replica {
+    offer: HeadOffer,
+    members: Vec<Member>,
+    current: Current,
+    states: watch::Sender<Vec<StageState>>,
+}
+
+/// What connections are made with.
+#[derive(Clone, Debug)]
+pub struct Dial {
+    /// Dials; no address of its own is needed.
+    pub endpoint: Endpoint,
+    /// Proves who the head is.
+    pub identity: Identity,
+    /// Of the links.
+    pub timers: Timers,
+}
+
+/// A stage that is ready, with the task that is its line's life.
+struct Ready {
+    line: Line,
+    incarnation: Incarnation,
+    connection: Connection,
+    life: JoinHandle<LineError>,
+}
+
+impl Replica {
+    /// None of `members` is connected yet.
+    pub fn new(offer: HeadOffer, members: Vec<Member>) -> Self {
+        let state = |member: &Member| StageState { member: member.clone(), incarnation: None, reason: None };
+        let (states, _) = watch::channel(members.iter().map(state).collect());
+        Self { offer, members, current: Current::default(), states }
+    }
+
+    pub(super) fn current(&self) -> Current {
+        self.current.clone()
+    }
+
+    /// What is known of each stage.
+    pub fn states(&self) -> watch::Receiver<Vec<StageState>> {
+        self.states.subscribe()
+    }
+
+    /// Asks every stage to have an adapter ready.
+    pub fn adapters(&self) -> StageAdapters {
+        StageAdapters(self.current.clone())
+    }
+
+    /// Keeps the stages together until `closing` fires.
+    pub async fn keep(&self, dial: Dial, mut closing: Shutdown) {
+        let mut backoff = Backoff::default();
+        for number in 0.. {
+            let outcome = tokio::select! {
+                () = closing.fired() => break,
+                outcome = self.epoch(number, &dial) => outcome,
+            };
+            let wait = match outcome {
+                // They were together: the loss of one is a first failure.
+                Together::Were => {
+                    backoff.reset();
+                    backoff.next(rand::random())
+                }
+                Together::NotAll => backoff.next(rand::random()),
+            };
+            tokio::select! {
+                () = closing.fired() => break,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+        self.current.set(None);
+    }
+
+    /// From the first dial to the first loss.
+    async fn epoch(&self, number: u64, dial: &Dial) -> Together {
+        let mut guard = Connections::default();
+        let attempts = self.members.iter().map(|member| self.reach(member, number, dial));
+        let mut ready = Vec::new();
+        for (at, attempt) in join_all(attempts).await.into_iter().enumerate() {
+            match attempt {
+                Ok(stage) => {
+                    guard.0.push((stage.connection.clone(), stage.life.abort_handle()));
+                    self.tell(at, Some(stage.incarnation), None);
+                    ready.push(stage);
+                }
+                Err(error) => self.lost(at, &error),
+            }
+        }
+        if ready.len() < self.members.len() {
+            return Together::NotAll;
+        }
+        let lines = ready.iter().map(|stage| stage.line.clone()).collect();
+        self.current.set(Some(Arc::new(Epoch { number, lines })));
+        tracing::info!(epoch = number, stages = ready.len(), "all stages are there");
+        let lives = select_all(ready.into_iter().map(|stage| stage.life));
+        tokio::select! {
+            (end, at, _) = lives => {
+                self.current.set(None);
+                self.lost(at, &end.unwrap_or(LineError::Protocol));
+            }
+            () = self.current.0.over.notified() => tracing::warn!(epoch = number, "a step did not come back"),
+        }
+        (0..self.members.len()).for_each(|at| self.tell(at, None, None));
+        Together::Were
+    }
+
+    async fn reach(&self, member: &Member, epoch: u64, dial: &Dial) -> Result<Ready, ReachError> {
+        let connection = connect(member, dial).await?;
+        let HeadOffer { head, incarnation, weights, numerics_class, blocks } = self.offer.clone();
+        let (numerics_version, layers) = (NUMERICS_VERSION, member.layers);
+        let hello = StageHello { head, incarnation, epoch, weights, numerics_class, numerics_version, layers, blocks };
+        let (line, incarnation, life) = Line::open(connection.clone(), hello).await?;
+        Ok(Ready { line, incarnation, connection, life: tokio::spawn(life) })
+    }
+
+    fn lost(&self, at: usize, error: &(dyn std::error::Error + 'static)) {
+        let worker = &self.members[at].worker;
+        let reason = Chain(error).to_string();
+        tracing::warn!(%worker, reason, "a stage is not there");
+        self.tell(at, None, Some(reason));
+    }
+
+    fn tell(&self, at: usize, incarnation: Option<Incarnation>, reason: Option<String>) {
+        self.states.send_if_modified(|states| {
+            let state = &mut states[at];
+            let reason = reason.or_else(|| state.reason.take().filter(|_| incarnation.is_none()));
+            let is_new = (state.incarnation, &state.reason) != (incarnation, &reason);
+            (state.incarnation, state.reason) = (incarnation, reason);
+            is_new
+        });
+    }
+}
+
+/// Whether the stages were all there.
+enum Together {
+    Were,
+    NotAll,
+}
+
+/// Why a stage could not be reached.
+#[derive(Debug, thiserror::Error)]
+enum ReachError {
+    #[error("its address cannot be resolved")]
+    Unresolved(#[source] std::io::Error),
+    #[error("it cannot be dialled")]
+    Undialled(#[from] QuicError),
+    #[error(transparent)]
+    Line(#[from] LineError),
+}
+
+/// Tries every address the name resolves to, in the resolver's order.
+async fn connect(member: &Member, dial: &Dial) -> Result<Connection, ReachError> {
+    let addresses = tokio::net::lookup_host(&member.address).await.map_err(ReachError::Unresolved)?;
+    let addresses: Vec<SocketAddr> = addresses.collect();
+    let mut last = ReachError::Unresolved(std::io::ErrorKind::NotFound.into());
+    for address in addresses {
+        let to = (address, &member.worker);
+        match quic::dial_stage(&dial.endpoint, to, &dial.identity, &dial.timers).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => last = error.into(),
+        }
+    }
+    Err(last)
+}
+
+/// Closes the connections of an epoch when it ends, however it ends.
+#[derive(Default)]
+struct Connections(Vec<(Connection, AbortHandle)>);
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        for (connection, life) in &self.0 {
+            CloseCode::Shutdown.close(connection);
+            life.abort();
+        }
+    }
+}
+
+/// Has adapters made ready on all stages.
+#[derive(Clone, Debug)]
+pub struct StageAdapters(Current);
+
+impl StageAdapters {
+    /// Resolves when every stage can use the adapter, or with the first that cannot.
+    pub async fn prepare(&self, generation: Generation, within: Duration) -> StageAdapter {
+        let Some(epoch) = self.0.get() else { return StageAdapter::Unavailable };
+        let asked = epoch.lines.iter().map(|line| async move {
+            let (done, answered) = oneshot::channel();
+            if !line.ask(Ask::Adapter { generation, done }).await {
+                return StageAdapter::Unavailable;
+            }
+            answered.await.unwrap_or(StageAdapter::Unavailable)
+        });
+        let answers = tokio::time::timeout(within, join_all(asked)).await.unwrap_or_default();
+        if answers.len() < epoch.lines.len() {
+            return StageAdapter::Unavailable;
+        }
+        answers.into_iter().find(|answer| *answer != StageAdapter::Ready).unwrap_or(StageAdapter::Ready)
+    }
+}
