@@ -27,7 +27,7 @@ impl Drop for Returned {
 
 impl Lease {
     /// `returned` is told when it is given back.
-    pub(super) fn new(adapter: Arc<Adapter>, returned: Arc<Notify>) -> Self {
+    pub(crate) fn new(adapter: Arc<Adapter>, returned: Arc<Notify>) -> Self {
         Self { adapter, _returned: Returned(returned) }
     }
 

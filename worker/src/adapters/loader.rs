@@ -4,7 +4,9 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-use shoal_common::ids::Generation;
+use shoal_common::adapter::{Bundle, Geometry};
+use shoal_common::ids::{Generation, LayerRange};
+use shoal_common::wire::hello::ModelCard;
 
 use super::Adapter;
 
@@ -27,4 +29,26 @@ pub type Unusable = Box<dyn Error + Send + Sync>;
 pub trait Loader: fmt::Debug + Send + Sync {
     /// Loads the bundle of `generation`, whose hash was checked.
     fn load(&self, generation: Generation, bundle: &[u8]) -> Result<Loaded, Unusable>;
+}
+
+/// Makes adapters of PEFT bundles for the layers that a worker hosts.
+#[derive(Debug)]
+pub struct PeftLoader {
+    geometry: Geometry,
+    layers: LayerRange,
+}
+
+impl PeftLoader {
+    /// For the model of `card`.
+    pub fn new(card: &ModelCard) -> Self {
+        Self { geometry: card.geometry, layers: card.layers }
+    }
+}
+
+impl Loader for PeftLoader {
+    fn load(&self, generation: Generation, bundle: &[u8]) -> Result<Loaded, Unusable> {
+        Bundle::parse(bundle)?;
+        let adapter = Arc::new(Adapter::new(generation));
+        Ok(Loaded { adapter, bytes: bundle.len() as u64, rank: 0 })
+    }
 }

@@ -17,7 +17,7 @@ pub use book::Limits;
 pub use error::{AcquireError, Reason, Unavailable};
 pub use fetch::{Blob, FetchError, Opening, RouterSource, Source};
 pub use lease::Lease;
-pub use loader::{Loaded, Loader, Unusable};
+pub use loader::{Loaded, Loader, PeftLoader, Unusable};
 pub use store::{AdapterStore, News, StoreSettings, Via};
 
 /// An adapter in memory: what it changes in the hosted layers. Shared by all groups that run with it; never changes.
@@ -30,6 +30,10 @@ impl Adapter {
     /// Which one it is.
     pub fn generation(&self) -> Generation {
         self.generation
+    }
+
+    fn new(generation: Generation) -> Self {
+        Self { generation }
     }
 
     /// One that changes nothing.

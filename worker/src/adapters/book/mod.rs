@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 use shoal_common::ids::Generation;
 
 use self::blame::Blame;
-use self::entry::{Entry, Flight, Keep, Memory};
 pub(super) use self::entry::File;
+use self::entry::{Entry, Flight, Keep, Memory};
 pub(super) use self::news::Told;
 pub(super) use self::room::{Room, Settled};
 use super::error::{AcquireError, Unavailable};

@@ -63,13 +63,7 @@ impl Desk {
     }
 
     /// A group wants its adapter.
-    pub(super) fn ask(
-        &mut self,
-        generation: Generation,
-        until: Instant,
-        now: Instant,
-        moved: &Arc<Notify>,
-    ) -> Answer {
+    pub(super) fn ask(&mut self, generation: Generation, until: Instant, now: Instant, moved: &Arc<Notify>) -> Answer {
         let on_disk = matches!(self.book.file(generation), File::Here(_));
         match self.book.ask(generation, For::Group, until, now) {
             Asked::Refused(error) => Answer::Refused(error),
@@ -189,4 +183,3 @@ impl Desk {
 fn in_use(loaded: &BTreeMap<Generation, Arc<Adapter>>) -> impl Fn(Generation) -> bool {
     |generation| loaded.get(&generation).is_some_and(|adapter| Arc::strong_count(adapter) > 1)
 }
-

@@ -197,7 +197,8 @@ impl Flight {
             inner.loader.load(generation, &content).map_err(LoadFault::from)
         });
         // Whatever made it panic is in the bundle, and would do so again.
-        let loaded = loaded.await.unwrap_or_else(|panic| Err(LoadFault::Unusable(Reason::new(&Chain(&panic).to_string()))));
+        let loaded =
+            loaded.await.unwrap_or_else(|panic| Err(LoadFault::Unusable(Reason::new(&Chain(&panic).to_string()))));
         self.took += began.elapsed();
         loaded
     }

@@ -7,7 +7,7 @@
 mod desk;
 mod flight;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::io;
 use std::path::PathBuf;

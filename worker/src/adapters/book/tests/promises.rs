@@ -208,9 +208,8 @@ fn quarantine_lasts_until_the_adapter_is_forgotten() {
 #[test]
 fn no_more_are_kept_in_quarantine_than_its_bound() {
     let mut world = World::new(LIMITS);
-    let numbered = |number: usize| {
-        shoal_common::ids::Generation(shoal_common::ids::Digest::of(&(number as u64).to_le_bytes()))
-    };
+    let numbered =
+        |number: usize| shoal_common::ids::Generation(shoal_common::ids::Digest::of(&(number as u64).to_le_bytes()));
     for number in 0..=MOST {
         world.ask(numbered(number), For::Group);
         (0..3).for_each(|_| world.step(numbered(number), Fate::Good));
@@ -257,9 +256,8 @@ fn what_nobody_has_may_be_asked_for_again_at_once() {
 #[test]
 fn one_flight_too_many_is_refused() {
     let mut world = World::new(LIMITS);
-    let numbered = |number: usize| {
-        shoal_common::ids::Generation(shoal_common::ids::Digest::of(&(number as u64).to_le_bytes()))
-    };
+    let numbered =
+        |number: usize| shoal_common::ids::Generation(shoal_common::ids::Digest::of(&(number as u64).to_le_bytes()));
     (0..MAX_FLIGHTS).for_each(|number| assert!(matches!(world.ask(numbered(number), For::Order), Asked::Begun(_))));
     assert_eq!(refusal(&world.ask(numbered(MAX_FLIGHTS), For::Group)), &Unavailable::Crowded.into());
     assert!(matches!(world.ask(numbered(0), For::Group), Asked::Joined(_)));

@@ -311,7 +311,9 @@ impl World {
     pub(super) fn listen(&mut self) {
         for state in self.book.news(&mut self.told, self.now) {
             match state.tier {
-                AdapterTier::Gone => drop(self.mirror.remove(&state.generation).expect("only what was told can be gone")),
+                AdapterTier::Gone => {
+                    drop(self.mirror.remove(&state.generation).expect("only what was told can be gone"))
+                }
                 _ => drop(self.mirror.insert(state.generation, state)),
             }
         }
