@@ -22,6 +22,9 @@ const ENDING: f32 = 8.0;
 /// Every other token: finite, and out of reach at any temperature.
 const SILENT: f32 = -60.0;
 
+/// Tells the bytes of an adapter's generation from tokens.
+const ADAPTER: u64 = 1 << 32;
+
 /// Hash of a sequence's adapter and of all its tokens so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct State(u64);
@@ -30,7 +33,7 @@ impl State {
     pub(super) fn begin(script: &Script, adapter: Option<Generation>) -> Self {
         let base = Self(mix(script.salt ^ 0x5348_4f41_4c00_0001));
         let bytes = adapter.iter().flat_map(|generation| generation.0.0);
-        bytes.fold(base, |state, byte| state.with(u64::from(byte)))
+        bytes.fold(base, |state, byte| state.with(ADAPTER | u64::from(byte)))
     }
 
     pub(super) fn after(self, token: TokenId) -> Self {

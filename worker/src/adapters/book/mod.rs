@@ -144,6 +144,9 @@ impl Book {
         if let Err(error) = self.blame.check(generation, now) {
             return Asked::Refused(error);
         }
+        if self.limits.slots == 0 {
+            return Asked::Refused(Unavailable::TooLarge.into());
+        }
         let waiter = WaiterId(self.next_waiter);
         self.next_waiter += 1;
         if let Some(flight) = self.entries.get_mut(&generation).and_then(|entry| entry.flight.as_mut()) {

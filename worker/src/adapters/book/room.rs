@@ -72,7 +72,7 @@ impl Book {
         let Some(entry) = self.entries.get(&generation) else { return Room::Never };
         let guess = entry.file.held().unwrap_or(0).min(self.limits.bytes);
         let bytes = entry.needs.unwrap_or(guess);
-        if self.limits.slots == 0 || bytes > self.limits.bytes {
+        if bytes > self.limits.bytes {
             self.leave_line(generation);
             return Room::Never;
         }

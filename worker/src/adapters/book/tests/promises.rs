@@ -254,6 +254,14 @@ fn what_nobody_has_may_be_asked_for_again_at_once() {
 }
 
 #[test]
+fn a_worker_without_slots_fetches_nothing() {
+    let mut world = World::new(Limits { slots: 0, ..LIMITS });
+    for purpose in [For::Group, For::Order] {
+        assert_eq!(refusal(&world.ask(adapter(1), purpose)), &Unavailable::TooLarge.into());
+    }
+}
+
+#[test]
 fn one_flight_too_many_is_refused() {
     let mut world = World::new(LIMITS);
     let numbered =
