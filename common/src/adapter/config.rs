@@ -64,7 +64,7 @@ const NOT_COMPUTED: [(&str, &str); 15] = [
 
 /// Values of `init_lora_weights` that take something off the base model's weights before training. PEFT takes it off again
 /// at each load; the base model here is never changed.
-const CHANGES_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+const CHANGES_BASE: [&str; 4] = ["pissa", "olora", "corda", "lora_ga"];
 /// Values of `init_lora_weights` that leave the base model alone.
 const LEAVES_BASE: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
@@ -309,7 +309,9 @@ fn initialisation(init: &str) -> Result<(), AdapterError> {
     if LEAVES_BASE.contains(&name.as_str()) {
         return Ok(());
     }
-    Err(AdapterError::NotComputed { field: "init_lora_weights", asks: "a way to begin that is not known here" })
+    let asks =
+        if name == "loftq" { "a base model quantised by LoftQ" } else { "an initialisation that nobody here knows" };
+    Err(AdapterError::NotComputed { field: "init_lora_weights", asks })
 }
 
 fn as_selection(field: &'static str, value: Value) -> Result<Selection, AdapterError> {
@@ -326,7 +328,8 @@ fn entries<T>(
     list: &[Value],
     read: fn(&Value) -> Option<T>,
 ) -> Result<Vec<T>, AdapterError> {
-    list.iter().map(|value| read(value).ok_or_else(|| wrong(field, expected, value))).collect()
+    let wrong = |value| AdapterError::WrongField { field, expected, got: Excerpt::of(&format!("a list with {value}")) };
+    list.iter().map(|value| read(value).ok_or_else(|| wrong(value))).collect()
 }
 
 fn wrong(field: &'static str, expected: &'static str, value: &Value) -> AdapterError {

@@ -28,11 +28,6 @@ impl Excerpt {
         }
         Self(out.into())
     }
-
-    /// The last line of `text`.
-    pub(super) fn of_last_line(text: &str) -> Self {
-        Self::of(text.lines().last().unwrap_or_default())
-    }
 }
 
 impl fmt::Display for Excerpt {
