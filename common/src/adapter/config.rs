@@ -114,11 +114,11 @@ impl Config {
         if json.is_empty() {
             return Err(AdapterError::Empty { file: "adapter_config.json" });
         }
-        let fields = Fields::parse(json, &READ).map_err(|error| not_json(json, &error))?;
+        let fields = Fields::parse(json, &READ, &IGNORED).map_err(|error| not_json(json, &error))?;
         let mut taker = Taker(fields);
         // What kind of adapter it is comes first: the fields of another kind are no faults of this one.
         taker.peft_type()?;
-        taker.refuse_others()?;
+        taker.refuse_other()?;
         taker.refuse_variants()?;
         Ok(Self {
             rank: taker.rank()?,
@@ -194,15 +194,13 @@ impl Taker {
         }
     }
 
-    /// What the fields that nobody reads ask for.
-    fn refuse_others(&self) -> Result<(), AdapterError> {
-        for field in self.0.others.iter().filter(|field| !IGNORED.contains(&field.as_str())) {
-            return Err(match NOT_COMPUTED.iter().find(|(known, _)| known == field) {
-                Some((field, asks)) => AdapterError::NotComputed { field, asks },
-                None => AdapterError::UnknownField { field: Excerpt::of(field) },
-            });
+    /// What a field that nobody reads asks for.
+    fn refuse_other(&self) -> Result<(), AdapterError> {
+        let Some(other) = &self.0.other else { return Ok(()) };
+        match NOT_COMPUTED.iter().find(|(known, _)| known == other) {
+            Some((field, asks)) => Err(AdapterError::NotComputed { field, asks }),
+            None => Err(AdapterError::UnknownField { field: Excerpt::of(other) }),
         }
-        Ok(())
     }
 
     /// What the fields that are read ask for, and that is not computed.

@@ -84,6 +84,18 @@ fn what_changes_the_answer_and_is_not_computed_is_refused_by_name() {
 }
 
 #[test]
+fn no_number_of_fields_that_say_nothing_hides_one_that_does() {
+    let weights = Adapter::qv().weights();
+    let config = String::from_utf8(Adapter::qv().config()).unwrap();
+    let ignored = "\"lora_dropout\": 0.1, ".repeat(1000);
+    let empty: String = (0..1000).map(|at| format!("\"field{at}\": null, ")).collect();
+    let with = |last: &str| config.replacen('{', &format!("{{{ignored}{empty}{last}"), 1);
+    assert_eq!(judged(with("").as_bytes(), &weights).map(|judged| judged.len()), Ok(4));
+    let error = judged(with("\"use_dora\": true, ").as_bytes(), &weights).unwrap_err();
+    assert!(matches!(error, AdapterError::NotComputed { field: "use_dora", .. }), "{error}");
+}
+
+#[test]
 fn a_field_of_another_type_or_out_of_range_is_refused_by_name() {
     let mut sentences = String::new();
     for (field, value) in [
