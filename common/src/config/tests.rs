@@ -145,12 +145,12 @@ fn a_machine_needs_only_the_model_files_of_its_own_part() {
 #[test]
 fn a_worker_keeps_its_adapters_in_a_directory_of_its_own() {
     let file = format!(
-        "router.data_dir = \"/data\"\n{SCRIPTED}[[worker]]\nname = \"a/../../b\"\n[[worker]]\nname = \"a..b\"\n\
+        "router.data_dir = \"/data\"\n{SCRIPTED}[[worker]]\nname = \"org/b\"\n[[worker]]\nname = \"a..b\"\n\
          [[worker]]\nname = \"c\"\ndata_dir = \"~/c\"\nadapter_slots = 0\nadapter_bytes = 7\nadapter_disk_bytes = 9\n"
     );
     let config = load_text(&file, &Overrides::default(), &home()).expect("nothing is wrong");
     let directories: Vec<_> = config.workers.iter().map(|worker| worker.data_dir.to_str().expect("text")).collect();
-    assert_eq!(directories, ["/data/worker-a~..~..~b", "/data/worker-a..b", "/home/user/c"]);
+    assert_eq!(directories, ["/data/worker-org~b", "/data/worker-a..b", "/home/user/c"]);
     let sizes = |at: usize| {
         let worker: &WorkerConfig = &config.workers[at];
         (worker.adapter_slots, worker.adapter_bytes, worker.adapter_disk_bytes)

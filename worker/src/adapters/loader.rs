@@ -4,8 +4,8 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-use shoal_common::adapter::{Bundle, Geometry};
-use shoal_common::ids::{Generation, LayerRange};
+use shoal_common::adapter::{Bundle, Geometry, check};
+use shoal_common::ids::Generation;
 use shoal_common::wire::hello::ModelCard;
 
 use super::Adapter;
@@ -35,20 +35,19 @@ pub trait Loader: fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub struct PeftLoader {
     geometry: Geometry,
-    layers: LayerRange,
 }
 
 impl PeftLoader {
     /// For the model of `card`.
     pub fn new(card: &ModelCard) -> Self {
-        Self { geometry: card.geometry, layers: card.layers }
+        Self { geometry: card.geometry }
     }
 }
 
 impl Loader for PeftLoader {
     fn load(&self, generation: Generation, bundle: &[u8]) -> Result<Loaded, Unusable> {
-        Bundle::parse(bundle)?;
+        let checked = check(&Bundle::parse(bundle)?, &self.geometry)?;
         let adapter = Arc::new(Adapter::new(generation));
-        Ok(Loaded { adapter, bytes: bundle.len() as u64, rank: 0 })
+        Ok(Loaded { adapter, bytes: checked.values() * size_of::<f32>() as u64, rank: checked.rank() })
     }
 }
