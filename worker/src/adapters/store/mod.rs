@@ -57,7 +57,6 @@ struct Inner {
     moved: Arc<Notify>,
     /// The book's count of changes.
     changes: watch::Sender<u64>,
-    patience: Duration,
 }
 
 impl AdapterStore {
@@ -65,10 +64,10 @@ impl AdapterStore {
     /// serves the base model all the same.
     pub async fn open(settings: StoreSettings, loader: Arc<dyn Loader>) -> Self {
         let disk = Disk::new(settings.directory, Quota::default());
-        Self::over(settings.limits, disk, loader, PATIENCE).await
+        Self::over(settings.limits, disk, loader).await
     }
 
-    async fn over(limits: Limits, disk: Disk, loader: Arc<dyn Loader>, patience: Duration) -> Self {
+    async fn over(limits: Limits, disk: Disk, loader: Arc<dyn Loader>) -> Self {
         let inner = Inner {
             desk: Mutex::new(Desk::new(limits)),
             disk,
@@ -76,7 +75,6 @@ impl AdapterStore {
             loading: Semaphore::new(LOADING),
             moved: Arc::default(),
             changes: watch::Sender::new(0),
-            patience,
         };
         let store = Self(Arc::new(inner));
         let inner = store.0.clone();
@@ -128,7 +126,7 @@ impl Via {
     pub async fn acquire(&self, generation: Generation, deadline: Option<Duration>) -> Result<Lease, AcquireError> {
         let inner = &self.store.0;
         let now = Instant::now();
-        let until = now + deadline.unwrap_or(inner.patience).min(inner.patience);
+        let until = now + deadline.unwrap_or(PATIENCE).min(PATIENCE);
         let (waiter, outcome) = match inner.with(|desk| desk.ask(generation, until, now, &inner.moved)) {
             Answer::Ready(lease) => return Ok(lease),
             Answer::Refused(error) => return Err(error),
@@ -168,7 +166,7 @@ impl Via {
         let inner = &self.store.0;
         let now = Instant::now();
         let asked = inner.with(|desk| {
-            let asked = desk.book.ask(generation, For::Order, now + inner.patience, now);
+            let asked = desk.book.ask(generation, For::Order, now + PATIENCE, now);
             desk.book.want(generation);
             asked
         });

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 
 use crate::adapters::disk::{Disk, Quota};
 use crate::adapters::loader::{Loaded, Loader, Unusable};
-use crate::adapters::store::{AdapterStore, News, PATIENCE, Via};
+use crate::adapters::store::{AdapterStore, News, Via};
 use crate::adapters::{Adapter, Blob, FetchError, Limits, Opening, Source};
 
 pub(crate) const ROOMY: Limits = Limits { slots: 8, bytes: 1 << 20, disk_bytes: 1 << 20 };
@@ -126,12 +126,12 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) async fn new(limits: Limits) -> Self {
-        Self::with(limits, Quota::default(), PATIENCE).await
+        Self::with(limits, Quota::default()).await
     }
 
-    pub(super) async fn with(limits: Limits, quota: Quota, patience: Duration) -> Self {
+    pub(super) async fn with(limits: Limits, quota: Quota) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Self::open(&directory, limits, &quota, patience).await;
+        let store = Self::open(&directory, limits, &quota).await;
         let shelf: Arc<Shelf> = Arc::default();
         let via = Arc::new(store.via(shelf.clone()));
         via.offer();
@@ -139,14 +139,14 @@ impl Bench {
         Self { directory, quota, store, shelf, via, news, told: BTreeMap::new() }
     }
 
-    async fn open(directory: &TempDir, limits: Limits, quota: &Quota, patience: Duration) -> AdapterStore {
+    async fn open(directory: &TempDir, limits: Limits, quota: &Quota) -> AdapterStore {
         let disk = Disk::new(directory.path().to_owned(), quota.clone());
-        AdapterStore::over(limits, disk, Arc::new(Fake), patience).await
+        AdapterStore::over(limits, disk, Arc::new(Fake)).await
     }
 
     /// The worker ends and comes back to its directory.
     pub(super) async fn restart(&mut self, limits: Limits) {
-        self.store = Self::open(&self.directory, limits, &self.quota, PATIENCE).await;
+        self.store = Self::open(&self.directory, limits, &self.quota).await;
         self.via = Arc::new(self.store.via(self.shelf.clone()));
         self.via.offer();
         (self.news, self.told) = (self.store.news(), BTreeMap::new());

@@ -7,7 +7,6 @@ use shoal_common::wire::hello::{AdapterOrder, AdapterTier};
 use tokio::sync::Semaphore;
 
 use super::play::{Bench, ROOMY, Sends, bundle};
-use crate::adapters::disk::Quota;
 use crate::adapters::error::{AcquireError, Unavailable};
 use crate::adapters::{Lease, Limits};
 
@@ -63,10 +62,11 @@ async fn a_group_waits_for_a_slot_until_another_gives_it_back() {
 
 #[tokio::test]
 async fn a_group_that_gets_no_slot_in_time_is_told() {
-    let bench = Bench::with(Limits { slots: 1, ..ROOMY }, Quota::default(), Duration::from_millis(20)).await;
+    let bench = Bench::new(Limits { slots: 1, ..ROOMY }).await;
     let [first, second] = ["a", "b"].map(|name| bench.shelf.put(&bundle(name), Sends::Whole));
     let held = ready(bench.via.acquire(first, None).await);
-    assert_eq!(bench.via.acquire(second, None).await.unwrap_err(), Unavailable::Late.into());
+    let late = bench.via.acquire(second, Some(Duration::from_millis(20))).await;
+    assert_eq!(late.unwrap_err(), Unavailable::Late.into());
     assert_eq!(bench.store.waiting(), 0);
     drop(held);
     ready(bench.via.acquire(second, None).await);

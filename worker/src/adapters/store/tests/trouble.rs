@@ -7,7 +7,7 @@ use shoal_common::wire::hello::{AdapterOrder, AdapterState, AdapterTier};
 use super::play::{Bench, ROOMY, Sends, bundle, generation};
 use crate::adapters::disk::Quota;
 use crate::adapters::error::{AcquireError, Unavailable};
-use crate::adapters::store::{PATIENCE, Via};
+use crate::adapters::store::Via;
 use crate::adapters::{Lease, Limits};
 use shoal_common::ids::Generation;
 
@@ -51,7 +51,7 @@ async fn content_of_another_length_than_announced_is_refused() {
 
 #[tokio::test]
 async fn a_length_beyond_the_room_is_refused_before_a_byte_is_written() {
-    let bench = Bench::with(ROOMY, Quota::of(0), PATIENCE).await;
+    let bench = Bench::with(ROOMY, Quota::of(0)).await;
     for announced in [ROOMY.disk_bytes + 1, u64::MAX] {
         let at = bench.shelf.put(&announced.to_le_bytes(), Sends::Length(announced));
         assert_eq!(bench.via.acquire(at, None).await.unwrap_err(), Unavailable::TooLarge.into());
@@ -86,7 +86,7 @@ async fn without_a_router_nothing_is_to_be_had_but_what_is_here() {
 #[tokio::test]
 async fn a_full_disk_fails_what_does_not_fit_and_nothing_else() {
     let [small, large] = [bundle("s"), bundle("much larger")];
-    let bench = Bench::with(ROOMY, Quota::of(2 * small.len() as u64), PATIENCE).await;
+    let bench = Bench::with(ROOMY, Quota::of(2 * small.len() as u64)).await;
     let first = bench.shelf.put(&small, Sends::Whole);
     let held = bench.via.acquire(first, None).await.unwrap();
     bench.via.order(AdapterOrder::Pin(first));
@@ -103,7 +103,7 @@ async fn a_full_disk_fails_what_does_not_fit_and_nothing_else() {
 #[tokio::test]
 async fn adapters_that_are_not_needed_make_way_on_a_disk_that_others_have_filled() {
     let [old, new] = [bundle("old"), bundle("new and larger")];
-    let bench = Bench::with(ROOMY, Quota::of(old.len() as u64), PATIENCE).await;
+    let bench = Bench::with(ROOMY, Quota::of(old.len() as u64)).await;
     let idle = bench.shelf.put(&old, Sends::Whole);
     bench.via.acquire(idle, None).await.unwrap();
     let at = bench.shelf.put(&new, Sends::Whole);
