@@ -1,16 +1,11 @@
 //! Adapters in a worker: low-rank updates of the linear layers that this worker hosts, ready for a step.
+//!
+//! `load` makes an [`Adapter`] of a bundle's bytes; backends find in it what to add where.
 
-use shoal_common::ids::Generation;
+mod adapter;
+mod load;
+#[cfg(test)]
+pub(crate) mod recipe;
 
-/// An adapter in memory: what it changes in the hosted layers. Shared by all groups that run with it; never changes.
-#[derive(Debug)]
-pub struct Adapter {
-    generation: Generation,
-}
-
-impl Adapter {
-    /// Which one it is.
-    pub fn generation(&self) -> Generation {
-        self.generation
-    }
-}
+pub use adapter::{Adapter, Site};
+pub use load::LoadError;
