@@ -4,6 +4,7 @@
 //! Its bits are the same on every CPU, for any number of threads, in any batch and however a prefill is cut: the kernels
 //! promise it row by row ([`shoal_kernels`]), and nothing here mixes rows.
 
+mod adapters;
 mod blocks;
 mod footprint;
 mod model;
@@ -113,7 +114,7 @@ impl Backend for Cpu {
         lay_out(slices, &mut self.work, &mut self.wanted);
         let logits = logits.reset(self.wanted.len(), self.model.shape.vocab);
         self.model.embed(slices.iter().flat_map(|slice| slice.tokens), &mut self.work);
-        self.model.run(&mut self.pool, kv, &mut self.work);
+        self.model.run(&mut self.pool, kv, slices, &mut self.work);
         if !self.wanted.is_empty() {
             self.model.logits(&mut self.pool, &mut self.work, &self.wanted, logits);
         }
@@ -129,6 +130,7 @@ impl Backend for Cpu {
 
 /// The rows of a step and their block tables, and which of them yield logits.
 fn lay_out(slices: &[Slice<'_>], work: &mut Work, wanted: &mut Vec<usize>) {
+    work.adapters.plan(slices);
     work.spans.clear();
     wanted.clear();
     for slice in slices {

@@ -4,15 +4,18 @@
 use candle_core::{Device, Result, Tensor};
 use candle_nn::ops::rms_norm;
 use rayon::prelude::*;
+use shoal_common::adapter::Geometry;
 use shoal_common::ids::TokenId;
 
 use super::ReferenceError;
+use super::adapters::Adapters;
 use super::attention::{Attention, Row};
 use super::kernel::Machine;
 use super::kv::{KvPool, KvShape};
 use super::linear::Linear;
 use super::rope::{Angles, Rope};
 use super::swiglu::SwiGlu;
+use crate::adapters::Site;
 use crate::backend::{BLOCK_TOKENS, BlockId};
 use crate::weights::{LayerPart, ModelFile, TensorName};
 
@@ -24,6 +27,7 @@ pub(super) struct Llama {
     pub(super) context: usize,
     heads: usize,
     kv: KvShape,
+    geometry: Geometry,
     eps: f32,
     rope: Rope,
     embedding: Embedding,
@@ -66,6 +70,13 @@ pub(super) struct Place {
     pub(super) token: TokenId,
 }
 
+/// What all layers of a step need to know of its rows.
+struct Step<'a> {
+    places: &'a [Place],
+    angles: Angles,
+    adapters: &'a Adapters<'a>,
+}
+
 /// Where the KV of a step is.
 #[derive(Debug)]
 pub(super) struct StepKv<'a> {
@@ -87,6 +98,7 @@ impl Llama {
             context: shape.context,
             heads: shape.heads,
             kv: KvShape { kv_heads: shape.kv_heads, head_dim: shape.head_dim },
+            geometry: shape.geometry(),
             eps: shape.rms_eps,
             rope: Rope::new(&shape.rope),
             embedding: match shape.tied {
@@ -109,19 +121,20 @@ impl Llama {
         KvPool::new(self.kv, self.layers.len())
     }
 
-    /// Computes `places`, in which the rows of a slice follow each other, and writes the logits of the rows `wanted` to
-    /// `logits`, `[wanted, vocab]`. Keys and values go to `kv`, where each slice's table says.
+    /// Computes `places`, in which the rows of a slice follow each other, with their adapters, and writes the logits of the
+    /// rows `wanted` to `logits`, `[wanted, vocab]`. Keys and values go to `kv`, where each slice's table says.
     pub(super) fn forward(
         &self,
-        places: &[Place],
+        (places, adapters): (&[Place], &Adapters<'_>),
         wanted: &[u32],
         kv: &mut StepKv<'_>,
         logits: &mut [f32],
     ) -> Result<()> {
         let angles = self.rope.angles(places.iter().map(|place| place.position))?;
         let mut x = self.embed(places)?;
+        let step = Step { places, angles, adapters };
         for index in 0..self.layers.len() {
-            x = self.layer(index, &x, &angles, places, kv)?;
+            x = self.layer(index, &x, &step, kv)?;
         }
         if wanted.is_empty() {
             return Ok(());
@@ -144,42 +157,31 @@ impl Llama {
         Tensor::from_vec(x, (places.len(), hidden), &Device::Cpu)
     }
 
-    fn layer(
-        &self,
-        index: usize,
-        x: &Tensor,
-        angles: &Angles,
-        places: &[Place],
-        kv: &mut StepKv<'_>,
-    ) -> Result<Tensor> {
+    fn layer(&self, index: usize, x: &Tensor, step: &Step<'_>, kv: &mut StepKv<'_>) -> Result<Tensor> {
         let layer = &self.layers[index];
-        let qkv = rms_norm(x, &layer.attn_norm, self.eps)?.apply_op1_no_bwd(&layer.qkv)?;
-        let queries = self.store(index, &qkv, angles, places, kv)?;
+        let linear = |site, weights: &Linear, x: &Tensor| {
+            step.adapters.add((index, site), &self.geometry, x, x.apply_op1_no_bwd(weights)?)
+        };
+        let qkv = linear(Site::Qkv, &layer.qkv, &rms_norm(x, &layer.attn_norm, self.eps)?)?;
+        let queries = self.store(index, &qkv, step, kv)?;
         let row = |place: &Place| Row { kv: kv.pool.layer(index, kv.tables[place.slice]), position: place.position };
-        let rows: Vec<Row<'_>> = places.iter().map(row).collect();
+        let rows: Vec<Row<'_>> = step.places.iter().map(row).collect();
         let attention = Attention { machine: self.machine, shape: self.kv, rows: &rows };
-        let x = (x + queries.apply_op1_no_bwd(&attention)?.apply_op1_no_bwd(&layer.out)?)?;
-        let gate_up = rms_norm(&x, &layer.ffn_norm, self.eps)?.apply_op1_no_bwd(&layer.gate_up)?;
-        &x + gate_up.apply_op1_no_bwd(&SwiGlu)?.apply_op1_no_bwd(&layer.down)?
+        let x = (x + linear(Site::Out, &layer.out, &queries.apply_op1_no_bwd(&attention)?)?)?;
+        let gate_up = linear(Site::GateUp, &layer.gate_up, &rms_norm(&x, &layer.ffn_norm, self.eps)?)?;
+        &x + linear(Site::Down, &layer.down, &gate_up.apply_op1_no_bwd(&SwiGlu)?)?
     }
 
     /// Rotates queries and keys, keeps keys and values, returns the queries, `[rows, heads, head_dim]`.
-    fn store(
-        &self,
-        layer: usize,
-        qkv: &Tensor,
-        angles: &Angles,
-        places: &[Place],
-        to: &mut StepKv<'_>,
-    ) -> Result<Tensor> {
+    fn store(&self, layer: usize, qkv: &Tensor, step: &Step<'_>, to: &mut StepKv<'_>) -> Result<Tensor> {
         let KvShape { kv_heads, head_dim } = self.kv;
         let (q, kv) = (self.heads * head_dim, kv_heads * head_dim);
         let part = |from, heads| qkv.narrow(1, from, heads * head_dim)?.contiguous()?.reshape(((), heads, head_dim));
         let (queries, keys) = self.norm_heads(layer, part(0, self.heads)?, part(q, kv_heads)?)?;
-        let queries = angles.rotate(&queries)?;
-        let keys = angles.rotate(&keys)?.flatten_all()?.to_vec1::<f32>()?;
+        let queries = step.angles.rotate(&queries)?;
+        let keys = step.angles.rotate(&keys)?.flatten_all()?.to_vec1::<f32>()?;
         let values = part(q + kv, kv_heads)?.flatten_all()?.to_vec1::<f32>()?;
-        for ((place, key), value) in places.iter().zip(keys.chunks_exact(kv)).zip(values.chunks_exact(kv)) {
+        for ((place, key), value) in step.places.iter().zip(keys.chunks_exact(kv)).zip(values.chunks_exact(kv)) {
             let block = to.tables[place.slice][place.position / BLOCK_TOKENS];
             to.pool.write(layer, block, place.position % BLOCK_TOKENS, key, value);
         }

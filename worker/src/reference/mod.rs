@@ -5,6 +5,7 @@
 //! multiply-adds are fused by definition and not at the compiler's leave, and exponentials and sines never come from the
 //! platform's C library. It never looks at a sequence's neighbours in a step.
 
+mod adapters;
 mod attention;
 mod error;
 mod exp;
@@ -20,6 +21,7 @@ mod tests;
 
 use rayon::ThreadPool;
 
+use self::adapters::Adapters;
 pub use self::error::ReferenceError;
 use self::kernel::Machine;
 use self::kv::KvPool;
@@ -87,7 +89,8 @@ impl Backend for Reference {
         let (places, wanted) = lay_out(slices);
         let logits = logits.reset(wanted.len(), self.model.vocab);
         let mut kv = StepKv { pool: &mut self.kv, tables: slices.iter().map(|slice| slice.blocks).collect() };
-        let done = self.threads.install(|| self.model.forward(&places, &wanted, &mut kv, logits));
+        let adapters = Adapters::new(slices);
+        let done = self.threads.install(|| self.model.forward((&places, &adapters), &wanted, &mut kv, logits));
         Ok(done.map_err(ReferenceError::from)?)
     }
 

@@ -7,7 +7,7 @@
 mod desk;
 mod flight;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 use std::io;
 use std::path::PathBuf;

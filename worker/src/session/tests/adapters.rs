@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use quinn::SendStream;
+use safetensors::Dtype;
+use shoal_common::adapter::{Geometry, Linear};
 use shoal_common::ids::{BranchIndex, Digest, Generation, Incarnation};
 use shoal_common::quic::{CloseCode, MAX_FETCHES};
 use shoal_common::wire::blob::BlobHeader;
@@ -11,8 +13,19 @@ use shoal_common::wire::hello::{AdapterOrder, AdapterTier, RouterControl};
 use shoal_common::wire::message::{GroupFailure, GroupFrame, GroupOrder, Submit, WorkerOpen};
 
 use super::stage::{GROUPS, Link, hear, meet, stage, stage_with_two_routers};
-use crate::adapters::store::tests::play::{bundle, generation};
+use crate::adapters::recipe::Recipe;
 use crate::engine::tests::bench::{Heard, alone, card, submission};
+
+/// An adapter of rank 4 for this worker's model.
+fn bundle(name: &str) -> Vec<u8> {
+    let seed = name.bytes().fold(0, |seed, byte| seed * 31 + u32::from(byte));
+    let (geometry, linears) = (card().geometry, &[Linear::Q, Linear::Down]);
+    Recipe { geometry, linears, rank: 4, dtype: Dtype::F32, seed }.bundle()
+}
+
+fn generation(bundle: &[u8]) -> Generation {
+    Generation(Digest::of(bundle))
+}
 
 /// A submission to this worker with an adapter.
 fn submission_with(link: &Link, at: Generation) -> Submit {
@@ -113,12 +126,15 @@ async fn an_adapter_that_no_router_has_is_unavailable() {
 async fn a_bad_adapter_is_refused_and_the_router_is_told_why() {
     let mut stage = stage();
     let mut link = stage.meet().await;
-    let at = generation(b"bad");
+    // A good one, of another model.
+    let geometry = Geometry { hidden: 32, ..card().geometry };
+    let bad = Recipe { geometry, linears: &[Linear::Q], rank: 4, dtype: Dtype::F32, seed: 1 }.bundle();
+    let at = generation(&bad);
     let (_send, mut recv) = link.submit(submission_with(&link, at)).await;
-    link.fetch().await.answer(b"bad").await;
+    link.fetch().await.answer(&bad).await;
     assert_failed(&hear(&mut recv).await, GroupFailure::AdapterRefused);
     let state = link.told_in(at, AdapterTier::Quarantined).await;
-    assert_eq!(state.reason.as_deref(), Some("its rank is wrong"));
+    assert!(state.reason.as_deref().is_some_and(|reason| reason.contains("q_proj")), "{:?}", state.reason);
     // Not even fetched.
     let (_send, mut recv) = link.submit(submission_with(&link, at)).await;
     assert_failed(&hear(&mut recv).await, GroupFailure::AdapterRefused);

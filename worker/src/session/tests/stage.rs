@@ -20,8 +20,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use crate::WorkerError;
-use crate::adapters::store::tests::play::{Fake, ROOMY as ROOMY_ADAPTERS};
-use crate::adapters::{AdapterStore, StoreSettings};
+use crate::adapters::{AdapterStore, Limits, PeftLoader, StoreSettings};
 use crate::engine::tests::backend::HashBackend;
 use crate::engine::tests::bench::{self, Heard, ROOMY, submission};
 use crate::engine::{EngineHandle, EngineThread, Served};
@@ -37,7 +36,8 @@ fn bundle() -> Vec<u8> {
 
 fn model() -> LoadedModel {
     let card = ModelCard { tokenizer: Digest::of(&bundle()), ..bench::card() };
-    LoadedModel { card, bundle: bundle(), backend: Box::new(HashBackend::default()), adapters: Arc::new(Fake) }
+    let adapters = Arc::new(PeftLoader::new(&card));
+    LoadedModel { card, bundle: bundle(), backend: Box::new(HashBackend::default()), adapters }
 }
 
 /// The routers' side: an endpoint for each, and the worker that dials them.
@@ -152,7 +152,8 @@ pub(super) async fn session_alone() -> Alone {
     let LoadedModel { card, bundle, backend, adapters } = model();
     let (engine, thread) = crate::engine::spawn(Served::from(&card), ROOMY, backend).unwrap();
     // Nothing is ever written there.
-    let settings = StoreSettings { limits: ROOMY_ADAPTERS, directory: "/nonexistent".into() };
+    let limits = Limits { slots: 4, bytes: 1 << 20, disk_bytes: 1 << 20 };
+    let settings = StoreSettings { limits, directory: "/nonexistent".into() };
     let hello = Hello {
         worker: Name::new("worker").unwrap(),
         incarnation: Incarnation(7),

@@ -20,14 +20,14 @@ use crate::adapters::loader::{Loaded, Loader, Unusable};
 use crate::adapters::store::{AdapterStore, News, Via};
 use crate::adapters::{Adapter, Blob, FetchError, Limits, Opening, Source};
 
-pub(crate) const ROOMY: Limits = Limits { slots: 8, bytes: 1 << 20, disk_bytes: 1 << 20 };
+pub(super) const ROOMY: Limits = Limits { slots: 8, bytes: 1 << 20, disk_bytes: 1 << 20 };
 
 /// A bundle that can be loaded, and takes as much memory as it has bytes.
-pub(crate) fn bundle(name: &str) -> Vec<u8> {
+pub(super) fn bundle(name: &str) -> Vec<u8> {
     format!("good {name}").into_bytes()
 }
 
-pub(crate) fn generation(bundle: &[u8]) -> Generation {
+pub(super) fn generation(bundle: &[u8]) -> Generation {
     Generation(Digest::of(bundle))
 }
 
@@ -100,7 +100,7 @@ impl AsyncRead for Broken {
 
 /// Loads what begins with "good".
 #[derive(Debug, Default)]
-pub(crate) struct Fake;
+pub(super) struct Fake;
 
 impl Loader for Fake {
     fn load(&self, at: Generation, bundle: &[u8]) -> Result<Loaded, Unusable> {
