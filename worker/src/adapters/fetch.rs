@@ -44,7 +44,7 @@ pub enum FetchError {
     /// The stream broke within the content.
     #[error("the content broke off")]
     Content(#[source] io::Error),
-    /// Nothing came for [`SILENCE`].
+    /// Nothing came for a long time.
     #[error("nothing came for {} s", SILENCE.as_secs())]
     Silent,
     /// The content has another length than was announced, or another hash.

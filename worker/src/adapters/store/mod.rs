@@ -1,7 +1,7 @@
 //! Who is where, and how it gets there: the worker's one store of adapters. Sessions ask it for a group's adapter, pass the
-//! router's orders on to it and tell the router its news; what it decides is decided by the [`book`](super::book).
+//! router's orders on to it and tell the router its news; what it decides is decided by the `book`.
 //!
-//! Each load is one flight ([`flight`]), however many wait for it: from a router to disk ([`super::fetch`]), from disk into
+//! Each load is one `flight`, however many wait for it: from a router to disk (`fetch`), from disk into
 //! memory on a blocking thread. Nothing here ever runs on the engine's thread.
 
 mod desk;
