@@ -94,7 +94,12 @@ fn sizes(worker: &WorkerConfig) -> String {
         None => "KV as memory allows".to_owned(),
     };
     let threads = worker.threads.map_or_else(|| "a thread per core".to_owned(), |threads| format!("{threads} threads"));
-    format!("{} slots, {} groups, {kv}, {threads}, dials {}", worker.slots, worker.groups, worker.routers.join(" "))
+    let adapters = match worker.adapter_slots {
+        0 => "no adapters".to_owned(),
+        slots => format!("{slots} adapters kept in {}", worker.data_dir.display()),
+    };
+    let routers = worker.routers.join(" ");
+    format!("{} slots, {} groups, {kv}, {threads}, {adapters}, dials {routers}", worker.slots, worker.groups)
 }
 
 fn weights(model: &ModelConfig) -> Result<Weights, CheckError> {

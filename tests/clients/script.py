@@ -26,16 +26,19 @@ def after(state, token):
     return mix((((state << 17) | (state >> 47)) & MASK) ^ token)
 
 
-def state_of(history, salt=0):
+def state_of(history, salt=0, adapter=b""):
+    """`adapter` is the digest that is its generation; none is the base model."""
     state = mix(salt ^ 0x53484F414C000001)
+    for byte in adapter:
+        state = after(state, 1 << 32 | byte)
     for token in history:
         state = after(state, token)
     return state
 
 
-def logits(history):
+def logits(history, adapter=b""):
     """The row that follows `history`."""
-    return row_of(state_of(history))
+    return row_of(state_of(history, adapter=adapter))
 
 
 def row_of(state):
@@ -55,9 +58,9 @@ def logprobs(history):
     return row - (row.max() + math.log(np.exp(row - row.max()).sum()))
 
 
-def greedy(prompt, count, adjust=lambda row, prompt, out: row, past_eos=False):
+def greedy(prompt, count, adjust=lambda row, prompt, out: row, past_eos=False, adapter=b""):
     """The tokens of greedy decoding, EOS included where it ends them; `adjust` plays logit_bias and the penalties."""
-    state, out = state_of(prompt), []
+    state, out = state_of(prompt, adapter=adapter), []
     while len(out) < count:
         token = int(np.argmax(adjust(row_of(state), prompt, out)))
         state = after(state, token)

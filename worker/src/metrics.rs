@@ -5,6 +5,7 @@ use std::time::Duration;
 use metrics::{counter, histogram};
 use shoal_common::wire::message::GroupFailure;
 
+use crate::adapters::AcquireError;
 use crate::scheduler::{Phase, StepPlan, Totals};
 
 /// A step was carried out, well or not.
@@ -36,4 +37,54 @@ pub(crate) fn group_failed(failure: GroupFailure) {
         GroupFailure::AdapterUnavailable => "adapter_unavailable",
     };
     counter!("shoal_worker_groups_failed_total", "reason" => reason).increment(1);
+}
+
+/// Where a group's adapter was when the group came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AdapterFrom {
+    Memory,
+    Disk,
+    Router,
+    /// On its way already, for somebody else.
+    Flight,
+}
+
+/// A group has asked for its adapter.
+pub(crate) fn adapter_acquired(from: AdapterFrom) {
+    let from = match from {
+        AdapterFrom::Memory => "memory",
+        AdapterFrom::Disk => "disk",
+        AdapterFrom::Router => "router",
+        AdapterFrom::Flight => "flight",
+    };
+    counter!("shoal_worker_adapter_acquires_total", "from" => from).increment(1);
+}
+
+/// A load has ended; how long it took, without waiting for room.
+pub(crate) fn adapter_landed(landing: &Result<Duration, AcquireError>) {
+    let outcome = match landing {
+        Ok(took) => {
+            histogram!("shoal_worker_adapter_load_seconds").record(took.as_secs_f64());
+            "loaded"
+        }
+        Err(AcquireError::Quarantined(_)) => "quarantined",
+        Err(AcquireError::Unavailable(_)) => "unavailable",
+    };
+    counter!("shoal_worker_adapter_loads_total", "outcome" => outcome).increment(1);
+}
+
+/// What adapters give way in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Tier {
+    Memory,
+    Disk,
+}
+
+/// Adapters had to make room for others.
+pub(crate) fn adapters_evicted(tier: Tier, count: usize) {
+    let tier = match tier {
+        Tier::Memory => "memory",
+        Tier::Disk => "disk",
+    };
+    counter!("shoal_worker_adapter_evictions_total", "tier" => tier).increment(count as u64);
 }

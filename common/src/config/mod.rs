@@ -138,7 +138,7 @@ pub struct RouterConfig {
     pub quic: SocketAddr,
     /// Serve HTTP without keys on a non-loopback address.
     pub exposure: Exposure,
-    /// Where the prompt log lives.
+    /// Where the prompt log lives, and what workers keep unless they have a directory of their own.
     pub data_dir: PathBuf,
     /// Whether `log_prompt: true` requests are written to the prompt log, or the field is refused.
     pub prompt_log: PromptLogPolicy,
@@ -182,6 +182,14 @@ pub struct WorkerConfig {
     pub step_tokens: u32,
     /// Compute threads; absent: one per core.
     pub threads: Option<u32>,
+    /// Adapters in memory at once; 0: this worker takes none.
+    pub adapter_slots: u32,
+    /// Bytes of adapters in memory at once; absent: from the memory of the machine.
+    pub adapter_bytes: Option<u64>,
+    /// Bytes of adapter files on disk at once.
+    pub adapter_disk_bytes: u64,
+    /// Where its adapter files are; of this worker alone.
+    pub data_dir: PathBuf,
 }
 
 /// `[[model]]`

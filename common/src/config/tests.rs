@@ -143,6 +143,22 @@ fn a_machine_needs_only_the_model_files_of_its_own_part() {
 }
 
 #[test]
+fn a_worker_keeps_its_adapters_in_a_directory_of_its_own() {
+    let file = format!(
+        "router.data_dir = \"/data\"\n{SCRIPTED}[[worker]]\nname = \"org/b\"\n[[worker]]\nname = \"a..b\"\n\
+         [[worker]]\nname = \"c\"\ndata_dir = \"~/c\"\nadapter_slots = 0\nadapter_bytes = 7\nadapter_disk_bytes = 9\n"
+    );
+    let config = load_text(&file, &Overrides::default(), &home()).expect("nothing is wrong");
+    let directories: Vec<_> = config.workers.iter().map(|worker| worker.data_dir.to_str().expect("text")).collect();
+    assert_eq!(directories, ["/data/worker-org~b", "/data/worker-a..b", "/home/user/c"]);
+    let sizes = |at: usize| {
+        let worker: &WorkerConfig = &config.workers[at];
+        (worker.adapter_slots, worker.adapter_bytes, worker.adapter_disk_bytes)
+    };
+    assert_eq!([sizes(0), sizes(2)], [(32, None, 8 << 30), (0, Some(7), 9)]);
+}
+
+#[test]
 fn a_model_is_named_after_its_file_directory_or_repository() {
     let cases = [
         ("/models/SmolLM2-135M.Q4_1.gguf", "SmolLM2-135M.Q4_1"),

@@ -8,7 +8,23 @@ use super::section::{Section, describe, nearest};
 use super::{RouterConfig, Scope, WorkerConfig};
 use crate::ids::Name;
 
-const WORKER: [&str; 8] = ["name", "model", "routers", "slots", "groups", "kv_tokens", "step_tokens", "threads"];
+const WORKER: [&str; 12] = [
+    "name",
+    "model",
+    "routers",
+    "slots",
+    "groups",
+    "kv_tokens",
+    "step_tokens",
+    "threads",
+    "adapter_slots",
+    "adapter_bytes",
+    "adapter_disk_bytes",
+    "data_dir",
+];
+
+/// Bytes of adapter files that are kept without being told: some hundred adapters of usual size.
+const ADAPTER_DISK_BYTES: u64 = 8 << 30;
 
 /// Every `[[worker]]`.
 pub(super) fn workers(
@@ -25,8 +41,11 @@ pub(super) fn workers(
         let model = hosted_model(section, models, report);
         let routers = routers(section, router, scope, report);
         let sizes = Sizes::read(section, report);
+        let data_dir = section.path("data_dir", report);
+        let name = name?;
         Some(WorkerConfig {
-            name: name?,
+            data_dir: data_dir.unwrap_or_else(|| router.data_dir.join(directory_of(&name))),
+            name,
             model: model?,
             routers,
             slots: sizes.slots,
@@ -34,6 +53,9 @@ pub(super) fn workers(
             kv_tokens: sizes.kv_tokens,
             step_tokens: sizes.step_tokens,
             threads: sizes.threads,
+            adapter_slots: sizes.adapter_slots,
+            adapter_bytes: sizes.adapter_bytes,
+            adapter_disk_bytes: sizes.adapter_disk_bytes,
         })
     };
     let workers: Vec<_> = sections.iter().filter_map(read).collect();
@@ -50,6 +72,9 @@ struct Sizes {
     kv_tokens: Option<u64>,
     step_tokens: u32,
     threads: Option<u32>,
+    adapter_slots: u32,
+    adapter_bytes: Option<u64>,
+    adapter_disk_bytes: u64,
 }
 
 impl Sizes {
@@ -60,8 +85,18 @@ impl Sizes {
             kv_tokens: section.integer("kv_tokens", 1..=1 << 40, report),
             step_tokens: section.integer("step_tokens", 1..=65_536, report).unwrap_or(512),
             threads: section.integer("threads", 1..=1024, report),
+            adapter_slots: section.integer("adapter_slots", 0..=4096, report).unwrap_or(32),
+            adapter_bytes: section.integer("adapter_bytes", 1..=1 << 50, report),
+            adapter_disk_bytes: section
+                .integer("adapter_disk_bytes", 0..=1 << 50, report)
+                .unwrap_or(ADAPTER_DISK_BYTES),
         }
     }
+}
+
+/// One directory for each worker, whatever its name: a slash would lead elsewhere, and no name has a `~`.
+fn directory_of(worker: &Name) -> String {
+    format!("worker-{}", worker.as_str().replace('/', "~"))
 }
 
 /// The model a worker hosts: the one it names, or the only one there is.

@@ -37,6 +37,10 @@ pub(crate) fn describe() {
     counter!("shoal_worker_prefix_lookup_tokens_total", "Tokens looked for in the prefix cache");
     counter!("shoal_worker_prefix_hit_tokens_total", "Tokens found in the prefix cache");
     counter!("shoal_worker_preemptions_total", "Sequences that gave their KV to others and were computed again");
+    counter!("shoal_worker_adapter_acquires_total", "Groups that asked for an adapter, by where it was");
+    counter!("shoal_worker_adapter_loads_total", "Adapters fetched or read into memory, by outcome");
+    histogram!("shoal_worker_adapter_load_seconds", "Adapters fetched or read into memory, in seconds");
+    counter!("shoal_worker_adapter_evictions_total", "Adapters that made room for others, by tier");
     counter!("shoal_worker_groups_failed_total", "Groups given up, by reason");
 }
 

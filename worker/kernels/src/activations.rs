@@ -4,6 +4,7 @@
 //! amax is below 2^-100 is zero; one with a value that is not finite has the scale NaN, so that the damage shows in what is
 //! computed from it and nowhere else.
 
+use crate::lora::Lora;
 use crate::pool::Pool;
 use crate::rows::{BLOCK, Rows, Shared};
 use crate::simd::{LANES, Op, Simd, dispatch};
@@ -50,6 +51,15 @@ pub struct Activations {
     per_group: usize,
     /// `[groups, blocks of a row]`
     blocks: Vec<RowBlocks>,
+}
+
+/// Where the values that are quantised go as they are: adapters ask for them. Only the rows that have an adapter are written.
+#[derive(Debug)]
+pub struct Kept<'a> {
+    /// Becomes as many rows as are quantised, of the same width.
+    pub rows: &'a mut Rows,
+    /// Knows which rows have an adapter.
+    pub lora: &'a Lora,
 }
 
 /// The rows of one group.
@@ -110,34 +120,51 @@ impl Activations {
 
     /// Quantises `x` as it is.
     pub fn quantise(&mut self, pool: &mut Pool, x: &Rows) {
-        self.fill(pool, x, Source::Plain);
+        self.fill(pool, x, Source::Plain, None);
     }
 
     /// Quantises the RMS norms of `x`: each row times 1 / sqrt(mean square + eps), times `weights`, `[padded(width)]` with
     /// zeros at its end. The squares are summed in 16 lanes, folded in halves.
-    pub fn quantise_normed(&mut self, pool: &mut Pool, x: &Rows, weights: &[f32], eps: f32) {
+    pub fn quantise_normed(
+        &mut self,
+        pool: &mut Pool,
+        x: &Rows,
+        (weights, eps): (&[f32], f32),
+        kept: Option<Kept<'_>>,
+    ) {
         assert_eq!(weights.len(), x.stride(), "weights of the norm");
-        self.fill(pool, x, Source::Norm { weights, length: x.width(), eps });
+        self.fill(pool, x, Source::Norm { weights, length: x.width(), eps }, kept);
     }
 
     /// Quantises silu(gate) x up of rows that hold `[padded(width)]` gates and then as many ups.
-    pub fn quantise_gated(&mut self, pool: &mut Pool, x: &Rows) {
+    pub fn quantise_gated(&mut self, pool: &mut Pool, x: &Rows, kept: Option<Kept<'_>>) {
         assert_eq!(x.stride(), 2 * self.row_blocks() * BLOCK, "gates and ups");
-        self.fill(pool, x, Source::Gated);
+        self.fill(pool, x, Source::Gated, kept);
     }
 
-    fn fill(&mut self, pool: &mut Pool, x: &Rows, source: Source<'_>) {
+    fn fill(&mut self, pool: &mut Pool, x: &Rows, source: Source<'_>, kept: Option<Kept<'_>>) {
         if !matches!(source, Source::Gated) {
             assert_eq!(x.width(), self.width, "width of the rows");
         }
         self.resize(x.count());
         let (isa, row_blocks, per_group) = (pool.isa(), self.row_blocks(), self.per_group);
         let blocks = Shared::new(&mut self.blocks);
+        let kept = kept.map(|kept| {
+            assert_eq!((kept.rows.width(), kept.lora.count()), (self.width, x.count()), "rows that are kept");
+            kept.rows.resize(x.count());
+            (kept.lora, Shared::new(kept.rows.values_mut()))
+        });
         // One row of a small model takes a microsecond: not worth another thread.
         let grain = (ROW_GRAIN / x.stride()).max(1);
         pool.split(x.count(), grain, |_, rows| {
             for row in rows {
-                let to = Target { blocks: &blocks, first: row / per_group * row_blocks, slot: row % per_group };
+                let length = row_blocks * BLOCK;
+                let kept = kept.as_ref().filter(|(lora, _)| lora.has(row)).map(|(_, kept)| {
+                    // SAFETY: each row is one thread's, and there are as many as are quantised.
+                    unsafe { kept.part(row * length, length) }
+                });
+                let (first, slot) = (row / per_group * row_blocks, row % per_group);
+                let to = Target { blocks: &blocks, first, slot, kept };
                 dispatch(isa, Quantise { x: x.padded_row(row), row_blocks, source, to });
             }
         });
@@ -160,6 +187,8 @@ struct Target<'a> {
     blocks: &'a Shared<RowBlocks>,
     first: usize,
     slot: usize,
+    /// The row of [`Kept`], padded.
+    kept: Option<&'a mut [f32]>,
 }
 
 /// One row.
@@ -174,7 +203,7 @@ impl Op for Quantise<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(mut self, s: S) {
         let (x, _) = self.x.as_chunks::<LANES>();
         match self.source {
             Source::Plain => {
@@ -206,7 +235,12 @@ impl Op for Quantise<'_> {
 impl Target<'_> {
     /// Quantises block `block` of the row.
     #[inline(always)]
-    fn write<S: Simd>(&self, s: S, block: usize, low: S::F, high: S::F) {
+    fn write<S: Simd>(&mut self, s: S, block: usize, low: S::F, high: S::F) {
+        if let Some(kept) = &mut self.kept {
+            let (kept, _) = kept.as_chunks_mut::<LANES>();
+            s.store(low, &mut kept[2 * block]);
+            s.store(high, &mut kept[2 * block + 1]);
+        }
         // SAFETY: a block of the row's group. The pointer is narrowed to the row's slot before anything is borrowed, because
         // other threads write to other slots of the same block.
         let to = unsafe { self.blocks.pointer(self.first + block) };

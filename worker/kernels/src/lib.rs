@@ -8,6 +8,7 @@
 //! 3. [`Rows`]: rows of f32. [`Activations`]: rows quantised to int8, normed or gated on the way.
 //! 4. [`Matrix`]: packed weights, and the product of the two. `matmul` computes it on vectors, `amx` on tiles.
 //! 5. [`KvPool`]: keys and values in blocks. [`Rope`] writes it, [`Attention`] reads it.
+//! 6. [`LowRank`]: an adapter's update of linear layers. [`Lora`] adds to each row what its own adapter makes of it.
 
 mod activations;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -15,6 +16,7 @@ mod amx;
 mod attention;
 mod isa;
 mod kv;
+mod lora;
 mod matmul;
 mod matrix;
 mod pool;
@@ -23,10 +25,11 @@ mod rows;
 mod simd;
 mod vector;
 
-pub use activations::Activations;
+pub use activations::{Activations, Kept};
 pub use attention::Attention;
 pub use isa::Isa;
 pub use kv::{BLOCK_POSITIONS, KvPool, KvShape, OutOfMemory, Spans};
+pub use lora::{Factors, Lora, LowRank, Unpacked};
 pub use matmul::Write;
 pub use matrix::{Encoding, Matrix, SUPER_BLOCK, Weights};
 pub use pool::Pool;

@@ -1,16 +1,26 @@
 //! Adapters in a worker: low-rank updates of the linear layers that this worker hosts, ready for a step.
+//!
+//! 1. [`store`] has them and gets them: a session asks it for a group's adapter and holds the [`Lease`] on behalf of the group.
+//!    What it decides is in `book`, what it does in `fetch` (from a router), `disk` and `loader` (from disk into memory).
+//! 2. `load` makes an [`Adapter`] of a bundle's bytes; backends find in it what to add where.
 
-use shoal_common::ids::Generation;
+mod adapter;
+mod book;
+mod disk;
+mod error;
+mod fetch;
+mod lease;
+mod load;
+mod loader;
+#[cfg(test)]
+pub(crate) mod recipe;
+pub mod store;
 
-/// An adapter in memory: what it changes in the hosted layers. Shared by all groups that run with it; never changes.
-#[derive(Debug)]
-pub struct Adapter {
-    generation: Generation,
-}
-
-impl Adapter {
-    /// Which one it is.
-    pub fn generation(&self) -> Generation {
-        self.generation
-    }
-}
+pub use adapter::{Adapter, Site};
+pub use book::Limits;
+pub use error::{AcquireError, Reason, Unavailable};
+pub use fetch::{Blob, FetchError, Opening, RouterSource, Source};
+pub use lease::Lease;
+pub use load::LoadError;
+pub use loader::{Loaded, Loader, PeftLoader, Unusable};
+pub use store::{AdapterStore, News, StoreSettings, Via};

@@ -1,11 +1,14 @@
 //! A backend on a test's bench: its logits, and the sequences it holds, by name. For tests of every backend.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use shoal_common::ids::TokenId;
+use shoal_common::adapter::{self, Bundle, Geometry};
+use shoal_common::ids::{LayerRange, TokenId};
 
 use super::tables::{Name, Tables};
 use super::{Backend, LogitsBuffer, LogitsOf, Slice};
+use crate::adapters::Adapter;
 
 /// Blocks of a test's pool: 32 sequences of a few hundred tokens.
 const BLOCKS: usize = 1024;
@@ -30,6 +33,15 @@ pub(crate) fn lines<Line: serde::de::DeserializeOwned>(relative: &str) -> Vec<Li
 
 pub(crate) fn tokens(ids: &[u32]) -> Vec<TokenId> {
     ids.iter().copied().map(TokenId).collect()
+}
+
+/// A golden adapter for a model of `geometry`.
+pub(crate) fn golden_adapter(relative: &str, geometry: &Geometry) -> Arc<Adapter> {
+    let (config, weights) = adapter::read_directory(&golden(relative), u64::MAX).unwrap();
+    let bundle = Bundle { config: &config, weights: &weights };
+    let layers = LayerRange { begin: 0, end: geometry.layers };
+    let bytes = bundle.to_bytes().unwrap();
+    Arc::new(Adapter::load(bundle.generation().unwrap(), &bytes, geometry, layers).unwrap())
 }
 
 /// A backend with its logits, and the sequences it holds.
@@ -89,7 +101,17 @@ impl Bench {
 
     /// The logits of every token of a sequence of its own.
     pub(crate) fn alone(&mut self, tokens: &[TokenId], chunk: usize) -> Vec<Vec<f32>> {
-        let sequence = self.name();
+        self.alone_with(None, tokens, chunk)
+    }
+
+    /// The logits of every token of a sequence of its own that has this adapter.
+    pub(crate) fn alone_with(
+        &mut self,
+        adapter: Option<&Arc<Adapter>>,
+        tokens: &[TokenId],
+        chunk: usize,
+    ) -> Vec<Vec<f32>> {
+        let sequence = self.tables.name_with(adapter);
         let rows = self.extend(sequence, 0, tokens, chunk);
         self.tables.release(sequence);
         rows

@@ -3,10 +3,12 @@
 //! backend that leans on what a block held before is found out.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use shoal_common::ids::TokenId;
 
 use super::{BLOCK_TOKENS, Backend, BackendError, BlockId, LogitsOf, Slice};
+use crate::adapters::Adapter;
 
 /// A sequence of a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +18,8 @@ pub(crate) struct Name(u64);
 #[derive(Debug)]
 pub(crate) struct Tables {
     tables: BTreeMap<Name, Vec<BlockId>>,
+    /// Of the sequences that have one.
+    adapters: BTreeMap<Name, Arc<Adapter>>,
     /// Tables that name each block of the pool.
     references: Vec<usize>,
     /// Freed last, handed out first.
@@ -28,7 +32,7 @@ impl Tables {
     pub(crate) fn reserve(backend: &mut dyn Backend, blocks: usize) -> Self {
         backend.reserve(blocks).unwrap();
         let free = (0..blocks as u32).rev().map(BlockId).collect();
-        Self { tables: BTreeMap::new(), references: vec![0; blocks], free, named: 0 }
+        Self { tables: BTreeMap::new(), adapters: BTreeMap::new(), references: vec![0; blocks], free, named: 0 }
     }
 
     /// A new sequence without blocks.
@@ -36,6 +40,13 @@ impl Tables {
         self.named += 1;
         let name = Name(self.named);
         self.tables.insert(name, Vec::new());
+        name
+    }
+
+    /// A new sequence without blocks, all of whose slices have this adapter.
+    pub(crate) fn name_with(&mut self, adapter: Option<&Arc<Adapter>>) -> Name {
+        let name = self.name();
+        self.adapters.extend(adapter.map(|adapter| (name, adapter.clone())));
         name
     }
 
@@ -49,11 +60,12 @@ impl Tables {
 
     /// The slice that computes `tokens` from `start` on. [`Tables::grow`] has made room.
     pub(crate) fn slice<'a>(&'a self, name: Name, start: usize, tokens: &'a [TokenId], logits: LogitsOf) -> Slice<'a> {
-        Slice { start, tokens, blocks: &self.tables[&name], adapter: None, logits }
+        let adapter = self.adapters.get(&name).map(Arc::as_ref);
+        Slice { start, tokens, blocks: &self.tables[&name], adapter, logits }
     }
 
-    /// A new sequence with the first `length` positions of `from`: full blocks are shared, a last one that is not full is
-    /// copied.
+    /// A new sequence with the first `length` positions of `from`, and its adapter: full blocks are shared, a last one that
+    /// is not full is copied.
     pub(crate) fn fork(&mut self, backend: &mut dyn Backend, from: Name, length: usize) -> Result<Name, BackendError> {
         let mut table = self.tables[&from][..length / BLOCK_TOKENS].to_vec();
         table.iter().for_each(|block| self.references[block.index()] += 1);
@@ -62,13 +74,14 @@ impl Tables {
             backend.copy_block(partial, copy)?;
             table.push(copy);
         }
-        let name = self.name();
+        let name = self.name_with(self.adapters.get(&from).cloned().as_ref());
         self.tables.insert(name, table);
         Ok(name)
     }
 
     /// Forgets the sequence.
     pub(crate) fn release(&mut self, name: Name) {
+        self.adapters.remove(&name);
         for block in self.tables.remove(&name).unwrap() {
             self.references[block.index()] -= 1;
             if self.references[block.index()] == 0 {

@@ -4,6 +4,7 @@
 //! Its bits are the same on every CPU, for any number of threads, in any batch and however a prefill is cut: the kernels
 //! promise it row by row ([`shoal_kernels`]), and nothing here mixes rows.
 
+mod adapters;
 mod blocks;
 mod footprint;
 mod model;
@@ -115,7 +116,7 @@ impl Cpu {
         let ends = self.model.ends.as_ref().ok_or(Refused::InnerStage)?;
         lay_out(slices, &mut self.work, &mut self.wanted);
         ends.embed(slices.iter().flat_map(|slice| slice.tokens), &mut self.work);
-        self.model.run(&mut self.pool, kv, &mut self.work);
+        self.model.run(&mut self.pool, kv, slices, &mut self.work);
         Ok(())
     }
 
@@ -162,7 +163,7 @@ impl Backend for Cpu {
         let kv = self.kv.as_mut().ok_or(Refused::NoKv)?;
         lay_out(slices, &mut self.work, &mut self.wanted);
         self.work.take(rows)?;
-        self.model.run(&mut self.pool, kv, &mut self.work);
+        self.model.run(&mut self.pool, kv, slices, &mut self.work);
         Ok(self.work.give(rows)?)
     }
 
@@ -207,6 +208,7 @@ impl Work {
 
 /// The rows of a step and their block tables, and which of them yield logits.
 fn lay_out(slices: &[Slice<'_>], work: &mut Work, wanted: &mut Vec<usize>) {
+    work.adapters.plan(slices);
     work.spans.clear();
     wanted.clear();
     for slice in slices {

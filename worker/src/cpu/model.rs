@@ -10,7 +10,10 @@ use shoal_kernels::{
     Activations, Attention, HeadNorms, Heads, KvPool, KvShape, Matrix, Pool, Rope, Rows, Spans, Weights, Write, padded,
 };
 
+use super::adapters::Adapters;
 use super::pack;
+use crate::adapters::Site;
+use crate::backend::Slice;
 use crate::weights::{LayerPart, ModelFile, ModelShape, RowOrder, TensorName, TensorType, TensorView, WeightsError};
 
 /// A model of the llama family, or a stage of one.
@@ -61,14 +64,19 @@ struct Layer {
 #[derive(Debug)]
 pub(super) struct Work {
     pub(super) spans: Spans,
+    pub(super) adapters: Adapters,
     /// The residual stream, `[rows, hidden]`.
     pub(super) x: Rows,
+    /// Its norms, as they are for rows with an adapter, and quantised.
+    normed: Rows,
     hidden: Activations,
     projections: Rows,
     attention: Attention,
     mixed: Rows,
     mixed_quants: Activations,
     gate_up: Rows,
+    /// What the gates leave, as it is for rows with an adapter, and quantised.
+    gated_rows: Rows,
     gated: Activations,
     /// An embedding's blocks, taken apart.
     embedding: Weights,
@@ -111,13 +119,16 @@ impl Model {
         let (hidden, mixed) = (self.shape.hidden, self.shape.heads * self.shape.head_dim);
         Work {
             spans: Spans::default(),
+            adapters: Adapters::default(),
             x: Rows::new(hidden),
+            normed: Rows::new(hidden),
             hidden: Activations::new(hidden),
             projections: Rows::new(self.heads.width()),
             attention: Attention::new(self.heads),
             mixed: Rows::new(mixed),
             mixed_quants: Activations::new(mixed),
             gate_up: Rows::new(padded(self.shape.intermediate) + self.shape.intermediate),
+            gated_rows: Rows::new(self.shape.intermediate),
             gated: Activations::new(self.shape.intermediate),
             embedding: pack::scratch(hidden),
             last: Rows::new(hidden),
@@ -125,27 +136,33 @@ impl Model {
         }
     }
 
-    /// Carries `work.x` through the hosted layers and keeps keys and values.
-    pub(super) fn run(&mut self, pool: &mut Pool, kv: &mut KvPool, work: &mut Work) {
+    /// Carries `work.x` through the hosted layers and keeps keys and values. An adapter adds to what the weights give: before
+    /// queries and keys are normed and rotated, and to the residual stream after they have added to it.
+    pub(super) fn run(&mut self, pool: &mut Pool, kv: &mut KvPool, slices: &[Slice<'_>], work: &mut Work) {
         self.rope.reach(work.spans.reach());
         work.attention.plan(pool, &work.spans);
         let rows = work.spans.rows();
         for rows_of in [&mut work.projections, &mut work.mixed, &mut work.gate_up] {
             rows_of.resize(rows);
         }
+        let Work { adapters, x, normed, hidden, projections, mixed, gate_up, gated_rows, .. } = work;
         let eps = self.shape.rms_eps;
         for (index, layer) in self.layers.iter().enumerate() {
-            work.hidden.quantise_normed(pool, &work.x, &layer.attn_norm, eps);
-            layer.qkv.multiply(pool, &work.hidden, &mut work.projections, Write::Set);
+            hidden.quantise_normed(pool, x, (&layer.attn_norm, eps), adapters.keep(normed));
+            layer.qkv.multiply(pool, hidden, projections, Write::Set);
+            adapters.add(pool, slices, (index, Site::Qkv), normed, projections);
             let norms = layer.head_norms.as_ref();
-            self.rope.store(pool, &mut work.projections, &work.spans, self.heads, norms, (kv, index));
-            work.attention.compute(pool, &work.projections, &work.spans, (kv, index), &mut work.mixed);
-            work.mixed_quants.quantise(pool, &work.mixed);
-            layer.out.multiply(pool, &work.mixed_quants, &mut work.x, Write::Add);
-            work.hidden.quantise_normed(pool, &work.x, &layer.ffn_norm, eps);
-            layer.gate_up.multiply(pool, &work.hidden, &mut work.gate_up, Write::Set);
-            work.gated.quantise_gated(pool, &work.gate_up);
-            layer.down.multiply(pool, &work.gated, &mut work.x, Write::Add);
+            self.rope.store(pool, projections, &work.spans, self.heads, norms, (kv, index));
+            work.attention.compute(pool, projections, &work.spans, (kv, index), mixed);
+            work.mixed_quants.quantise(pool, mixed);
+            layer.out.multiply(pool, &work.mixed_quants, x, Write::Add);
+            adapters.add(pool, slices, (index, Site::Out), mixed, x);
+            hidden.quantise_normed(pool, x, (&layer.ffn_norm, eps), adapters.keep(normed));
+            layer.gate_up.multiply(pool, hidden, gate_up, Write::Set);
+            adapters.add(pool, slices, (index, Site::GateUp), normed, gate_up);
+            work.gated.quantise_gated(pool, gate_up, adapters.keep(gated_rows));
+            layer.down.multiply(pool, &work.gated, x, Write::Add);
+            adapters.add(pool, slices, (index, Site::Down), gated_rows, x);
         }
     }
 }
@@ -189,7 +206,8 @@ impl Ends {
         for (to, &from) in wanted.iter().enumerate() {
             work.last.row_mut(to).copy_from_slice(work.x.row(from));
         }
-        work.last_quants.quantise_normed(pool, &work.last, &self.norm, self.eps);
+        let norm = (&self.norm[..], self.eps);
+        work.last_quants.quantise_normed(pool, &work.last, norm, None);
         self.head.multiply_into(pool, &work.last_quants, logits);
     }
 }

@@ -1,49 +1,51 @@
 //! What the engine takes: a submission is checked whole before anything is allocated for it. Pure.
 
-use shoal_common::fingerprint::Fingerprint;
+use std::sync::Arc;
+use std::time::Instant;
+
 use shoal_common::ids::TokenId;
 use shoal_common::wire::hello::ModelCard;
 use shoal_common::wire::message::{GroupFailure, MAX_ALTERNATIVES, MAX_BRANCHES, MAX_LOGIT_BIAS, Submit};
 
+use super::sink::GroupSink;
+use crate::adapters::Lease;
 use crate::scheduler::{GroupShape, Hashes, Scoring};
 
 /// Stop ids at most: the request's own and the model's EOS; each is searched for at each token.
 pub(super) const MAX_STOP_IDS: usize = 1024;
 
-/// What the engine serves.
-#[derive(Clone, Copy, Debug)]
-pub struct Served {
-    /// Identity of its answers.
-    pub fingerprint: Fingerprint,
-    /// Ids are below this.
-    pub vocab: u32,
-    /// Longest sequence in tokens.
-    pub context: u32,
-}
+/// What the engine serves. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Served(Arc<ModelCard>);
 
 impl From<&ModelCard> for Served {
     fn from(card: &ModelCard) -> Self {
-        Self { fingerprint: card.fingerprint, vocab: card.vocab_size, context: card.context }
+        Self(Arc::new(card.clone()))
     }
 }
 
 impl Served {
-    /// Whether `submit` can be run here.
+    /// Whether `submit` can be run here, once its adapter is.
     pub fn check(&self, submit: &Submit) -> Result<(), GroupFailure> {
-        if submit.adapter.is_some() {
-            return Err(GroupFailure::AdapterUnavailable);
-        }
-        if submit.fingerprint != self.fingerprint {
+        if submit.fingerprint != self.0.fingerprint_with(submit.adapter) {
             return Err(GroupFailure::WrongFingerprint);
         }
         let is_valid = self.length_fits(submit) && self.branches_are_valid(submit) && params_are_valid(submit);
         if is_valid { Ok(()) } else { Err(GroupFailure::Invalid) }
     }
 
+    /// Whether `submit` can be run here with `adapter`: nothing is ever answered by the base model in an adapter's place.
+    pub(super) fn check_with(&self, submit: &Submit, adapter: Option<&Lease>) -> Result<(), GroupFailure> {
+        if submit.adapter != adapter.map(|lease| lease.generation()) {
+            return Err(GroupFailure::AdapterUnavailable);
+        }
+        self.check(submit)
+    }
+
     fn length_fits(&self, submit: &Submit) -> bool {
         let prompt = &submit.prompt.0;
         let longest = prompt.len() as u64 + u64::from(submit.end.max_tokens);
-        !prompt.is_empty() && longest <= u64::from(self.context) && self.are_ids(prompt)
+        !prompt.is_empty() && longest <= u64::from(self.0.context) && self.are_ids(prompt)
     }
 
     fn branches_are_valid(&self, submit: &Submit) -> bool {
@@ -57,7 +59,7 @@ impl Served {
     }
 
     fn are_ids(&self, tokens: &[TokenId]) -> bool {
-        tokens.iter().all(|token| token.0 < self.vocab)
+        tokens.iter().all(|token| token.0 < self.0.vocab_size)
     }
 }
 
@@ -71,6 +73,17 @@ fn params_are_valid(submit: &Submit) -> bool {
             .iter()
             .flatten()
             .all(|&alternatives| alternatives <= MAX_ALTERNATIVES)
+}
+
+/// A group that was found valid, on its way to the engine's thread.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) submit: Submit,
+    pub(super) hashes: Hashes,
+    /// What `submit.adapter` names.
+    pub(super) adapter: Option<Lease>,
+    pub(super) sink: GroupSink,
+    pub(super) deadline: Option<Instant>,
 }
 
 /// What the policy must know of a valid submission. With `max_tokens` 0 no branch runs.

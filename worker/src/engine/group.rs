@@ -6,13 +6,15 @@ use std::time::Instant;
 use shoal_common::block_hash::BlockHash;
 use shoal_common::ids::{BranchIndex, TokenId};
 use shoal_common::sampling::SamplingParams;
-use shoal_common::wire::message::{BranchEnd, BranchStart, BranchToken, EndRules, GroupFrame, Submit};
+use shoal_common::wire::message::{BranchEnd, BranchStart, BranchToken, EndRules, GroupFrame};
 
+use super::admission::Arrival;
 use super::hashes;
 use super::sink::GroupSink;
+use crate::adapters::{Adapter, Lease};
 use crate::backend::LogitsBuffer;
 use crate::sampler::{self, Sampler, TokenHistory};
-use crate::scheduler::{Drawn, Hashes, PlannedSlice};
+use crate::scheduler::{Drawn, PlannedSlice};
 
 /// One candidate.
 struct LiveBranch {
@@ -37,6 +39,8 @@ pub(super) struct LiveGroup {
     pub(super) deadline: Option<Instant>,
     /// Whether the policy was told that the group's stream is clogged.
     pub(super) parking: Parking,
+    /// Given back when the group ends.
+    adapter: Option<Lease>,
     prompt: Vec<TokenId>,
     sampling: SamplingParams,
     end: EndRules,
@@ -58,7 +62,8 @@ pub(super) enum Parking {
 }
 
 impl LiveGroup {
-    pub(super) fn new(submit: Submit, hashes: &Hashes, sink: GroupSink, deadline: Option<Instant>) -> Self {
+    pub(super) fn new(arrival: Arrival) -> Self {
+        let Arrival { submit, hashes, adapter, sink, deadline } = arrival;
         let begin = hashes.prompt.last().copied().unwrap_or_else(|| hashes::begin(&submit));
         let prompt = submit.prompt.0;
         let blank = TokenHistory::new(&prompt);
@@ -71,6 +76,7 @@ impl LiveGroup {
             sink,
             deadline,
             parking: Parking::Scheduled,
+            adapter,
             branches: branches.collect(),
             prompt,
             sampling: submit.sampling,
@@ -80,6 +86,11 @@ impl LiveGroup {
             prompt_row: Vec::new(),
             drawn: Vec::new(),
         }
+    }
+
+    /// What all of its slices are computed with.
+    pub(super) fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_deref()
     }
 
     /// The tokens of a planned slice.

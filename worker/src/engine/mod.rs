@@ -25,16 +25,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use shoal_common::wire::hello::{Status, WorkerState};
-use shoal_common::wire::message::{GroupFrame, Submit};
+use shoal_common::wire::message::{GroupFailure, GroupFrame, Submit};
 use tokio::sync::watch;
 
+use admission::Arrival;
 pub use admission::Served;
 use link::{GroupLink, Waker};
 pub use sink::GroupSink;
 use turn::{Engine, Links};
 
+use crate::adapters::Lease;
 use crate::backend::{Backend, BackendError};
-use crate::scheduler::{Bounds, Hashes};
+use crate::scheduler::Bounds;
 
 /// Submissions that wait for the engine to end its step; more are answered `Busy`.
 pub const COMMANDS: usize = 1024;
@@ -44,7 +46,7 @@ pub const IDLE_TICK: Duration = Duration::from_millis(100);
 /// What sessions ask of the engine. What must never be lost goes through a [`GroupLink`] instead.
 #[derive(Debug)]
 enum Command {
-    Submit { submit: Box<Submit>, hashes: Hashes, sink: GroupSink, deadline: Option<Instant> },
+    Submit(Box<Arrival>),
     Wake,
 }
 
@@ -145,20 +147,26 @@ impl EngineHandle {
         Arc::new(GroupLink::new(self.waker.clone()))
     }
 
-    /// Runs a group. Whatever becomes of it, its sink hears it, and then exactly one end.
-    pub fn submit(&self, submit: Box<Submit>, sink: GroupSink) {
-        if let Err(failure) = self.served.check(&submit) {
+    /// Whether a group can be run here, once its adapter is.
+    pub fn check(&self, submit: &Submit) -> Result<(), GroupFailure> {
+        self.served.check(submit)
+    }
+
+    /// Runs a group with the adapter that it names, which is given back when it ends. Whatever becomes of it, its sink hears
+    /// it, and then exactly one end.
+    pub fn submit(&self, submit: Submit, adapter: Option<Lease>, sink: GroupSink) {
+        if let Err(failure) = self.served.check_with(&submit, adapter.as_ref()) {
             return sink.refuse(GroupFrame::Failed(failure));
         }
         let deadline = submit.deadline_ms.map(|ms| Instant::now() + Duration::from_millis(ms.into()));
         // Here and not on the engine's thread, where all streams would wait for it.
         let hashes = hashes::of_submission(&submit);
-        let command = Command::Submit { submit, hashes, sink, deadline };
+        let command = Command::Submit(Box::new(Arrival { submit, hashes, adapter, sink, deadline }));
         if let Err(refused) = self.commands.try_send(command) {
             let (std::sync::mpsc::TrySendError::Full(command) | std::sync::mpsc::TrySendError::Disconnected(command)) =
                 refused;
-            if let Command::Submit { sink, .. } = command {
-                sink.refuse(turn::busy(Duration::from_secs(1)));
+            if let Command::Submit(arrival) = command {
+                arrival.sink.refuse(turn::busy(Duration::from_secs(1)));
             }
         }
     }

@@ -72,7 +72,7 @@ impl Engine {
                 start: planned.start,
                 tokens: group.tokens(planned),
                 blocks: self.policy.table(planned.sequence),
-                adapter: None,
+                adapter: group.adapter(),
                 logits: planned.logits,
             }
         }));

@@ -8,19 +8,20 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use shoal_common::wire::hello::{Status, WorkerState};
-use shoal_common::wire::message::{GroupFailure, GroupFrame, Submit};
+use shoal_common::wire::message::{GroupFailure, GroupFrame};
 use tokio::sync::watch;
 
+use super::admission::Arrival;
 use super::group::{LiveGroup, Parking};
 use super::guarded::Guarded;
 use super::rate::Rate;
-use super::sink::{GroupSink, Outbox};
+use super::sink::Outbox;
 use super::step::Scratch;
 use super::{COMMANDS, Command, IDLE_TICK, Mode, Orders, admission};
 use crate::backend::{Backend, LogitsBuffer};
 use crate::metrics;
 use crate::sampler::Sampler;
-use crate::scheduler::{Bounds, GroupId, Hashes, Pace, Policy, Refused};
+use crate::scheduler::{Bounds, GroupId, Pace, Policy, Refused};
 
 /// The engine's ends of what it shares with its handles.
 pub(super) struct Links {
@@ -120,7 +121,7 @@ impl Engine {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Submit { submit, hashes, sink, deadline } => self.admit(*submit, hashes, sink, deadline),
+            Command::Submit(arrival) => self.admit(*arrival),
             // A swap and not a store: who finds a wake-up queued has written what it is for, and only a read of the same
             // flag makes that visible here.
             Command::Wake => {
@@ -129,17 +130,18 @@ impl Engine {
         }
     }
 
-    fn admit(&mut self, submit: Submit, hashes: Hashes, sink: GroupSink, deadline: Option<Instant>) {
+    fn admit(&mut self, arrival: Arrival) {
+        let Arrival { submit, hashes, sink, .. } = &arrival;
         let id = GroupId(self.next_group);
         self.next_group += 1;
         if submit.end.max_tokens == 0 && submit.score_prompt.is_none() {
-            self.outbox.say(&sink, GroupFrame::Accepted);
-            return self.outbox.end(&sink);
+            self.outbox.say(sink, GroupFrame::Accepted);
+            return self.outbox.end(sink);
         }
         let refusal = if self.links.orders.mode() != Mode::Serve {
             Some(self.busy())
         } else {
-            match self.policy.admit(id, admission::shape(&submit, &hashes)) {
+            match self.policy.admit(id, admission::shape(submit, hashes)) {
                 Ok(()) => None,
                 Err(Refused::Full) => Some(self.busy()),
                 Err(Refused::TooLong) => Some(GroupFrame::Failed(GroupFailure::Invalid)),
@@ -147,12 +149,12 @@ impl Engine {
         };
         match refusal {
             None => {
-                self.outbox.say(&sink, GroupFrame::Accepted);
-                self.groups.insert(id, LiveGroup::new(submit, &hashes, sink, deadline));
+                self.outbox.say(sink, GroupFrame::Accepted);
+                self.groups.insert(id, LiveGroup::new(arrival));
             }
             Some(frame) => {
-                self.outbox.say(&sink, frame);
-                self.outbox.end(&sink);
+                self.outbox.say(sink, frame);
+                self.outbox.end(sink);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::num::NonZero;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 
 use shoal_common::adapter::Geometry;
@@ -13,6 +14,7 @@ use shoal_common::wire::codec::{self, CodecError};
 use shoal_common::wire::hello::ModelCard;
 
 use super::LoadedModel;
+use crate::adapters::PeftLoader;
 use crate::backend::Backend;
 use crate::cpu::{self, Cpu, CpuError};
 use crate::reference::{self, Reference, ReferenceError};
@@ -25,6 +27,9 @@ const SCRIPTED_CLASS: &str = "scripted";
 /// Fewest and most tokens of KV that are assumed without being told: room for one long sequence on the smallest machine,
 /// and no more than the largest batch of long sequences uses.
 const KV_TOKENS: std::ops::RangeInclusive<u64> = 8 << 10..=4 << 20;
+
+/// Fewest bytes of adapters that are assumed without being told.
+const ADAPTER_BYTES: u64 = 64 << 20;
 
 /// Memory that is assumed to be available where the system does not say, in bytes.
 const UNKNOWN_MEMORY: u64 = 4 << 30;
@@ -126,7 +131,8 @@ fn assemble(
         context: facts.context as u32,
         geometry: facts.geometry,
     };
-    Ok(LoadedModel { card, bundle, backend })
+    let adapters = Arc::new(PeftLoader::new(&card));
+    Ok(LoadedModel { card, bundle, backend, adapters })
 }
 
 fn compute_threads(threads: Option<u32>) -> NonZero<usize> {
@@ -136,9 +142,17 @@ fn compute_threads(threads: Option<u32>) -> NonZero<usize> {
 
 /// Tokens of KV that a quarter of the available memory holds, within bounds.
 pub fn kv_tokens_default(bytes_per_token: u64) -> u64 {
+    (available_memory() / 4 / bytes_per_token.max(1)).clamp(*KV_TOKENS.start(), *KV_TOKENS.end())
+}
+
+/// Bytes of adapters in memory: a tenth of what is available, but room for one large adapter on any machine.
+pub fn adapter_bytes_default() -> u64 {
+    (available_memory() / 10).max(ADAPTER_BYTES)
+}
+
+fn available_memory() -> u64 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available = available_bytes(&meminfo).unwrap_or(UNKNOWN_MEMORY);
-    (available / 4 / bytes_per_token.max(1)).clamp(*KV_TOKENS.start(), *KV_TOKENS.end())
+    available_bytes(&meminfo).unwrap_or(UNKNOWN_MEMORY)
 }
 
 /// `MemAvailable` of the text of `/proc/meminfo`, in bytes.

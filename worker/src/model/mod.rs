@@ -6,9 +6,12 @@ mod load;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use shoal_common::wire::hello::ModelCard;
 
-pub use self::load::{LoadError, kv_tokens_default, load};
+pub use self::load::{LoadError, adapter_bytes_default, kv_tokens_default, load};
+use crate::adapters::Loader;
 use crate::backend::Backend;
 
 /// A model ready to serve.
@@ -19,6 +22,8 @@ pub struct LoadedModel {
     pub bundle: Vec<u8>,
     /// Computes its logits.
     pub backend: Box<dyn Backend>,
+    /// Makes adapters for it.
+    pub adapters: Arc<dyn Loader>,
 }
 
 impl std::fmt::Debug for LoadedModel {

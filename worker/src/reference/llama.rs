@@ -6,15 +6,18 @@ use std::ops::Range;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::ops::rms_norm;
 use rayon::prelude::*;
+use shoal_common::adapter::Geometry;
 use shoal_common::ids::TokenId;
 
 use super::ReferenceError;
+use super::adapters::Adapters;
 use super::attention::{Attention, Row};
 use super::kernel::Machine;
 use super::kv::{KvPool, KvShape};
 use super::linear::Linear;
 use super::rope::{Angles, Rope};
 use super::swiglu::SwiGlu;
+use crate::adapters::Site;
 use crate::backend::{BLOCK_TOKENS, BlockId};
 use crate::weights::{LayerPart, ModelFile, TensorName};
 
@@ -27,6 +30,7 @@ pub(super) struct Llama {
     heads: usize,
     kv: KvShape,
     pub(super) hidden: usize,
+    geometry: Geometry,
     eps: f32,
     rope: Rope,
     /// The hosted ones.
@@ -77,6 +81,13 @@ pub(super) struct Place {
     pub(super) token: TokenId,
 }
 
+/// What all layers of a step need to know of its rows.
+struct Step<'a> {
+    places: &'a [Place],
+    angles: Angles,
+    adapters: &'a Adapters<'a>,
+}
+
 /// Where the KV of a step is.
 #[derive(Debug)]
 pub(super) struct StepKv<'a> {
@@ -104,6 +115,7 @@ impl Llama {
             heads: shape.heads,
             kv: KvShape { kv_heads: shape.kv_heads, head_dim: shape.head_dim },
             hidden: shape.hidden,
+            geometry: shape.geometry(),
             eps: shape.rms_eps,
             rope: Rope::new(&shape.rope),
             layers: layers?,
@@ -134,12 +146,18 @@ impl Llama {
         Ok(Tensor::from_vec(x, (places.len(), self.hidden), &Device::Cpu)?)
     }
 
-    /// Carries `x`, `[places, hidden]`, in which the rows of a slice follow each other, through the hosted layers. Keys and
-    /// values go to `kv`, where each slice's table says.
-    pub(super) fn run(&self, mut x: Tensor, places: &[Place], kv: &mut StepKv<'_>) -> Result<Tensor> {
+    /// Carries `x`, `[places, hidden]`, in which the rows of a slice follow each other, through the hosted layers, with their
+    /// adapters. Keys and values go to `kv`, where each slice's table says.
+    pub(super) fn run(
+        &self,
+        mut x: Tensor,
+        (places, adapters): (&[Place], &Adapters<'_>),
+        kv: &mut StepKv<'_>,
+    ) -> Result<Tensor> {
         let angles = self.rope.angles(places.iter().map(|place| place.position))?;
+        let step = Step { places, angles, adapters };
         for index in 0..self.layers.len() {
-            x = self.layer(index, &x, &angles, places, kv)?;
+            x = self.layer(index, &x, &step, kv)?;
         }
         Ok(x)
     }
@@ -161,42 +179,31 @@ impl Llama {
         Ok(())
     }
 
-    fn layer(
-        &self,
-        index: usize,
-        x: &Tensor,
-        angles: &Angles,
-        places: &[Place],
-        kv: &mut StepKv<'_>,
-    ) -> Result<Tensor> {
+    fn layer(&self, index: usize, x: &Tensor, step: &Step<'_>, kv: &mut StepKv<'_>) -> Result<Tensor> {
         let layer = &self.layers[index];
-        let qkv = rms_norm(x, &layer.attn_norm, self.eps)?.apply_op1_no_bwd(&layer.qkv)?;
-        let queries = self.store(index, &qkv, angles, places, kv)?;
+        let linear = |site, weights: &Linear, x: &Tensor| {
+            step.adapters.add((index, site), &self.geometry, x, x.apply_op1_no_bwd(weights)?)
+        };
+        let qkv = linear(Site::Qkv, &layer.qkv, &rms_norm(x, &layer.attn_norm, self.eps)?)?;
+        let queries = self.store(index, &qkv, step, kv)?;
         let row = |place: &Place| Row { kv: kv.pool.layer(index, kv.tables[place.slice]), position: place.position };
-        let rows: Vec<Row<'_>> = places.iter().map(row).collect();
+        let rows: Vec<Row<'_>> = step.places.iter().map(row).collect();
         let attention = Attention { machine: self.machine, shape: self.kv, rows: &rows };
-        let x = (x + queries.apply_op1_no_bwd(&attention)?.apply_op1_no_bwd(&layer.out)?)?;
-        let gate_up = rms_norm(&x, &layer.ffn_norm, self.eps)?.apply_op1_no_bwd(&layer.gate_up)?;
-        &x + gate_up.apply_op1_no_bwd(&SwiGlu)?.apply_op1_no_bwd(&layer.down)?
+        let x = (x + linear(Site::Out, &layer.out, &queries.apply_op1_no_bwd(&attention)?)?)?;
+        let gate_up = linear(Site::GateUp, &layer.gate_up, &rms_norm(&x, &layer.ffn_norm, self.eps)?)?;
+        &x + linear(Site::Down, &layer.down, &gate_up.apply_op1_no_bwd(&SwiGlu)?)?
     }
 
     /// Rotates queries and keys, keeps keys and values, returns the queries, `[rows, heads, head_dim]`.
-    fn store(
-        &self,
-        layer: usize,
-        qkv: &Tensor,
-        angles: &Angles,
-        places: &[Place],
-        to: &mut StepKv<'_>,
-    ) -> Result<Tensor> {
+    fn store(&self, layer: usize, qkv: &Tensor, step: &Step<'_>, to: &mut StepKv<'_>) -> Result<Tensor> {
         let KvShape { kv_heads, head_dim } = self.kv;
         let (q, kv) = (self.heads * head_dim, kv_heads * head_dim);
         let part = |from, heads| qkv.narrow(1, from, heads * head_dim)?.contiguous()?.reshape(((), heads, head_dim));
         let (queries, keys) = self.norm_heads(layer, part(0, self.heads)?, part(q, kv_heads)?)?;
-        let queries = angles.rotate(&queries)?;
-        let keys = angles.rotate(&keys)?.flatten_all()?.to_vec1::<f32>()?;
+        let queries = step.angles.rotate(&queries)?;
+        let keys = step.angles.rotate(&keys)?.flatten_all()?.to_vec1::<f32>()?;
         let values = part(q + kv, kv_heads)?.flatten_all()?.to_vec1::<f32>()?;
-        for ((place, key), value) in places.iter().zip(keys.chunks_exact(kv)).zip(values.chunks_exact(kv)) {
+        for ((place, key), value) in step.places.iter().zip(keys.chunks_exact(kv)).zip(values.chunks_exact(kv)) {
             let block = to.tables[place.slice][place.position / BLOCK_TOKENS];
             to.pool.write(layer, block, place.position % BLOCK_TOKENS, key, value);
         }

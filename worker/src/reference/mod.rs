@@ -5,6 +5,7 @@
 //! multiply-adds are fused by definition and not at the compiler's leave, and exponentials and sines never come from the
 //! platform's C library. It never looks at a sequence's neighbours in a step.
 
+mod adapters;
 mod attention;
 mod error;
 mod exp;
@@ -23,6 +24,7 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 use rayon::ThreadPool;
 
+use self::adapters::Adapters;
 pub use self::error::ReferenceError;
 use self::kernel::Machine;
 use self::kv::KvPool;
@@ -93,8 +95,8 @@ impl Reference {
         begin: impl FnOnce(&Llama) -> Result<Tensor, ReferenceError> + Send,
     ) -> Result<Tensor, ReferenceError> {
         let mut kv = StepKv { pool: &mut self.kv, tables: slices.iter().map(|slice| slice.blocks).collect() };
-        let model = &self.model;
-        self.threads.install(|| Ok(model.run(begin(model)?, places, &mut kv)?))
+        let (model, adapters) = (&self.model, Adapters::new(slices));
+        self.threads.install(|| Ok(model.run(begin(model)?, (places, &adapters), &mut kv)?))
     }
 
     fn tell(&self, slices: &[Slice<'_>], x: &Tensor, logits: &mut LogitsBuffer) -> Result<(), BackendError> {

@@ -1,6 +1,6 @@
 //! The scripted engine: a [`Backend`] without weights, for fast and exact tests of everything around the engine. The logits
-//! of a position are a hash of all tokens before it, so every mistake in feeding, forking or resuming a sequence changes
-//! the answer. `kv` holds the tokens, `text` says what is answered, `tokenizer` how that is spelled.
+//! of a position are a hash of the adapter and of all tokens before it, so every mistake in feeding, forking or resuming a
+//! sequence, or in which adapter it runs with, changes the answer. `kv` holds the tokens, `text` says what is answered, `tokenizer` how that is spelled.
 //!
 //! It checks its caller as strictly as a real backend would, and a refused step changes nothing.
 
@@ -49,6 +49,8 @@ pub fn digest(script: &Script) -> Digest {
 enum ScriptedError {
     #[error(transparent)]
     BadStep(#[from] BadStep),
+    #[error("slice {0} goes on where another adapter, or none, began")]
+    OtherAdapter(usize),
     #[error("no memory for the kv")]
     NoMemory(#[from] TryReserveError),
     #[error("the script says so")]
@@ -115,6 +117,9 @@ impl Backend for Scripted {
 
     fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError> {
         self.check.check(slices).map_err(ScriptedError::from)?;
+        if let Some(at) = slices.iter().position(|slice| !self.pool.fits(slice)) {
+            return Err(ScriptedError::OtherAdapter(at).into());
+        }
         // The real cost of a step: this is the engine's own thread.
         thread::sleep(self.script.step);
         match self.planned_fault(slices) {
@@ -127,7 +132,7 @@ impl Backend for Scripted {
         let mut rows = rows.chunks_exact_mut(VOCAB);
         for slice in slices {
             let first_wanted = slice.end() - slice.rows();
-            let mut state = State::begin(&self.script);
+            let mut state = State::begin(&self.script, kv::adapter(slice));
             for (position, token) in self.pool.read(slice.blocks, 0).take(slice.end()).enumerate() {
                 state = state.after(token);
                 if let Some(row) = (position >= first_wanted).then(|| rows.next()).flatten() {

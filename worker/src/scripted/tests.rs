@@ -6,7 +6,10 @@ use std::num::NonZeroU32;
 use proptest::prelude::*;
 use shoal_common::wire::blob::TokenizerBundle;
 
+use shoal_common::ids::Generation;
+
 use super::*;
+use crate::adapters::Adapter;
 use crate::backend::LogitsOf;
 use crate::backend::tables::{Name, Tables};
 
@@ -65,7 +68,7 @@ fn tokens(length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<TokenId>>
 proptest! {
     #[test]
     fn every_chunking_gives_the_same_bits(tokens in tokens(1..150)) {
-        let whole: Vec<_> = (1..=tokens.len()).map(|end| logits(&script(), &tokens[..end])).collect();
+        let whole: Vec<_> = (1..=tokens.len()).map(|end| logits(&script(), None, &tokens[..end])).collect();
         let mut bench = Bench::new(&script());
         for chunk in [1, 7, 64, tokens.len()] {
             prop_assert_eq!(&bench.alone(&tokens, chunk), &whole);
@@ -100,13 +103,13 @@ proptest! {
         ];
         let mut buffer = LogitsBuffer::default();
         bench.engine.forward(&step, &mut buffer).unwrap();
-        prop_assert_eq!(buffer.row(0), &logits(&script(), &ours)[..]);
-        prop_assert_eq!(buffer.row(theirs.len()), &logits(&script(), &theirs)[..]);
+        prop_assert_eq!(buffer.row(0), &logits(&script(), None, &ours)[..]);
+        prop_assert_eq!(buffer.row(theirs.len()), &logits(&script(), None, &theirs)[..]);
     }
 
     #[test]
     fn the_best_token_leads_by_a_clear_margin(history in tokens(0..40), salt in any::<u64>()) {
-        let mut row = logits(&Script { salt, ..script() }, &history);
+        let mut row = logits(&Script { salt, ..script() }, None, &history);
         row.sort_by(|a, b| b.total_cmp(a));
         prop_assert!(row[0] - row[1] >= 0.5 && row.iter().all(|logit| logit.is_finite()));
     }
@@ -115,9 +118,9 @@ proptest! {
 #[test]
 fn the_oracle_is_the_argmax_of_the_engine_s_rows() {
     let mut history = text_ids("Once upon a time");
-    let expected = greedy(&script(), &history, 50);
+    let expected = greedy(&script(), None, &history, 50);
     for token in expected {
-        let row = logits(&script(), &history);
+        let row = logits(&script(), None, &history);
         assert!(row.iter().all(|&logit| logit <= row[token.index()]));
         history.push(token);
     }
@@ -143,7 +146,7 @@ fn a_wrong_step_is_refused_and_changes_nothing() {
         let refused = refusal(bench.engine.forward(step, &mut LogitsBuffer::default()));
         assert!(matches!(refused, ScriptedError::BadStep(bad) if bad == expected), "{refused}");
     }
-    assert_eq!(bench.extend(name, 3, &abc[..1], 1), [logits(&script(), &text_ids("abca"))]);
+    assert_eq!(bench.extend(name, 3, &abc[..1], 1), [logits(&script(), None, &text_ids("abca"))]);
 }
 
 #[test]
@@ -165,7 +168,48 @@ fn a_clobbered_block_changes_the_answer() {
     let (mine, other) = (blocks(ours), blocks(theirs));
     bench.engine.copy_block(other, mine).unwrap();
     let next = bench.extend(ours, tokens.len(), &text_ids("!"), 1);
-    assert_ne!(next, [logits(&script(), &[tokens, text_ids("!")].concat())]);
+    assert_ne!(next, [logits(&script(), None, &[tokens, text_ids("!")].concat())]);
+}
+
+#[test]
+fn an_adapter_gives_other_answers_than_the_base_model_and_than_another_adapter() {
+    let adapters = [None, Some(b"a"), Some(b"b")].map(|content| content.map(|of| Generation(Digest::of(of))));
+    let mut bench = Bench::new(&script());
+    let text = text_ids("Once upon a time there was a step with several adapters.");
+    let names = adapters.map(|_| bench.tables.name());
+    names.iter().for_each(|name| bench.tables.grow(*name, text.len()));
+    let loaded = adapters.map(|generation| generation.map(Adapter::empty));
+    let slice =
+        |at: usize| Slice { adapter: loaded[at].as_ref(), ..bench.tables.slice(names[at], 0, &text, LogitsOf::Last) };
+    let mut buffer = LogitsBuffer::default();
+    bench.engine.forward(&[slice(0), slice(1), slice(2)], &mut buffer).unwrap();
+    for (row, generation) in adapters.into_iter().enumerate() {
+        assert_eq!(buffer.row(row), logits(&script(), generation, &text));
+    }
+    assert!(buffer.row(0) != buffer.row(1) && buffer.row(0) != buffer.row(2) && buffer.row(1) != buffer.row(2));
+}
+
+#[test]
+fn a_sequence_that_changes_its_adapter_is_refused_and_nothing_changes() {
+    let [a, b] = [b"a", b"b"].map(|content| Adapter::empty(Generation(Digest::of(content))));
+    let prompt = text_ids("longer than one block");
+    for adapters in [[Some(&a), Some(&b)], [Some(&a), None], [None, Some(&a)]] {
+        // At a block's end and within one.
+        for cut in [16, 18] {
+            let mut bench = Bench::new(&script());
+            let name = bench.tables.name();
+            bench.tables.grow(name, prompt.len());
+            let head = bench.tables.slice(name, 0, &prompt[..cut], LogitsOf::None);
+            let tail = bench.tables.slice(name, cut, &prompt[cut..], LogitsOf::Last);
+            let with = |adapter, slice| [Slice { adapter, ..slice }];
+            let mut buffer = LogitsBuffer::default();
+            bench.engine.forward(&with(adapters[0], head), &mut buffer).unwrap();
+            let refused = refusal(bench.engine.forward(&with(adapters[1], tail), &mut buffer));
+            assert!(matches!(refused, ScriptedError::OtherAdapter(0)), "{refused}");
+            bench.engine.forward(&with(adapters[0], tail), &mut buffer).unwrap();
+            assert_eq!(buffer.row(0), logits(&script(), adapters[0].map(Adapter::generation), &prompt));
+        }
+    }
 }
 
 #[test]
@@ -208,7 +252,7 @@ fn answers_end_as_often_as_the_script_says() {
     let prompt = text_ids("How long is a piece of string?");
     let ends = |every: Option<u32>| {
         let script = Script { eos_every: every.and_then(NonZeroU32::new), ..script() };
-        greedy(&script, &prompt, 20_000).into_iter().filter(|&token| token == EOS).count()
+        greedy(&script, None, &prompt, 20_000).into_iter().filter(|&token| token == EOS).count()
     };
     assert_eq!(ends(None), 0);
     assert_eq!(ends(Some(1)), 20_000);
@@ -220,11 +264,11 @@ fn answers_end_as_often_as_the_script_says() {
 fn answers_are_readable_and_differ_by_salt() {
     let prompt = text_ids("Say something");
     let script = Script { eos_every: None, ..script() };
-    let answer = greedy(&script, &prompt, 500);
+    let answer = greedy(&script, None, &prompt, 500);
     assert!(answer.iter().all(|token| matches!(token.0, 10 | 32..=126)));
     let distinct: HashSet<_> = answer.iter().collect();
     assert!(distinct.len() > 60, "{} characters in use", distinct.len());
-    assert_ne!(answer, greedy(&Script { salt: 8, ..script }, &prompt, 500));
+    assert_ne!(answer, greedy(&Script { salt: 8, ..script }, None, &prompt, 500));
 }
 
 #[test]

@@ -1,8 +1,8 @@
-//! What the scripted engine answers: logits as a hash of the tokens before, and the oracle that says the same without an
-//! engine. Called by the backend and by tests; exact f32 values, the same on every machine.
+//! What the scripted engine answers: logits as a hash of the adapter and the tokens before, and the oracle that says the same
+//! without an engine. Called by the backend and by tests; exact f32 values, the same on every machine.
 
 use shoal_common::config::Script;
-use shoal_common::ids::TokenId;
+use shoal_common::ids::{Generation, TokenId};
 
 use super::tokenizer::{EOS, VOCAB};
 
@@ -22,17 +22,26 @@ const ENDING: f32 = 8.0;
 /// Every other token: finite, and out of reach at any temperature.
 const SILENT: f32 = -60.0;
 
-/// Hash of all tokens of a sequence so far.
+/// Tells the bytes of an adapter's generation from tokens.
+const ADAPTER: u64 = 1 << 32;
+
+/// Hash of a sequence's adapter and of all its tokens so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct State(u64);
 
 impl State {
-    pub(super) fn begin(script: &Script) -> Self {
-        Self(mix(script.salt ^ 0x5348_4f41_4c00_0001))
+    pub(super) fn begin(script: &Script, adapter: Option<Generation>) -> Self {
+        let base = Self(mix(script.salt ^ 0x5348_4f41_4c00_0001));
+        let bytes = adapter.iter().flat_map(|generation| generation.0.0);
+        bytes.fold(base, |state, byte| state.with(ADAPTER | u64::from(byte)))
     }
 
     pub(super) fn after(self, token: TokenId) -> Self {
-        Self(mix(self.0.rotate_left(17) ^ u64::from(token.0)))
+        self.with(u64::from(token.0))
+    }
+
+    fn with(self, value: u64) -> Self {
+        Self(mix(self.0.rotate_left(17) ^ value))
     }
 }
 
@@ -61,17 +70,17 @@ pub(super) fn write_logits(row: &mut [f32], state: State, script: &Script) {
     }
 }
 
-/// The logits that follow `history`, `[VOCAB]`: what the engine must compute.
-pub fn logits(script: &Script, history: &[TokenId]) -> Vec<f32> {
-    let state = history.iter().fold(State::begin(script), |state, &token| state.after(token));
+/// The logits that follow `history`, `[VOCAB]`: what the engine must compute with `adapter`.
+pub fn logits(script: &Script, adapter: Option<Generation>, history: &[TokenId]) -> Vec<f32> {
+    let state = history.iter().fold(State::begin(script, adapter), |state, &token| state.after(token));
     let mut row = vec![0.0; VOCAB];
     write_logits(&mut row, state, script);
     row
 }
 
-/// The `count` tokens that greedy decoding gives after `prompt`, going on past EOS.
-pub fn greedy(script: &Script, prompt: &[TokenId], count: usize) -> Vec<TokenId> {
-    let mut state = prompt.iter().fold(State::begin(script), |state, &token| state.after(token));
+/// The `count` tokens that greedy decoding with `adapter` gives after `prompt`, going on past EOS.
+pub fn greedy(script: &Script, adapter: Option<Generation>, prompt: &[TokenId], count: usize) -> Vec<TokenId> {
+    let mut state = prompt.iter().fold(State::begin(script, adapter), |state, &token| state.after(token));
     let mut row = vec![0.0; VOCAB];
     let mut next = || {
         write_logits(&mut row, state, script);

@@ -15,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::control::{self, Control, DrainOrder};
 use super::stream::{self, StreamEnd};
 use super::{Offer, SessionArgs, SessionEnd};
+use crate::adapters::{RouterSource, Via};
 use crate::emit::{OPENINGS, Opening, Writer};
 use crate::engine::EngineHandle;
 use crate::engine::sink::{ConnectionKey, Outlet, StreamKey, report_bound};
@@ -31,6 +32,7 @@ static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(0);
 /// What the streams of a connection share.
 pub(super) struct Shared {
     pub(super) engine: EngineHandle,
+    pub(super) adapters: Via,
     pub(super) offer: Arc<Offer>,
     pub(super) outlet: Outlet,
     pub(super) openings: mpsc::Sender<Opening<SendStream>>,
@@ -46,21 +48,22 @@ impl Shared {
 
 /// Serves `connection` until it is lost, refused or no longer wanted; closes it with the code that fits.
 pub(super) async fn run(connection: Connection, args: SessionArgs, welcomed: impl FnOnce() + Send) -> SessionEnd {
-    let SessionArgs { engine, offer, mut closing, .. } = args;
-    let end = serve(&connection, open(engine, offer), welcomed, &mut closing).await;
+    let mut closing = args.closing.clone();
+    let end = serve(&connection, open(&connection, args), welcomed, &mut closing).await;
     end.code().close(&connection);
     end
 }
 
 /// The connection's shared state, and its writer.
-fn open(engine: EngineHandle, offer: Arc<Offer>) -> (Arc<Shared>, AbortOnDropHandle<()>) {
+fn open(connection: &Connection, args: SessionArgs) -> (Arc<Shared>, AbortOnDropHandle<()>) {
     let (openings, opened) = mpsc::channel(OPENINGS);
     let (reports, reported) = mpsc::channel(report_bound(MAX_GROUP_STREAMS as usize));
     let key = ConnectionKey(NEXT_CONNECTION.fetch_add(1, Ordering::Relaxed));
     let writer = AbortOnDropHandle::new(tokio::spawn(Writer::new(opened, reported)));
     let shared = Shared {
-        engine,
-        offer,
+        engine: args.engine,
+        adapters: args.adapters.via(Arc::new(RouterSource::new(connection.clone()))),
+        offer: args.offer,
         outlet: Outlet::new(key, reports),
         openings,
         drain: DrainOrder::default(),
@@ -85,9 +88,11 @@ async fn serve(
             Err(end) => return end,
         };
         welcomed();
+        // Not before: the first stream that a router takes is the control stream.
+        shared.adapters.offer();
         tokio::select! {
-            end = control::tell(send, shared.engine.status(), &shared.drain) => end,
-            end = control::obey(orders, &shared.drain) => end,
+            end = control::tell(send, &shared) => end,
+            end = control::obey(orders, &shared) => end,
         }
     };
     tokio::pin!(control);

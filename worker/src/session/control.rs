@@ -1,7 +1,6 @@
-//! The control stream of one connection: the worker says who it is and how it is doing, the router welcomes or refuses it
-//! and may order a drain. Owned by the connection's session.
+//! The control stream of one connection: the worker says who it is, which adapters it has and how it is doing; the router
+//! welcomes or refuses it and may order a drain, and adapters. Owned by the connection's session.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
@@ -11,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::SessionEnd;
+use super::connection::Shared;
 
 /// Between two looks at the engine's status: a change waits no longer, and a step's changes are told together.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
@@ -19,15 +19,21 @@ const TELL_EVERY: Duration = Duration::from_millis(STATUS_EVERY_MS / 2);
 
 /// Whether the router of this connection has ordered a drain. Other routers' connections are not touched by it.
 #[derive(Debug, Default)]
-pub(super) struct DrainOrder(AtomicBool);
+pub(super) struct DrainOrder(watch::Sender<bool>);
 
 impl DrainOrder {
     fn give(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.send_replace(true);
     }
 
     pub(super) fn is_given(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        *self.0.borrow()
+    }
+
+    /// Resolves once it is given.
+    pub(super) async fn given(&self) {
+        // Its sender lives as long as this.
+        let _ = self.0.subscribe().wait_for(|given| *given).await;
     }
 }
 
@@ -54,8 +60,10 @@ pub(super) async fn introduce(connection: &Connection, hello: Hello) -> Result<C
     }
 }
 
-/// Tells the status until the stream breaks or the engine is gone without having been told to.
-pub(super) async fn tell(mut send: SendStream, engine: watch::Receiver<Status>, drain: &DrainOrder) -> SessionEnd {
+/// Tells the adapters' news and the status until the stream breaks or the engine is gone without having been told to.
+pub(super) async fn tell(mut send: SendStream, shared: &Shared) -> SessionEnd {
+    let (engine, adapters) = (shared.engine.status(), shared.adapters.store());
+    let mut news = adapters.news();
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told: Option<(Status, Instant)> = None;
@@ -70,8 +78,14 @@ pub(super) async fn tell(mut send: SendStream, engine: watch::Receiver<Status>, 
                 WorkerState::Ready => SessionEnd::EngineGone,
             };
         }
-        if drain.is_given() {
+        if shared.drain.is_given() {
             status.state = WorkerState::Draining;
+        }
+        status.waiting = status.waiting.saturating_add(adapters.waiting());
+        for state in news.take() {
+            if let Err(error) = codec::write_frame(&mut send, &WorkerControl::Adapter(state)).await {
+                return error.into();
+            }
         }
         let is_due = told.is_none_or(|(before, at)| at.elapsed() >= TELL_EVERY || matters(&before, &status));
         if is_due {
@@ -89,11 +103,11 @@ fn matters(before: &Status, now: &Status) -> bool {
 }
 
 /// Reads the router's orders until the stream ends or breaks.
-pub(super) async fn obey(mut orders: FrameReader<RecvStream>, drain: &DrainOrder) -> SessionEnd {
+pub(super) async fn obey(mut orders: FrameReader<RecvStream>, shared: &Shared) -> SessionEnd {
     loop {
         match orders.next().await {
-            Ok(RouterControl::Drain) => drain.give(),
-            Ok(RouterControl::Adapter(_)) => {}
+            Ok(RouterControl::Drain) => shared.drain.give(),
+            Ok(RouterControl::Adapter(order)) => shared.adapters.order(order),
             Ok(RouterControl::Welcome { .. } | RouterControl::Refused(_)) => return SessionEnd::Protocol,
             Err(error) => return error.into(),
         }

@@ -24,6 +24,7 @@ use shoal_common::wire::hello::{Hello, Refusal};
 use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::adapters::AdapterStore;
 use crate::engine::EngineHandle;
 use backoff::Backoff;
 
@@ -47,6 +48,8 @@ pub struct SessionArgs {
     pub timers: Timers,
     /// Runs the groups.
     pub engine: EngineHandle,
+    /// Has their adapters.
+    pub adapters: AdapterStore,
     /// What is served.
     pub offer: Arc<Offer>,
     /// Fires once the engine has ended and connections are to be closed.

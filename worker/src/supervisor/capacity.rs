@@ -4,8 +4,9 @@
 use shoal_common::config::WorkerConfig;
 use shoal_common::wire::hello::{Capacity, ModelCard};
 
+use crate::adapters::Limits;
 use crate::backend::BLOCK_TOKENS;
-use crate::model::kv_tokens_default;
+use crate::model::{adapter_bytes_default, kv_tokens_default};
 use crate::scheduler::Bounds;
 
 /// Work that is admitted, as a multiple of what the KV holds: several of the largest groups there can be. Whoever would wait
@@ -39,15 +40,24 @@ pub(super) fn held(card: ModelCard, bounds: &Bounds) -> ModelCard {
     ModelCard { context, ..card }
 }
 
+/// The bounds of the adapters.
+pub(super) fn adapters(config: &WorkerConfig) -> Limits {
+    Limits {
+        slots: config.adapter_slots as usize,
+        bytes: config.adapter_bytes.unwrap_or_else(adapter_bytes_default),
+        disk_bytes: config.adapter_disk_bytes,
+    }
+}
+
 /// What routers are told of them.
-pub(super) fn announced(bounds: &Bounds) -> Capacity {
+pub(super) fn announced(bounds: &Bounds, adapters: &Limits) -> Capacity {
     let count = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
     Capacity {
         slots: count(bounds.slots),
         kv_tokens: bounds.kv_tokens(),
         groups: count(bounds.groups),
-        adapter_slots: 0,
-        adapter_bytes: 0,
+        adapter_slots: count(adapters.slots),
+        adapter_bytes: adapters.bytes,
     }
 }
 

@@ -13,18 +13,18 @@ use std::time::{Duration, Instant};
 use quinn::Endpoint;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use shoal_common::config::{Timers, WorkerConfig};
-use shoal_common::ids::Incarnation;
+use shoal_common::ids::{Incarnation, Name};
 use shoal_common::pki::Identity;
 use shoal_common::quic::{self, QuicError};
 use shoal_common::shutdown::{self, Shutdown};
 use shoal_common::telemetry::Chain;
-use shoal_common::wire::hello::{Hello, ModelCard, Status, WorkerState};
+use shoal_common::wire::hello::{Capacity, Hello, ModelCard, Status, WorkerState};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
+use crate::adapters::{AdapterStore, StoreSettings};
 use crate::engine::{self, EngineHandle, EngineThread, Served, StartError};
 use crate::model::LoadedModel;
-use crate::scheduler::Bounds;
 use crate::session::{Offer, SessionActor, SessionArgs};
 use restarts::{Restarts, Verdict};
 
@@ -75,16 +75,21 @@ pub async fn run(
 ) -> Result<(), WorkerError> {
     let endpoint = quic::worker_endpoint(&identity, &timers)?;
     let bounds = capacity::bounds(&config, &model.card, model.backend.kv_bytes_per_token());
-    let LoadedModel { card, bundle, backend } = model;
+    let LoadedModel { card, bundle, backend, adapters } = model;
     let card = capacity::held(card, &bounds);
+    let limits = capacity::adapters(&config);
+    let directory = config.data_dir.join("adapters");
+    let adapters = AdapterStore::open(StoreSettings { limits, directory }, adapters).await;
     let (engine, thread) = engine::spawn(Served::from(&card), bounds, backend)?;
-    let offer = Arc::new(Offer { hello: hello(&config, &bounds, card), bundle });
+    let capacity = capacity::announced(&bounds, &limits);
+    let offer = Arc::new(Offer { hello: hello(config.name.clone(), capacity, card), bundle });
     let (closer, closing) = shutdown::channel();
     let session = |router: &String| SessionArgs {
         router: router.clone(),
         endpoint: endpoint.clone(),
         timers,
         engine: engine.clone(),
+        adapters: adapters.clone(),
         offer: offer.clone(),
         closing: closing.clone(),
     };
@@ -109,14 +114,8 @@ async fn join(thread: EngineThread, mut status: watch::Receiver<Status>, within:
     tokio::task::spawn_blocking(|| thread.join()).await?.map_err(|_panic| WorkerError::EngineGone)
 }
 
-fn hello(config: &WorkerConfig, bounds: &Bounds, model: ModelCard) -> Hello {
-    Hello {
-        worker: config.name.clone(),
-        incarnation: Incarnation::draw(),
-        build: env!("CARGO_PKG_VERSION").to_owned(),
-        capacity: capacity::announced(bounds),
-        model,
-    }
+fn hello(worker: Name, capacity: Capacity, model: ModelCard) -> Hello {
+    Hello { worker, incarnation: Incarnation::draw(), build: env!("CARGO_PKG_VERSION").to_owned(), capacity, model }
 }
 
 /// Waits until the sessions have closed their connections and the routers know.

@@ -60,6 +60,18 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> F {
+        // SAFETY: 32 bytes are readable; the loads need no alignment.
+        unsafe {
+            let (low, high) = (from.as_ptr().cast(), from.as_ptr().add(8).cast());
+            let wide = [_mm256_cvtepu16_epi32(_mm_loadu_si128(low)), _mm256_cvtepu16_epi32(_mm_loadu_si128(high))];
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide[0])),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide[1])),
+            ]
+        }
+    }
+    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> F {
         // SAFETY: 16 bytes are readable; the load needs no alignment.
         unsafe {

@@ -44,6 +44,14 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
     }
     #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> __m512 {
+        // SAFETY: 32 bytes are readable; the load needs no alignment.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> __m512 {
         // SAFETY: 16 bytes are readable; the load needs no alignment.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }

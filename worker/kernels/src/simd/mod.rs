@@ -34,6 +34,8 @@ pub(crate) trait Simd: Copy {
     fn store(self, value: Self::F, to: &mut [f32; LANES]);
     /// Half-precision values, widened.
     fn load_f16(self, from: &[u16; LANES]) -> Self::F;
+    /// Upper halves of f32 (bfloat16), widened.
+    fn load_bf16(self, from: &[u16; LANES]) -> Self::F;
     /// Signed bytes, widened.
     fn load_i8(self, from: &[i8; LANES]) -> Self::F;
     /// Rounded to half precision, half to even.

@@ -118,6 +118,25 @@ impl Simd for Neon {
         unsafe { [widen(at), widen(at.add(4)), widen(at.add(8)), widen(at.add(12))] }
     }
     #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> F {
+        // SAFETY: 32 bytes are readable.
+        unsafe {
+            let (low, high) = (vld1q_u16(from.as_ptr()), vld1q_u16(from.as_ptr().add(8)));
+            let wide = [
+                vmovl_u16(vget_low_u16(low)),
+                vmovl_u16(vget_high_u16(low)),
+                vmovl_u16(vget_low_u16(high)),
+                vmovl_u16(vget_high_u16(high)),
+            ];
+            [
+                vreinterpretq_f32_u32(vshlq_n_u32::<16>(wide[0])),
+                vreinterpretq_f32_u32(vshlq_n_u32::<16>(wide[1])),
+                vreinterpretq_f32_u32(vshlq_n_u32::<16>(wide[2])),
+                vreinterpretq_f32_u32(vshlq_n_u32::<16>(wide[3])),
+            ]
+        }
+    }
+    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> F {
         // SAFETY: 16 bytes are readable.
         unsafe {

@@ -50,6 +50,10 @@ impl Simd for Portable {
         from.map(|bits| f16::from_bits(bits).to_f32())
     }
     #[inline(always)]
+    fn load_bf16(self, from: &[u16; LANES]) -> F {
+        from.map(|bits| f32::from_bits(u32::from(bits) << 16))
+    }
+    #[inline(always)]
     fn load_i8(self, from: &[i8; LANES]) -> F {
         from.map(f32::from)
     }

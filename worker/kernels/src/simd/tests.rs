@@ -43,6 +43,9 @@ impl Op for Everything {
         s.store_f16(a, &mut halves);
         out.extend(halves.map(i32::from));
         out.push(s.sum(s.load_f16(&halves)).to_bits().cast_signed());
+        let mut lanes = [0.0; LANES];
+        s.store(s.load_bf16(&halves), &mut lanes);
+        out.extend(lanes.map(|lane| lane.to_bits().cast_signed()));
         out.push(s.sum(small).to_bits().cast_signed());
         out.push(s.greatest_i(s.max_i(s.bits(a), s.bits(b))));
         out.push(s.sum_i(s.add_i(s.bits(a), s.bits(b))));

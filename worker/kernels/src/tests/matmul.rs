@@ -154,7 +154,7 @@ proptest! {
             let unit = unit(pool);
             let (mut quantised, mut y) = (Activations::new(width), Rows::new(width));
             y.resize(count);
-            quantised.quantise_normed(pool, &rows(&values, width), &weights, eps);
+            quantised.quantise_normed(pool, &rows(&values, width), (&weights, eps), None);
             unit.multiply(pool, &quantised, &mut y, Write::Set);
             let mut all = bits(&y);
             for (row, x) in values.chunks(width).enumerate() {
@@ -162,7 +162,7 @@ proptest! {
                 let exact = |at: usize| f64::from(x[at]) / (square + f64::from(eps)).sqrt() * f64::from(weights[at]);
                 assert_quantised(y.row(row), exact);
             }
-            quantised.quantise_gated(pool, &rows(&wide, 2 * padded(width)));
+            quantised.quantise_gated(pool, &rows(&wide, 2 * padded(width)), None);
             unit.multiply(pool, &quantised, &mut y, Write::Set);
             all.extend(bits(&y));
             for (row, x) in values.chunks(width).enumerate() {

@@ -2,6 +2,7 @@
 //! threads, and agreement with arithmetic written out.
 
 mod attention;
+mod lora;
 pub(crate) mod matmul;
 
 use std::num::NonZero;

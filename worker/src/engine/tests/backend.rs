@@ -1,8 +1,9 @@
-//! A backend whose logits are a hash of all tokens before them, so that any mistake in feeding, forking or resuming shows
-//! in the answer; with faults on order. Its KV is the tokens, read anew for every row.
+//! A backend whose logits are a hash of the adapter and all tokens before them, so that any mistake in feeding, forking or
+//! resuming shows in the answer; with faults on order. Its KV is the tokens, read anew for every row.
 
-use shoal_common::ids::TokenId;
+use shoal_common::ids::{Generation, TokenId};
 
+use crate::adapters::Adapter;
 use crate::backend::{BLOCK_TOKENS, Backend, BackendError, BlockId, LogitsBuffer, Slice, StepCheck};
 use crate::engine::tests::bench::CONTEXT;
 
@@ -27,8 +28,9 @@ impl Default for HashBackend {
     }
 }
 
-fn logits_after(tokens: &[TokenId], row: &mut [f32]) {
-    let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.0.to_le_bytes()).collect();
+fn logits_after(adapter: Option<Generation>, tokens: &[TokenId], row: &mut [f32]) {
+    let adapter = adapter.into_iter().flat_map(|generation| generation.0.0);
+    let bytes: Vec<u8> = adapter.chain(tokens.iter().flat_map(|token| token.0.to_le_bytes())).collect();
     let mut random = blake3::Hasher::new().update(&bytes).finalize_xof();
     for logit in row.iter_mut() {
         let mut value = [0; 2];
@@ -68,7 +70,8 @@ impl Backend for HashBackend {
         for slice in slices {
             let held: Vec<_> = slice.blocks.iter().flat_map(|block| self.pool[block.index()]).collect();
             for end in slice.end() - slice.rows()..slice.end() {
-                logits_after(&held[..=end], out.next().unwrap());
+                let adapter = slice.adapter.map(Adapter::generation);
+                logits_after(adapter, &held[..=end], out.next().unwrap());
             }
         }
         Ok(())

@@ -5,28 +5,43 @@ use std::sync::Arc;
 
 use shoal_common::block_hash::CacheSalt;
 use shoal_common::fingerprint::Fingerprint;
-use shoal_common::ids::{BranchIndex, Digest, TokenId};
+use shoal_common::ids::{BranchIndex, Digest, LayerRange, Name, TokenId};
 use shoal_common::sampling::SamplingParams;
-use shoal_common::wire::hello::Status;
+use shoal_common::wire::hello::{ModelCard, Status};
 use shoal_common::wire::message::{
     BranchEnd, BranchStart, BranchToken, EndRules, GroupFrame, PromptIds, Submit, TokenScore,
 };
 use tokio::sync::mpsc;
 
 use super::backend::{HashBackend, VOCAB};
+use crate::adapters::{Adapter, Lease};
 use crate::backend::Backend;
 use crate::engine::link::GroupLink;
 use crate::engine::sink::{ConnectionKey, Outgoing, Outlet, StepReport, StreamKey, report_bound};
 use crate::engine::turn::{Engine, Turn};
 use crate::engine::{EngineHandle, GroupSink, Served, assemble};
 use crate::scheduler::Bounds;
+use crate::scripted;
 
 pub(crate) const CONTEXT: u32 = 512;
 pub(crate) const ROOMY: Bounds =
     Bounds { slots: 16, blocks: 512, groups: 64, queued_tokens: u64::MAX, step_tokens: 32 };
 
-pub(crate) fn fingerprint() -> Fingerprint {
-    Fingerprint::new(Digest::of(b"hash"), None, Digest::of(b"none"), "hash")
+/// What [`HashBackend`] serves.
+pub(crate) fn card() -> ModelCard {
+    let (weights, tokenizer, numerics_class) = (Digest::of(b"hash"), Digest::of(b"none"), "hash".to_owned());
+    ModelCard {
+        name: Name::new("hash").unwrap(),
+        weights,
+        tokenizer,
+        fingerprint: Fingerprint::new(weights, None, tokenizer, &numerics_class),
+        numerics_class,
+        layers: LayerRange { begin: 0, end: 1 },
+        layer_count: 1,
+        vocab_size: VOCAB,
+        context: CONTEXT,
+        geometry: scripted::GEOMETRY,
+    }
 }
 
 /// What a group has said, its acceptance apart.
@@ -114,21 +129,28 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(bounds: Bounds) -> Self {
-        let mut backend = HashBackend::default();
+        Self::over(&card(), bounds, Box::new(HashBackend::default()))
+    }
+
+    pub(crate) fn over(card: &ModelCard, bounds: Bounds, mut backend: Box<dyn Backend>) -> Self {
         backend.reserve(bounds.blocks).unwrap();
-        let served = Served { fingerprint: fingerprint(), vocab: VOCAB, context: CONTEXT };
-        let (handle, engine) = assemble(served, bounds, Box::new(backend));
+        let (handle, engine) = assemble(Served::from(card), bounds, backend);
         let (sender, reports) = mpsc::channel(report_bound(64));
         let outlet = Outlet::new(ConnectionKey(0), sender);
         Self { engine, handle, outlet, reports, streams: BTreeMap::new() }
     }
 
     pub(crate) fn submit(&mut self, submit: Submit) -> StreamKey {
+        let adapter = submit.adapter.map(|generation| Lease::of(Adapter::empty(generation)));
+        self.submit_with(submit, adapter)
+    }
+
+    pub(crate) fn submit_with(&mut self, submit: Submit, adapter: Option<Lease>) -> StreamKey {
         let (key, link) = (StreamKey(self.streams.len() as u64), self.handle.link());
         let sink = GroupSink::new(self.outlet.clone(), key, link.clone());
         let stream = Stream { link, draining: Draining::Yes, unsent: Vec::new(), heard: Heard::default() };
         self.streams.insert(key, stream);
-        self.handle.submit(Box::new(submit), sink);
+        self.handle.submit(submit, adapter, sink);
         key
     }
 
@@ -207,7 +229,7 @@ pub(crate) fn submission(prompt: &[u32], max_tokens: u32, branches: u32) -> Subm
     };
     Submit {
         adapter: None,
-        fingerprint: fingerprint(),
+        fingerprint: card().fingerprint,
         prompt: ids(prompt),
         branches: (0..branches).map(|choice| start(choice, &[])).collect(),
         sampling,

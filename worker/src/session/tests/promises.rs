@@ -1,201 +1,16 @@
-//! A whole worker against a router played by the test, over loopback QUIC with an authority in memory.
+//! What a router may rely on: groups, blobs, drains and shutdowns.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use quinn::{ConnectionError, SendStream, VarInt};
-use shoal_common::adapter::Geometry;
-use shoal_common::config::WorkerConfig;
-use shoal_common::ids::{BranchIndex, Digest, Incarnation, LayerRange, Name};
-use shoal_common::pki::{Authority, Identity, Role};
-use shoal_common::quic::Acceptor;
-use shoal_common::shutdown::Trigger;
+use shoal_common::ids::{BranchIndex, Digest, Incarnation};
+use shoal_common::quic::CloseCode;
 use shoal_common::wire::blob::{BlobHeader, BlobRequest};
 use shoal_common::wire::codec::{read_frame, write_frame};
-use shoal_common::wire::hello::{Capacity, ModelCard, RouterControl, Status, WorkerControl, WorkerState};
-use shoal_common::wire::message::{GroupFailure, GroupFrame, GroupOrder, StreamOpen, Submit};
-use tokio::task::JoinHandle;
+use shoal_common::wire::hello::{Refusal, RouterControl, WorkerState};
+use shoal_common::wire::message::{GroupFailure, GroupFrame, GroupOrder, StreamOpen};
 
-use super::*;
-use crate::WorkerError;
-use crate::engine::tests::backend::{HashBackend, VOCAB};
-use crate::engine::tests::bench::{CONTEXT, Heard, ROOMY, alone, fingerprint, submission};
-use crate::engine::{EngineThread, Served};
-use crate::model::LoadedModel;
-
-const GROUPS: u32 = 3;
-
-fn bundle() -> Vec<u8> {
-    (0..300_000u32).map(|at| at as u8).collect()
-}
-
-fn model() -> LoadedModel {
-    let card = ModelCard {
-        name: Name::new("hash").unwrap(),
-        weights: Digest::of(b"hash"),
-        tokenizer: Digest::of(&bundle()),
-        fingerprint: fingerprint(),
-        numerics_class: "hash".into(),
-        layers: LayerRange { begin: 0, end: 1 },
-        layer_count: 1,
-        vocab_size: VOCAB,
-        context: CONTEXT,
-        geometry: Geometry { layers: 4, hidden: 64, intermediate: 160, queries: 64, keys: 32 },
-    };
-    LoadedModel { card, bundle: bundle(), backend: Box::new(HashBackend::default()) }
-}
-
-/// The router's side: an endpoint, and the worker that dials it.
-struct Stage {
-    acceptor: Acceptor,
-    worker: JoinHandle<Result<(), WorkerError>>,
-    shutdown: Trigger,
-}
-
-/// One connection of the worker, welcomed.
-struct Link {
-    connection: Connection,
-    control: (SendStream, quinn::RecvStream),
-    hello: Hello,
-}
-
-/// A router's endpoint and what a worker needs to dial it.
-struct Network {
-    acceptor: Acceptor,
-    router: String,
-    worker: Identity,
-    timers: Timers,
-}
-
-fn network() -> Network {
-    let authority = Authority::create(&Name::new("test").unwrap()).unwrap();
-    let router = authority.issue(Role::Router, &Name::new("router").unwrap()).unwrap();
-    let worker = authority.issue(Role::Worker, &Name::new("worker").unwrap()).unwrap();
-    let timers = Timers::default();
-    let endpoint = quic::router_endpoint(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &router, &timers).unwrap();
-    let router = endpoint.local_addr().unwrap().to_string();
-    Network { acceptor: Acceptor::new(endpoint, timers), router, worker, timers }
-}
-
-fn stage() -> Stage {
-    stage_with(None)
-}
-
-fn stage_with(kv_tokens: Option<u64>) -> Stage {
-    let Network { acceptor, router, worker, timers } = network();
-    let config = WorkerConfig {
-        name: Name::new("worker").unwrap(),
-        model: Name::new("hash").unwrap(),
-        routers: vec![router],
-        slots: 16,
-        groups: GROUPS,
-        kv_tokens,
-        step_tokens: 32,
-        threads: None,
-    };
-    let (shutdown, fired) = shoal_common::shutdown::channel();
-    let worker = tokio::spawn(crate::run(config, timers, worker, model(), fired));
-    Stage { acceptor, worker, shutdown }
-}
-
-impl Stage {
-    async fn meet(&mut self) -> Link {
-        self.answer(RouterControl::Welcome { router: Incarnation(1) }).await
-    }
-
-    async fn answer(&mut self, answer: RouterControl) -> Link {
-        meet(&mut self.acceptor, answer).await
-    }
-}
-
-async fn meet(acceptor: &mut Acceptor, answer: RouterControl) -> Link {
-    let connection = acceptor.next().await.unwrap();
-    let (mut send, mut recv) = connection.accept_bi().await.unwrap();
-    let WorkerControl::Hello(hello) = read_frame(&mut recv).await.unwrap() else { panic!("no hello") };
-    write_frame(&mut send, &answer).await.unwrap();
-    Link { connection, control: (send, recv), hello: *hello }
-}
-
-/// A session without a supervisor: the test ends its engine and closes it.
-struct Alone {
-    acceptor: Acceptor,
-    session: JoinHandle<()>,
-    engine: EngineHandle,
-    thread: EngineThread,
-    closer: Trigger,
-}
-
-async fn session_alone() -> Alone {
-    let Network { acceptor, router, worker, timers } = network();
-    let LoadedModel { card, bundle, backend } = model();
-    let (engine, thread) = crate::engine::spawn(Served::from(&card), ROOMY, backend).unwrap();
-    let hello = Hello {
-        worker: Name::new("worker").unwrap(),
-        incarnation: Incarnation(7),
-        build: "test".into(),
-        capacity: Capacity { slots: 16, kv_tokens: 8192, groups: 64, adapter_slots: 4, adapter_bytes: 1 << 20 },
-        model: card,
-    };
-    let (closer, closing) = shoal_common::shutdown::channel();
-    let args = SessionArgs {
-        router,
-        endpoint: quic::worker_endpoint(&worker, &timers).unwrap(),
-        timers,
-        engine: engine.clone(),
-        offer: Arc::new(Offer { hello, bundle }),
-        closing,
-    };
-    let (_, session) = SessionActor::spawn(None, SessionActor, args).await.unwrap();
-    Alone { acceptor, session, engine, thread, closer }
-}
-
-impl Link {
-    async fn open(&self, first: StreamOpen) -> (SendStream, quinn::RecvStream) {
-        let (mut send, recv) = self.connection.open_bi().await.unwrap();
-        write_frame(&mut send, &first).await.unwrap();
-        (send, recv)
-    }
-
-    async fn submit(&self, submit: Submit) -> (SendStream, quinn::RecvStream) {
-        self.open(StreamOpen::Group(Box::new(submit))).await
-    }
-
-    async fn status_where(&mut self, wanted: impl Fn(&Status) -> bool) -> Status {
-        loop {
-            let WorkerControl::Status(status) = read_frame(&mut self.control.1).await.unwrap() else {
-                panic!("a status")
-            };
-            if wanted(&status) {
-                return status;
-            }
-        }
-    }
-
-    async fn close_code(&self) -> VarInt {
-        match self.connection.closed().await {
-            ConnectionError::ApplicationClosed(close) => close.error_code,
-            other => panic!("{other}"),
-        }
-    }
-}
-
-async fn hear(recv: &mut quinn::RecvStream) -> Heard {
-    let mut heard = Heard::default();
-    loop {
-        match read_frame::<GroupFrame, _>(recv).await {
-            Ok(frame) => heard.note(frame),
-            Err(CodecError::Ended) => return heard,
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-/// More than the link and the worker hold for a router that does not read: the group is parked, running.
-fn more_than_is_buffered() -> Submit {
-    let mut submit = submission(&[1, 2, 3], 400, 8);
-    submit.score_tokens = Some(20);
-    submit
-}
+use super::stage::{Stage, hear, meet, more_than_is_buffered, session_alone, stage, stage_with_kv};
+use crate::engine::tests::bench::{CONTEXT, alone, submission};
 
 #[tokio::test]
 async fn a_group_is_streamed_whole_and_its_stream_ends() {
@@ -215,7 +30,7 @@ async fn a_group_is_streamed_whole_and_its_stream_ends() {
 #[tokio::test]
 async fn no_longer_context_is_announced_than_the_kv_holds() {
     for (kv_tokens, announced) in [(100, 96), (1 << 20, CONTEXT)] {
-        let mut stage = stage_with(Some(kv_tokens));
+        let mut stage = stage_with_kv(kv_tokens);
         let link = stage.meet().await;
         assert_eq!(link.hello.model.context, announced);
         let (_send, mut recv) = link.submit(submission(&[1, 2, 3], 93, 1)).await;
@@ -290,7 +105,7 @@ async fn a_refused_worker_leaves() {
 #[tokio::test]
 async fn a_router_that_cannot_be_reached_does_not_hold_up_a_shutdown() {
     let stage = stage();
-    let Stage { acceptor, worker, shutdown } = stage;
+    let Stage { acceptor, worker, shutdown, .. } = stage;
     drop(acceptor);
     shutdown.fire();
     worker.await.unwrap().unwrap();

@@ -1,0 +1,234 @@
+//! Low-rank updates of linear layers: `y += scale (x Aᵀ) Bᵀ` in f32, each row with the update of its own adapter, or with
+//! none. Called after the product with the layers' own weights, once for all layers that share their inputs.
+//!
+//! **Bits.** A row is computed alone: what shares the step does not show. A row of A is reduced in 16 lanes, lane l over
+//! the inputs k = l (mod 16) in ascending order with fused multiply-adds from zero, folded as [`Simd::sum`] does. An output
+//! ascends over the ranks with fused multiply-adds from zero, `d = fma(reduced, b, d)`; then `y = fma(scale, d, y)`. How
+//! wide the numbers are stored does not show either, for widening is exact.
+//!
+//! [`Simd::sum`]: crate::simd::Simd::sum
+
+mod expand;
+mod low_rank;
+mod numbers;
+mod reduce;
+
+use std::ops::Range;
+
+use self::expand::Expand;
+pub use self::low_rank::{Factors, LowRank, Unpacked};
+use self::reduce::Reduce;
+use crate::pool::Pool;
+use crate::rows::{Rows, Shared};
+use crate::simd::{LANES, dispatch};
+
+/// Rows of one adapter that pass over its update before the next rows do: of 576 inputs they fill a first level cache
+/// twice, of 2,048 half a second level cache of 512 KiB.
+const ROWS_PER_PASS: usize = 32;
+
+/// Shares of the work per thread: a thread that the system takes away for a while delays a step by a part of its share.
+const SHARES_PER_THREAD: usize = 6;
+
+/// Bytes of A or B, each counted for every row that meets them, that another thread is worth waking for: a microsecond.
+const WORTH_SHARING: usize = 16 << 10;
+
+/// The operator, with the rows of a step by adapter and its working memory.
+#[derive(Debug, Default)]
+pub struct Lora {
+    /// Whether each row of the step has an adapter.
+    has: Vec<bool>,
+    /// The rows that have one, those of the same adapter side by side.
+    rows: Vec<u32>,
+    /// Where the rows of each adapter begin in `rows`, and where the last ones end.
+    starts: Vec<usize>,
+    /// The address of each adapter's update, zero without one.
+    updates: Vec<usize>,
+    /// For each adapter, pieces of work before its own; where the last ones end.
+    items: Vec<usize>,
+    /// `x Aᵀ` of each of `rows`, in rows of whole lines.
+    reduced: Vec<f32>,
+}
+
+/// Some units of an update (tiles of A, panels of B) and the rows that meet them: a piece of work.
+struct Run<'a> {
+    low_rank: &'a LowRank,
+    units: Range<usize>,
+    /// Places in [`Lora::rows`].
+    slots: Range<usize>,
+}
+
+/// Which of the two factors of an update.
+#[derive(Clone, Copy)]
+enum Factor {
+    A,
+    B,
+}
+
+impl Factor {
+    fn units(self, update: &LowRank) -> usize {
+        match self {
+            Self::A => update.tiles(),
+            Self::B => update.panels(),
+        }
+    }
+
+    fn bytes(self, update: &LowRank) -> usize {
+        match self {
+            Self::A => update.bytes_of_a(),
+            Self::B => update.bytes_of_b(),
+        }
+    }
+}
+
+fn address(update: &LowRank) -> usize {
+    std::ptr::from_ref(update).addr()
+}
+
+impl Lora {
+    /// Lays out a step of spans of rows, each of which has adapter number `Some(_)` or none. Numbers count from zero, and
+    /// each up to the largest occurs.
+    pub fn plan(&mut self, spans: impl Iterator<Item = (usize, Option<usize>)> + Clone) {
+        self.has.clear();
+        self.starts.clear();
+        self.starts.push(0);
+        for (count, adapter) in spans.clone() {
+            self.has.extend(std::iter::repeat_n(adapter.is_some(), count));
+            let Some(adapter) = adapter else { continue };
+            if self.starts.len() < adapter + 2 {
+                self.starts.resize(adapter + 2, 0);
+            }
+            self.starts[adapter + 1] += count;
+        }
+        for adapter in 1..self.starts.len() {
+            self.starts[adapter] += self.starts[adapter - 1];
+        }
+        self.items.clone_from(&self.starts);
+        self.rows.resize(self.starts[self.adapters()], 0);
+        let mut row = 0;
+        for (count, adapter) in spans {
+            if let Some(adapter) = adapter {
+                let begin = self.items[adapter];
+                self.items[adapter] += count;
+                (begin..).zip(row..row + count).for_each(|(slot, row)| self.rows[slot] = row as u32);
+            }
+            row += count;
+        }
+    }
+
+    /// Whether no row of the step has an adapter.
+    pub fn is_idle(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Whether row `row` of the step has an adapter.
+    pub(crate) fn has(&self, row: usize) -> bool {
+        self.has[row]
+    }
+
+    /// Rows of the step.
+    pub(crate) fn count(&self) -> usize {
+        self.has.len()
+    }
+
+    fn adapters(&self) -> usize {
+        self.starts.len().saturating_sub(1)
+    }
+
+    /// Adds to the rows of `y` what the updates make of the rows of `x`: `update_of` says which one an adapter has here, the
+    /// same whenever it is asked. `x` is read at rows that have an adapter, and only there.
+    pub fn add<'a>(
+        &mut self,
+        pool: &mut Pool,
+        update_of: impl Fn(usize) -> Option<&'a LowRank> + Sync,
+        x: &Rows,
+        y: &mut Rows,
+    ) {
+        let Some(most_ranks) = self.look_up(&update_of, x, y) else { return };
+        let stride = most_ranks.next_multiple_of(LANES);
+        let length = self.rows.len() * stride;
+        if length > self.reduced.len() {
+            self.reduced.resize(length, 0.0);
+        }
+        let isa = pool.isa();
+        let mut reduced = std::mem::take(&mut self.reduced);
+        let to = Shared::new(&mut reduced);
+        self.split(pool, Factor::A, &update_of, |lora, run| {
+            let Run { low_rank, units, slots } = run;
+            let (first, rows) = (slots.start * stride, &lora.rows[slots]);
+            dispatch(isa, Reduce { low_rank, tiles: units, rows, x, to: &to, first, stride });
+        });
+        let (row_width, y) = (y.stride(), Shared::new(y.values_mut()));
+        self.split(pool, Factor::B, &update_of, |lora, run| {
+            let Run { low_rank, units, slots } = run;
+            let (reduced, rows) = (&reduced[slots.start * stride..], &lora.rows[slots]);
+            dispatch(isa, Expand { low_rank, panels: units, rows, reduced, stride, y: &y, row_width });
+        });
+        self.reduced = reduced;
+    }
+
+    /// Notes each adapter's update and refuses what does not fit; the most ranks of one, `None` if no adapter has any.
+    fn look_up<'a>(&mut self, update_of: &impl Fn(usize) -> Option<&'a LowRank>, x: &Rows, y: &Rows) -> Option<usize> {
+        self.updates.clear();
+        let mut most = None;
+        for adapter in 0..self.adapters() {
+            let update = update_of(adapter);
+            self.updates.push(update.map_or(0, address));
+            most = most.max(update.map(|update| update.check(x, y)));
+        }
+        let rows = self.count();
+        assert!(most.is_none() || (x.count(), y.count()) == (rows, rows), "rows of the step");
+        most
+    }
+
+    /// Calls `work` with runs that together are every unit of a factor with every row, on all threads.
+    fn split<'a>(
+        &mut self,
+        pool: &mut Pool,
+        factor: Factor,
+        update_of: &(impl Fn(usize) -> Option<&'a LowRank> + Sync),
+        work: impl Fn(&Self, Run<'a>) + Sync,
+    ) {
+        let (mut items, mut cost) = (0, 0);
+        self.items.clear();
+        for adapter in 0..self.adapters() {
+            self.items.push(items);
+            if let Some(update) = self.update(adapter, update_of) {
+                let rows = self.starts[adapter + 1] - self.starts[adapter];
+                items += factor.units(update) * rows.div_ceil(ROWS_PER_PASS);
+                cost += factor.bytes(update) * rows;
+            }
+        }
+        self.items.push(items);
+        let shares = (pool.threads() * SHARES_PER_THREAD).min(cost / WORTH_SHARING).max(1);
+        let lora = &*self;
+        pool.split(items, items.div_ceil(shares), |_, mut range| {
+            let mut adapter = lora.items.partition_point(|&before| before <= range.start) - 1;
+            while !range.is_empty() {
+                if let Some(update) = lora.update(adapter, update_of).filter(|_| range.start < lora.items[adapter + 1])
+                {
+                    let run = lora.run(adapter, (update, factor.units(update)), &range);
+                    range.start += run.units.len();
+                    work(lora, run);
+                } else {
+                    adapter += 1;
+                }
+            }
+        });
+    }
+
+    /// The update of an adapter that [`Lora::look_up`] has found. What threads may write where rests on its shape.
+    fn update<'a>(&self, adapter: usize, update_of: &impl Fn(usize) -> Option<&'a LowRank>) -> Option<&'a LowRank> {
+        let update = update_of(adapter);
+        assert_eq!(update.map_or(0, address), self.updates[adapter], "an adapter's update is always the same");
+        update
+    }
+
+    /// The work that `range` begins with, which is an adapter's: as many units as it has left for the same rows.
+    fn run<'a>(&self, adapter: usize, (low_rank, units): (&'a LowRank, usize), range: &Range<usize>) -> Run<'a> {
+        let within = range.start - self.items[adapter];
+        let (pass, first) = (within / units, within % units);
+        let begin = self.starts[adapter] + pass * ROWS_PER_PASS;
+        let end = self.starts[adapter + 1].min(begin + ROWS_PER_PASS);
+        Run { low_rank, units: first..units.min(first + range.len()), slots: begin..end }
+    }
+}

@@ -1,0 +1,266 @@
+//! Low-rank updates.
+
+use half::{bf16, f16};
+use proptest::prelude::*;
+
+use super::{bits, numbers, pools, rows};
+use crate::simd::LANES;
+use crate::{Activations, Factors, Kept, Lora, LowRank, Rows, Unpacked, padded};
+
+/// How wide the numbers of an update are.
+#[derive(Clone, Copy, Debug)]
+enum Width {
+    Single,
+    Half,
+    UpperHalf,
+}
+
+const WIDTHS: [Width; 3] = [Width::Single, Width::Half, Width::UpperHalf];
+
+/// Layers as outputs and ranks; a rank of zero is a layer without an update.
+fn update(seed: u64, width: Width, inputs: usize, layers: &[(usize, usize)]) -> LowRank {
+    let narrow = |value: f32| match width {
+        Width::Single => value,
+        Width::Half => f16::from_f32(value).to_f32(),
+        Width::UpperHalf => bf16::from_f32(value).to_f32(),
+    };
+    let values = |seed, count| numbers(seed, count).into_iter().map(narrow).collect::<Vec<f32>>();
+    let (mut at, mut factors) = (0, Vec::new());
+    for (index, &(outputs, rank)) in layers.iter().enumerate() {
+        let seed = seed * 100 + 2 * index as u64;
+        factors.push((at, outputs, rank, values(seed, rank * inputs), values(seed + 1, outputs * rank)));
+        at += padded(outputs);
+    }
+    let parts: Vec<Factors<'_>> = factors
+        .iter()
+        .filter(|(_, _, rank, ..)| *rank > 0)
+        .map(|(at, outputs, rank, a, b)| Factors {
+            at: *at,
+            outputs: *outputs,
+            rank: *rank,
+            scale: 0.37 * (*at + 1) as f32,
+            a,
+            b,
+        })
+        .collect();
+    LowRank::pack(inputs, &parts)
+}
+
+/// Width of the outputs' rows.
+fn width(layers: &[(usize, usize)]) -> usize {
+    let before: usize = layers[..layers.len() - 1].iter().map(|(outputs, _)| padded(*outputs)).sum();
+    before + layers[layers.len() - 1].0
+}
+
+/// What the kernel's file says, written out for one row.
+fn written_out(update: &LowRank, x: &[f32], y: &mut [f32]) {
+    for Unpacked { at, rank, scale, a, b } in update.unpack() {
+        let reduced: Vec<f32> = a.chunks(x.len()).map(|a| reduce(x, a)).collect();
+        for (y, b) in y[at..].iter_mut().zip(b.chunks(rank)) {
+            let sum = reduced.iter().zip(b).fold(0.0f32, |sum, (reduced, b)| reduced.mul_add(*b, sum));
+            *y = scale.mul_add(sum, *y);
+        }
+    }
+}
+
+fn reduce(x: &[f32], a: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for (k, (x, a)) in x.iter().zip(a).enumerate() {
+        lanes[k % LANES] = x.mul_add(*a, lanes[k % LANES]);
+    }
+    for half in [8, 4, 2, 1] {
+        (0..half).for_each(|lane| lanes[lane] += lanes[lane + half]);
+    }
+    lanes[0]
+}
+
+/// The outputs of a step whose rows have these adapters.
+fn add(pool: &mut crate::Pool, updates: &[LowRank], of_rows: &[Option<usize>], x: &Rows, y: &Rows) -> Rows {
+    let (mut lora, mut y) = (Lora::default(), y.clone());
+    lora.plan(of_rows.iter().map(|adapter| (1, *adapter)));
+    lora.add(pool, |adapter| Some(&updates[adapter]), x, &mut y);
+    y
+}
+
+/// Every row is what is written out for it, on every instruction set and number of threads.
+fn assert_written_out(updates: &[LowRank], of_rows: &[Option<usize>], inputs: usize, outputs: usize) {
+    let x = numbers(7, of_rows.len() * inputs);
+    let y = numbers(8, of_rows.len() * outputs);
+    let mut expected = y.clone();
+    for (row, adapter) in of_rows.iter().enumerate() {
+        if let Some(adapter) = adapter {
+            let y = &mut expected[row * outputs..(row + 1) * outputs];
+            written_out(&updates[*adapter], &x[row * inputs..(row + 1) * inputs], y);
+        }
+    }
+    let expected: Vec<u32> = expected.iter().map(|value| value.to_bits()).collect();
+    for pool in &mut pools() {
+        let ours = add(pool, updates, of_rows, &rows(&x, inputs), &rows(&y, outputs));
+        assert_eq!(bits(&ours), expected, "{pool:?}, {of_rows:?}");
+    }
+}
+
+#[test]
+fn every_rank_is_what_is_written_out() {
+    for rank in [1, 2, 3, 4, 5, 6, 7, 8, 16, 17, 64, 256] {
+        let layers = [(75, rank)];
+        let updates = WIDTHS.map(|width| update(3, width, 83, &layers));
+        for which in 0..3 {
+            assert_written_out(&updates, &[Some(0), None, Some(which), Some(which), Some(which)], 83, width(&layers));
+        }
+    }
+}
+
+#[test]
+fn layers_that_share_inputs_may_have_any_ranks_or_none() {
+    for ranks in [[8, 8, 8], [3, 0, 5], [0, 0, 1], [0, 6, 0], [1, 2, 4], [70, 1, 0]] {
+        let layers = [(576, ranks[0]), (192, ranks[1]), (33, ranks[2])];
+        let updates = [update(5, Width::Single, 64, &layers)];
+        assert_written_out(&updates, &[None, Some(0), Some(0), Some(0)], 64, width(&layers));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn any_mix_of_adapters_is_what_is_written_out(
+        inputs in 1..400usize,
+        first in (1..300usize, 0..20usize),
+        second in (1..70usize, 1..9usize),
+        of_rows in prop::collection::vec(prop::option::of(0..5usize), 1..40),
+        widths in prop::array::uniform5(0..3usize),
+    ) {
+        let layers = |adapter: usize| [(first.0, (first.1 + adapter) % 20), (second.0, second.1)];
+        let update = |adapter| update(adapter as u64, WIDTHS[widths[adapter]], inputs, &layers(adapter));
+        let updates: Vec<LowRank> = (0..5).map(update).collect();
+        assert_written_out(&updates, &of_rows, inputs, width(&layers(0)));
+    }
+}
+
+#[test]
+fn many_rows_of_one_adapter_are_what_they_are_alone() {
+    let layers = [(130, 9), (40, 2)];
+    let updates = [update(1, Width::Single, 100, &layers), update(2, Width::UpperHalf, 100, &layers)];
+    let of_rows: Vec<Option<usize>> = (0..150).map(|row| [Some(0), None, Some(0), Some(1)][row % 4]).collect();
+    assert_written_out(&updates, &of_rows, 100, width(&layers));
+}
+
+#[test]
+fn rows_without_an_adapter_are_not_read_and_not_written() {
+    let updates = [update(1, Width::Single, 40, &[(50, 4)])];
+    for pool in &mut pools() {
+        let x = rows(&[[f32::NAN; 40], [1.0; 40]].concat(), 40);
+        let y = add(pool, &updates, &[None, Some(0)], &x, &rows(&[-0.0; 100], 50));
+        assert!(y.row(0).iter().all(|value| value.to_bits() == (-0.0f32).to_bits()));
+        assert!(y.row(1).iter().all(|value| value.is_finite() && *value != 0.0));
+    }
+}
+
+#[test]
+fn what_is_not_finite_harms_its_own_row_only_and_nothing_beyond_the_outputs() {
+    let updates = [update(1, Width::Single, 64, &[(20, 4), (20, 4)])];
+    for pool in &mut pools() {
+        let mut values = numbers(1, 3 * 64);
+        let zeros = rows(&[0.0; 3 * 52], 52);
+        let clean = add(pool, &updates, &[Some(0); 3], &rows(&values, 64), &zeros);
+        values[64 + 7] = f32::INFINITY;
+        let y = add(pool, &updates, &[Some(0); 3], &rows(&values, 64), &zeros);
+        assert_eq!((y.row(0), y.row(2)), (clean.row(0), clean.row(2)));
+        assert!(y.row(1)[..20].iter().all(|value| !value.is_finite()));
+        assert!(y.padded_row(1)[20..32].iter().chain(&y.padded_row(1)[52..]).all(|value| *value == 0.0));
+    }
+}
+
+#[test]
+fn numbers_take_sixteen_bits_where_that_loses_nothing() {
+    let bytes = WIDTHS.map(|width| update(1, width, 576, &[(576, 8), (192, 8)]).bytes());
+    let numbers = 16 * 576 + 8 * (576 + 192);
+    assert_eq!(bytes, [4 * numbers, 2 * numbers, 2 * numbers]);
+}
+
+#[test]
+fn an_update_is_read_back_as_it_was_packed() {
+    let (a, b) = (numbers(1, 6 * 50), numbers(2, 70 * 6));
+    let part = Factors { at: 32, outputs: 70, rank: 6, scale: 1.5, a: &a, b: &b };
+    let first = Factors { at: 0, outputs: 3, rank: 5, scale: 0.5, a: &a[..5 * 50], b: &b[..3 * 5] };
+    let packed = LowRank::pack(50, &[first, part]);
+    assert_eq!(packed.unpack().nth(1).unwrap(), Unpacked { at: 32, rank: 6, scale: 1.5, a, b });
+}
+
+#[test]
+fn a_step_without_adapters_adds_nothing() {
+    let pool = &mut pools().pop().unwrap();
+    let (x, y) = (rows(&numbers(1, 80), 40), rows(&numbers(2, 20), 10));
+    let after = add(pool, &[], &[None, None], &x, &y);
+    assert_eq!(bits(&after), bits(&y));
+    let mut lora = Lora::default();
+    assert!(lora.is_idle());
+    lora.plan([(3, None), (2, Some(0))].into_iter());
+    assert!(!lora.is_idle());
+    lora.plan([(3, None)].into_iter());
+    assert!(lora.is_idle());
+}
+
+#[test]
+#[should_panic = "always the same"]
+fn an_update_that_changes_under_a_step_is_refused() {
+    let updates = [update(1, Width::Single, 40, &[(50, 1)]), update(1, Width::Single, 40, &[(50, 64)])];
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let mut lora = Lora::default();
+    lora.plan([(1, Some(0))].into_iter());
+    let update_of = |_| updates.get(asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed).min(1));
+    lora.add(&mut pools()[0], update_of, &rows(&[1.0; 40], 40), &mut rows(&[0.0; 50], 50));
+}
+
+#[test]
+#[should_panic = "sizes of A and B"]
+fn factors_of_another_size_are_refused() {
+    LowRank::pack(4, &[Factors { at: 0, outputs: 2, rank: 1, scale: 1.0, a: &[0.0; 4], b: &[0.0; 3] }]);
+}
+
+#[test]
+#[should_panic = "rank and place"]
+fn layers_whose_outputs_overlap_are_refused() {
+    let part = Factors { at: 0, outputs: 20, rank: 1, scale: 1.0, a: &[0.0; 4], b: &[0.0; 20] };
+    LowRank::pack(4, &[part, Factors { at: 16, ..part }]);
+}
+
+#[test]
+#[should_panic = "outputs of an update"]
+fn outputs_beyond_the_row_are_refused() {
+    let updates = [update(1, Width::Single, 40, &[(50, 4)])];
+    add(&mut pools()[0], &updates, &[Some(0)], &rows(&[1.0; 40], 40), &rows(&[0.0; 49], 49));
+}
+
+#[test]
+fn what_is_quantised_is_kept_as_it_is_for_rows_with_an_adapter() {
+    let (count, wide) = (5, 75);
+    let x = numbers(4, count * wide);
+    let mut weights = numbers(3, wide);
+    weights.resize(padded(wide), 0.0);
+    let both: Vec<f32> = x.chunks(wide).flat_map(|row| [row, &[0.0; 21], row, &[0.0; 21]].concat()).collect();
+    let mut lora = Lora::default();
+    lora.plan([(1, None), (2, Some(1)), (1, Some(0)), (1, None)].into_iter());
+    let mut seen = Vec::new();
+    for pool in &mut pools() {
+        let (mut quants, mut normed, mut gated) = (Activations::new(wide), Rows::new(wide), Rows::new(wide));
+        let kept = Kept { rows: &mut normed, lora: &lora };
+        quants.quantise_normed(pool, &rows(&x, wide), (&weights, 1e-5), Some(kept));
+        let kept = Kept { rows: &mut gated, lora: &lora };
+        quants.quantise_gated(pool, &rows(&both, 2 * padded(wide)), Some(kept));
+        for (row, x) in x.chunks(wide).enumerate() {
+            let has_adapter = (1..4).contains(&row);
+            let square = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / wide as f64;
+            for (at, x) in x.iter().map(|x| f64::from(*x)).enumerate() {
+                let exact = [x / (square + 1e-5).sqrt() * f64::from(weights[at]), x * x / (1.0 + (-x).exp())];
+                for (ours, exact) in [normed.row(row)[at], gated.row(row)[at]].into_iter().zip(exact) {
+                    let exact = if has_adapter { exact } else { 0.0 };
+                    assert!((f64::from(ours) - exact).abs() <= 1e-6 * exact.abs().max(1e-3), "{ours} for {exact}");
+                }
+            }
+        }
+        seen.push((bits(&normed), bits(&gated)));
+    }
+    assert!(seen.iter().all(|all| *all == seen[0]));
+}
