@@ -47,7 +47,11 @@ impl Shared {
 /// Serves `connection` until it is lost, refused or no longer wanted; closes it with the code that fits.
 pub(super) async fn run(connection: Connection, args: SessionArgs, welcomed: impl FnOnce() + Send) -> SessionEnd {
     let SessionArgs { engine, offer, mut closing, .. } = args;
-    let end = serve(&connection, open(engine, offer), welcomed, &mut closing).await;
+    let end = match (serve(&connection, open(engine, offer), welcomed, &mut closing).await, connection.close_reason()) {
+        // A stream that broke with its connection says less than that does.
+        (SessionEnd::Broken(_), Some(reason)) => SessionEnd::Lost(reason.into()),
+        (end, _) => end,
+    };
     end.code().close(&connection);
     end
 }
@@ -97,7 +101,7 @@ async fn serve(
                 Ok((send, recv)) => {
                     streams.spawn(stream::serve(shared.clone(), send, recv));
                 }
-                Err(error) => return SessionEnd::Lost(error),
+                Err(error) => return SessionEnd::Lost(error.into()),
             },
             Some(ended) = streams.join_next(), if !streams.is_empty() => {
                 if let Some(end) = fault(ended) {

@@ -1,5 +1,5 @@
 //! The control stream of one connection: the worker says who it is and how it is doing, the router welcomes or refuses it
-//! and may order a drain. Owned by the connection's session.
+//! and may order a drain and take that back. Owned by the connection's session.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,13 +17,18 @@ const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// Between two statuses at most: half of what the protocol allows, so that a late timer breaks nothing.
 const TELL_EVERY: Duration = Duration::from_millis(STATUS_EVERY_MS / 2);
 
-/// Whether the router of this connection has ordered a drain. Other routers' connections are not touched by it.
+/// Whether the router of this connection has ordered a drain, and not taken that back. Other routers' connections are not
+/// touched by it, and it ends with the connection: a router gives it again to a worker that comes back.
 #[derive(Debug, Default)]
 pub(super) struct DrainOrder(AtomicBool);
 
 impl DrainOrder {
     fn give(&self) {
         self.0.store(true, Ordering::Release);
+    }
+
+    fn take_back(&self) {
+        self.0.store(false, Ordering::Release);
     }
 
     pub(super) fn is_given(&self) -> bool {
@@ -41,7 +46,7 @@ pub(super) struct Control {
 
 /// Opens the control stream, says hello and waits for the welcome.
 pub(super) async fn introduce(connection: &Connection, hello: Hello) -> Result<Control, SessionEnd> {
-    let (mut send, recv) = connection.open_bi().await.map_err(SessionEnd::Lost)?;
+    let (mut send, recv) = connection.open_bi().await.map_err(|error| SessionEnd::Lost(error.into()))?;
     let mut orders = FrameReader::new(recv);
     codec::write_frame(&mut send, &WorkerControl::Hello(Box::new(hello))).await?;
     match orders.next().await? {
@@ -50,7 +55,7 @@ pub(super) async fn introduce(connection: &Connection, hello: Hello) -> Result<C
             Ok(Control { send, orders })
         }
         RouterControl::Refused(refusal) => Err(SessionEnd::Refused(refusal)),
-        RouterControl::Drain | RouterControl::Adapter(_) => Err(SessionEnd::Protocol),
+        RouterControl::Drain | RouterControl::Undrain | RouterControl::Adapter(_) => Err(SessionEnd::Protocol),
     }
 }
 
@@ -93,6 +98,7 @@ pub(super) async fn obey(mut orders: FrameReader<RecvStream>, drain: &DrainOrder
     loop {
         match orders.next().await {
             Ok(RouterControl::Drain) => drain.give(),
+            Ok(RouterControl::Undrain) => drain.take_back(),
             Ok(RouterControl::Adapter(_)) => {}
             Ok(RouterControl::Welcome { .. } | RouterControl::Refused(_)) => return SessionEnd::Protocol,
             Err(error) => return error.into(),
