@@ -2,6 +2,7 @@
 //! configuration; reads nothing and starts nothing.
 
 mod bench;
+mod operate;
 #[cfg(test)]
 mod tests;
 
@@ -11,8 +12,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use shoal_common::config::{Exposure, ModelFlag, ModelFlagSource, Overrides, Scope};
 use shoal_common::ids::Name;
 
+use crate::roles::ROUTER;
 use bench::BENCH_HELP;
 pub(crate) use bench::Bench;
+use operate::{DRAIN_HELP, PLAN_HELP, STATUS_HELP};
+pub(crate) use operate::{Drain, Status};
 
 /// Serves LLM completions from your own machines: same request, same bytes.
 #[derive(Debug, Parser)]
@@ -42,6 +46,7 @@ Examples:
   shoal check --config cluster.toml                 all faults of a configuration, and the plan
   shoal router --config cluster.toml                a cluster: the router,
   shoal worker --config cluster.toml --name alpha   and a worker, on another machine
+  shoal status                                      its workers, their load, and what went wrong
   shoal bench --concurrency 1,8,32                  how fast a server answers, this one or another
 
 Exit codes:
@@ -100,6 +105,15 @@ pub(crate) enum Command {
     /// Report every fault of the configuration and show the plan, without starting
     #[command(after_help = CHECK_HELP)]
     Check(Check),
+    /// Show a running cluster: its workers, their load, and what went wrong
+    #[command(after_help = STATUS_HELP)]
+    Status(Status),
+    /// Give a worker no more requests; what runs goes on to its end
+    #[command(after_help = DRAIN_HELP)]
+    Drain(Drain),
+    /// Say who runs where, in lines for scripts
+    #[command(after_help = PLAN_HELP)]
+    Plan,
     /// Make the certificates of a cluster
     #[command(after_help = CERT_HELP)]
     Cert {
@@ -156,7 +170,7 @@ Example:
 #[derive(Args, Debug)]
 pub(crate) struct Router {
     /// Its name, as in its certificate
-    #[arg(long, default_value = "router")]
+    #[arg(long, default_value = ROUTER)]
     pub(crate) name: Name,
     #[command(flatten)]
     router: RouterFlags,
@@ -214,8 +228,20 @@ on stderr with its place, its reason and what to do.
 
 Examples:
   shoal check --config cluster.toml
+  shoal check --worker alpha                                 what this worker needs, on its own machine
   shoal check --model SmolLM2-135M-Instruct.Q4_1.gguf
   shoal check --model ./my-model-directory --ppl text.txt    what quantisation costs on this text";
+
+/// What `shoal check` looks at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Everything, as far as it is on this machine.
+    Whole,
+    /// What the router needs.
+    Router,
+    /// What this worker needs.
+    Worker(Name),
+}
 
 /// `shoal check`
 #[derive(Args, Debug)]
@@ -223,6 +249,12 @@ pub(crate) struct Check {
     /// Check this model (a GGUF file or a Hugging Face directory) instead of a configuration
     #[arg(long, value_name = "PATH")]
     pub(crate) model: Option<PathBuf>,
+    /// Check what this worker needs on this machine: its model files and its certificate
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "router"])]
+    worker: Option<Name>,
+    /// Check what the router needs on this machine: its certificate
+    #[arg(long, conflicts_with = "model")]
+    router: bool,
     /// Print the perplexity of this text, with the engine that serves and with the reference engine
     #[arg(long, value_name = "TEXT FILE")]
     pub(crate) ppl: Option<PathBuf>,
@@ -233,8 +265,22 @@ impl Check {
     pub(crate) fn overrides(&self) -> Overrides {
         let source = self.model.clone().map(ModelFlagSource::Path);
         let model = source.map(|source| ModelFlag { name: None, source });
-        let scope = if model.is_some() { Scope::Dev } else { Scope::Whole };
+        let scope = match self.part() {
+            Part::Router => Scope::Router,
+            Part::Worker(name) => Scope::Worker(name.to_string()),
+            Part::Whole if model.is_some() => Scope::Dev,
+            Part::Whole => Scope::Whole,
+        };
         Overrides { scope, model, ..Overrides::default() }
+    }
+
+    /// Which part of the cluster is looked at.
+    pub(crate) fn part(&self) -> Part {
+        match &self.worker {
+            Some(name) => Part::Worker(name.clone()),
+            None if self.router => Part::Router,
+            None => Part::Whole,
+        }
     }
 }
 
