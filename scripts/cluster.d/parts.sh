@@ -19,6 +19,12 @@ quoted() {
 # it, where one was given.
 declare -A arch=() home=() binaries=() binary_sum=()
 
+# Settings of the shell would be those of the parts on this machine alone; only how much is logged may be said so.
+logging=()
+if [[ -n "${SHOAL_LOG:-}" ]]; then logging+=("SHOAL_LOG=$SHOAL_LOG"); fi
+if [[ -n "${SHOAL_LOG_FORMAT:-}" ]]; then logging+=("SHOAL_LOG_FORMAT=$SHOAL_LOG_FORMAT"); fi
+unset "${!SHOAL__@}" SHOAL_CONFIG
+
 ssh_options=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15)
 
 # on HOST VERB ARGUMENT...: runs host.sh there. stdin is only for `put`; the lock (9) is for nobody else.
@@ -148,7 +154,7 @@ shoal_on() {
   if [[ "$where" != . ]]; then
     bin="${home[$where]}/bin/shoal" settings="${home[$where]}/cluster.toml" certificates="${home[$where]}/pki"
   fi
-  command=(env "SHOAL__CLUSTER__PKI=$certificates" "$bin" "$subcommand" --config "$settings" "$@")
+  command=(env "SHOAL__CLUSTER__PKI=$certificates" "${logging[@]}" "$bin" "$subcommand" --config "$settings" "$@")
 }
 
 # Of which binary, settings and certificate a process of part $1 would be now.

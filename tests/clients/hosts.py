@@ -64,6 +64,7 @@ class Lab:
         self.config.write_text(text + model)
         self.workers = list(workers)
         self.dir = dir.removeprefix("~/")
+        self.more = {}
 
     @property
     def url(self):
@@ -78,7 +79,8 @@ class Lab:
     def environment(self):
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
         path = f"{self.directory / 'path'}:{clean['PATH']}"
-        return {**clean, "HOME": str(self.home), "HOSTS": str(self.hosts), "PATH": path, "SHOAL_BIN": binary()}
+        ours = {"HOME": str(self.home), "HOSTS": str(self.hosts), "PATH": path, "SHOAL_BIN": binary()}
+        return {**clean, **ours, **self.more}
 
     def run(self, *arguments, expect=0):
         """The script; returns what it printed, stderr after stdout."""

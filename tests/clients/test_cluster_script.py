@@ -1,5 +1,6 @@
 """The life of a cluster as its operator sees it: scripts/cluster with real processes, on this machine and on stand-in hosts."""
 
+import json
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 from contract import chunks, collect, same, whole
 from hosts import Lab
-from servers import ROOT, Process
+from servers import ROOT, Process, real_model
 
 THREE = {"alpha": None, "beta": None, "org/gamma": None}
 
@@ -235,7 +236,7 @@ def test_a_drained_worker_is_shown_and_serves_again_when_that_is_taken_back(lab)
 def test_a_drain_waits_for_what_runs_and_cuts_nothing(lab, scripted):
     lab = lab({"alpha": None, "beta": None})
     lab.run("up")
-    body = {"prompt": "long", "max_tokens": 2000, "ignore_eos": True, "seed": 5}
+    body = {"prompt": "long", "max_tokens": 800, "ignore_eos": True, "seed": 5}
     with Asked(lab).http as http, http.stream("POST", "/v1/completions", json={"model": "scripted", "stream": True, **body}) as answer:
         documents = chunks(answer)
         first = next(documents)
@@ -292,6 +293,60 @@ def test_parts_on_other_hosts_get_what_they_need_and_nothing_else(lab, scripted)
         lab.run("roll", "beta", "org/gamma")
     assert load.faults == [] and load.answers > 0
     assert lab.pid("beta", "gpu1") != before and "slots = 65" in (gpu1 / lab.dir / "cluster.toml").read_text()
+    lab.run("down")
+    lab.nothing_is_left()
+
+
+def test_the_three_hosts_of_the_readme_are_a_cluster(lab):
+    section = (ROOT / "README.md").read_text().split("## A cluster on three hosts, from nothing")[1].split("\n## ")[0]
+    blocks = dict(re.findall(r"```(toml|sh)\n(.*?)```", section, re.DOTALL)[:2])
+    lab = lab({"alpha": "gpu1", "beta": "gpu2"}, name="reef")
+    # The stand-in hosts share this machine's loopback.
+    settings = blocks["toml"].replace("10.0.0.1:8443", f"127.0.0.1:{lab.quic}").replace("127.0.0.1:8080", f"127.0.0.1:{lab.http}")
+    routers = f'routers = ["127.0.0.1:{lab.quic}"]\n'
+    lab.config.write_text(re.sub(r'(host = "gpu\d"\n)', rf"\1{routers}", settings))
+    lab.dir = ".local/share/shoal/cluster-reef"
+    for name in ("head", "gpu1", "gpu2"):
+        lab.host(name)
+    assert "worker alpha cannot start on gpu1" in lab.run("up", expect=1)
+    for name in ("gpu1", "gpu2"):
+        (lab.hosts / name / "models").mkdir()
+        (lab.hosts / name / "models/SmolLM2-135M-Instruct.Q4_1.gguf").symlink_to(real_model())
+    assert [line for line in blocks["sh"].splitlines() if line.startswith("scripts/cluster")][0].split()[1] == "up"
+    table = rows(lab.run("up"))
+    assert [(name, row["HOST"], row["STATE"]) for name, row in table.items()] == [
+        ("router", "head", "answers"),
+        ("alpha", "gpu1", "ready"),
+        ("beta", "gpu2", "ready"),
+    ]
+    server = Asked(lab)
+    server.model = "SmolLM2-135M-Instruct"
+    assert whole(server, prompt="The sea is", max_tokens=4, seed=1).text
+    assert "welcomed by a router" in lab.run("logs", "alpha")
+    assert "rolled: alpha beta router" in lab.run("roll")
+    lab.run("down")
+    lab.nothing_is_left()
+
+
+def test_what_the_shell_says_of_logging_reaches_every_part_and_its_other_settings_none(lab):
+    lab = lab({"alpha": "gpu1"})
+    lab.host("gpu1")
+    lab.more = {"SHOAL_LOG_FORMAT": "json", "SHOAL__ROUTER__LISTEN": "127.0.0.1:1", "SHOAL_CONFIG": "none"}
+    lab.run("up")
+    assert whole(Asked(lab), prompt="x", max_tokens=1).text
+    for part, host in (("router", None), ("alpha", "gpu1")):
+        assert all(json.loads(line)["level"] for line in lab.log(part, host).splitlines())
+    lab.run("down")
+
+
+def test_processes_can_be_units_of_systemd(lab):
+    lab = lab({"org/alpha": None})
+    fake = lab.directory / "path/systemd-run"
+    fake.write_text('#!/usr/bin/env bash\necho "$*" >>"$HOSTS/units"\nwhile [[ "$1" == --* ]]; do shift; done\nsetsid "$@" &\n')
+    fake.chmod(0o755)
+    assert rows(lab.run("up", "--systemd"))["org/alpha"]["STATE"] == "ready"
+    units = re.findall(r"--user .*--unit=(\S+)", (lab.hosts / "units").read_text())
+    assert units == ["shoal-reef-router", "shoal-reef-org-alpha"]
     lab.run("down")
     lab.nothing_is_left()
 
