@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -208,7 +209,7 @@ def test_a_roll_stops_at_the_first_worker_that_does_not_come_back(lab):
     said = lab.run("roll", "--within", "3", expect=1)
     assert "the router refused alpha" in said and "is served with weights" in said
     assert "stopped at alpha. New: none. As before: beta org/gamma router." in said
-    assert "scripts/cluster roll alpha beta org/gamma router" in said
+    assert f"scripts/cluster roll alpha beta org/gamma router --config {lab.config}" in said
     assert kept == {part: lab.pid(part) for part in kept}
     assert whole(Asked(lab), prompt="still there", max_tokens=4).text
     lab.run("down")
@@ -366,6 +367,17 @@ def test_a_host_that_cannot_be_used_is_a_sentence_and_nothing_is_started(lab):
     said = lab.run("up", expect=1)
     assert re.search(r"gpu1 is mips and .* --binary mips=PATH", said), said
     lab.run("up", "--binary", f"mips={ROOT}/scripts/cluster", expect=1)
+    lab.nothing_is_left()
+
+
+def test_a_process_that_ends_at_once_is_told_with_the_end_of_its_log(lab):
+    lab = lab({"alpha": None})
+    with socket.create_server(("127.0.0.1", lab.http)):
+        said = lab.run("up", expect=1)
+    assert "router ended while it was waited for" in said and "cannot listen for HTTP" in said
+    assert "run this again" in said
+    assert rows(lab.run("up"))["alpha"]["STATE"] == "ready"
+    lab.run("down")
     lab.nothing_is_left()
 
 
