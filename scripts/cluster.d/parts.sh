@@ -147,14 +147,16 @@ check() {
   exit 1
 }
 
-# Sets command to shoal's command line on host $1, with its certificates.
+# Sets command to shoal's command line on host $1, with its certificates. What it keeps is the cluster's own, so that two of
+# them share nothing, unless the settings say where.
 shoal_on() {
   local where="$1" subcommand="$2" bin="$shoal" settings="$config" certificates="$pki"
   shift 2
   if [[ "$where" != . ]]; then
     bin="${home[$where]}/bin/shoal" settings="${home[$where]}/cluster.toml" certificates="${home[$where]}/pki"
   fi
-  command=(env "SHOAL__CLUSTER__PKI=$certificates" "${logging[@]}" "$bin" "$subcommand" --config "$settings" "$@")
+  command=(env "SHOAL__CLUSTER__PKI=$certificates" "XDG_DATA_HOME=${home[$where]}/data" "${logging[@]}"
+    "$bin" "$subcommand" --config "$settings" "$@")
 }
 
 # Of which binary, settings and certificate a process of part $1 would be now.

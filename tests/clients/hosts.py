@@ -30,7 +30,6 @@ drain_ms = {drain_ms}
 [router]
 listen = "127.0.0.1:{http}"
 quic = "127.0.0.1:{quic}"
-data_dir = "{data}"
 """
 
 MODEL = """
@@ -55,7 +54,7 @@ class Lab:
         ssh.chmod(0o755)
         self.http, self.quic = free_port(), free_port(socket.SOCK_DGRAM)
         self.config = directory / "cluster.toml"
-        text = CONFIG.format(name=name, dir=dir, http=self.http, quic=self.quic, data=directory / "data", drain_ms=drain_ms)
+        text = CONFIG.format(name=name, dir=dir, http=self.http, quic=self.quic, drain_ms=drain_ms)
         for worker, host in workers.items():
             line = f'host = "{host}"\n' if host else ""
             # The stand-in hosts share one loopback; a router that is really elsewhere cannot be dialled there.

@@ -262,7 +262,12 @@ def test_two_clusters_on_one_machine_do_not_meet(lab):
     two.home = one.home
     one.run("up")
     two.run("up")
+    for each in (one, two):
+        assert whole(Asked(each), prompt=each.name, max_tokens=1, log_prompt=True).text
     one.run("down")
+    # Written by a thread of its own; the router's end has waited for it.
+    logged = [(each.place() / "data/shoal/prompt_log.jsonl").read_text() for each in (one, two)]
+    assert ["one" in text for text in logged] == [True, False] and logged[0].count("\n") == 1
     assert rows(two.run("status"))["alpha"]["STATE"] == "ready"
     one.nothing_is_left()
     two.run("down")
