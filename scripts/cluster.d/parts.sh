@@ -98,7 +98,7 @@ sum() { sha256sum <"$1" | cut -d' ' -f1; }
 # The binary for host $1, empty where there is none.
 binary_for() {
   local given="${binaries[${arch[$1]}]:-}"
-  if [[ "$1" == . ]]; then echo "$shoal"; elif [[ -z "$given" && "${arch[$1]}" == "$(uname -m)" ]]; then echo "$shoal"; else echo "$given"; fi
+  if [[ "$1" == . || (-z "$given" && "${arch[$1]}" == "$(uname -m)") ]]; then echo "$shoal"; else echo "$given"; fi
 }
 
 # prepare HOST NAME...: what the parts need is there afterwards, or there is a sentence about it.

@@ -1,11 +1,13 @@
 """Hosts for scripts/cluster that are directories here: a stand-in for `ssh` that hands the command to a shell, as sshd does,
 with another home, another working directory and an empty environment. So what is quoted for a remote shell, and what is copied
-there, is what would be on a real host. Called by `test_cluster_script`."""
+there, is what would be on a real host. The fixture `lab` of `conftest` makes them."""
 
 import os
 import pathlib
 import socket
 import subprocess
+
+import httpx
 
 from servers import ROOT, WORKER, binary, free_port
 
@@ -128,3 +130,16 @@ class Lab:
                 # As servers do: what is left of closed connections does not count, a listener does.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1 if kind == socket.SOCK_STREAM else 0)
                 probe.bind(("127.0.0.1", port))
+
+
+class Asked:
+    """As much of a server as `contract` needs; every request on a connection of its own, as different clients would."""
+
+    model = "scripted"
+
+    def __init__(self, lab):
+        self.url = lab.url
+
+    @property
+    def http(self):
+        return httpx.Client(base_url=self.url, timeout=120, trust_env=False)
