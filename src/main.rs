@@ -7,6 +7,8 @@ mod cert;
 mod check;
 mod cli;
 mod dev;
+mod operate;
+mod plan;
 mod pull;
 mod roles;
 
@@ -15,7 +17,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use shoal_common::config::{self, Config, Overrides};
+use shoal_common::config::{self, Config, Overrides, Scope};
 use shoal_common::shutdown::{self, Shutdown};
 use shoal_common::telemetry;
 
@@ -39,6 +41,13 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Check(flags) => return check(&cli.global, flags),
         Command::Cert { command } => cert::run(command)?,
+        Command::Status(flags) => print!("{}", operate::status(&flags.router.url, flags.form())?),
+        Command::Drain(flags) => drain(flags)?,
+        Command::Plan => {
+            let config = load(&cli.global, &Overrides { scope: Scope::Plan, ..Overrides::default() })?;
+            let here = rustix::system::uname();
+            print!("{}", plan::lines(&config, &here.nodename().to_string_lossy())?);
+        }
         Command::Pull(order) => pull(order)?,
         Command::Bench(flags) => bench(flags)?,
         Command::Dev(flags) => {
@@ -100,7 +109,7 @@ fn check(global: &Global, flags: &cli::Check) -> anyhow::Result<ExitCode> {
         Some(_) => config::load(global.config.as_deref(), &flags.overrides())?,
         None => load(global, &flags.overrides())?,
     };
-    let (plan, faults) = check::plan(&config);
+    let (plan, faults) = check::plan(&config, &flags.part());
     print!("{plan}");
     let good = faults.is_empty();
     for fault in faults {
@@ -110,6 +119,15 @@ fn check(global: &Global, flags: &cli::Check) -> anyhow::Result<ExitCode> {
         check::perplexity::print(&config, text)?;
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn drain(flags: &cli::Drain) -> Result<(), operate::OperateError> {
+    let (url, worker) = (&flags.router.url, &flags.worker);
+    println!("{}", operate::order(url, worker, flags.order())?);
+    if let Some(within) = flags.wait() {
+        println!("{}", operate::wait_drained(url, worker, within)?);
+    }
+    Ok(())
 }
 
 /// The path is the last line on stdout, for scripts.

@@ -11,6 +11,9 @@ use shoal_common::shutdown::Shutdown;
 use shoal_router::RouterSettings;
 use shoal_worker::model::{self, LoadedModel};
 
+/// The name of [`router_name`].
+pub(crate) const ROUTER: &str = "router";
+
 /// Runs the router until `shutdown` fires and what was running is done.
 pub(crate) async fn router(config: Config, name: &Name, shutdown: Shutdown) -> anyhow::Result<()> {
     let identity = Identity::load(pki(&config)?, name, Role::Router)?;
@@ -26,6 +29,11 @@ pub(crate) async fn worker(config: Config, name: &str, shutdown: Shutdown) -> an
     let model = config.model(&worker.model).context("the worker's model is not in the configuration")?.clone();
     let hosted = Hosted { worker, model, timers: config.cluster.timers, identity };
     host(hosted, shutdown).await
+}
+
+/// The router's name in its certificate, where nothing else is said.
+pub(crate) fn router_name() -> Name {
+    Name::new(ROUTER).expect("it begins with a letter")
 }
 
 /// What the router takes of a configuration.

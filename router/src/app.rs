@@ -17,6 +17,7 @@ use crate::catalogue::{Catalogue, ServedModel};
 use crate::dispatch::Dispatcher;
 use crate::http::error::{ApiError, BusyReason};
 use crate::http::foreign::HostPolicy;
+use crate::operations::Operations;
 use crate::prompt_log::PromptLog;
 
 /// When to ask a router again that no worker has joined yet: workers dial again within this time.
@@ -49,6 +50,8 @@ pub struct App {
     pub cut: Shutdown,
     /// Texts that are tokenised at once: one per core is all that helps. See [`App::on_text_thread`].
     pub text_threads: Arc<Semaphore>,
+    /// What an operator sees and orders.
+    pub operations: Operations,
 }
 
 impl App {

@@ -9,7 +9,7 @@
 //! 4. [`answer`] drives the groups; [`merge`] and [`choice`] turn their tokens into text and choices.
 //! 5. [`http::completions`] sends one document, [`http::sse`] a stream; [`prompt_log`] notes it where the client asked.
 //!
-//! [`supervisor`] is the root actor; [`bind`] and [`Bound::serve`] start and end the whole.
+//! [`operations`] is what an operator sees and orders; [`supervisor`] is the root actor; [`bind`] and [`Bound::serve`] start and end the whole.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod answer;
@@ -21,6 +21,7 @@ pub mod fleet;
 pub mod http;
 pub mod link;
 pub mod merge;
+pub mod operations;
 pub mod plan;
 pub mod prompt_log;
 pub mod request;

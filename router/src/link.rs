@@ -1,6 +1,7 @@
 //! One worker's connection, from its greeting to its end. The [`LinkActor`] owns the control stream; groups open their own
 //! streams on the connection (see [`crate::dispatch`]) and token frames never pass through a mailbox.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,9 +13,11 @@ use shoal_common::wire::codec::{self, CodecError, FrameReader};
 use shoal_common::wire::hello::{Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl};
 use shoal_common::wire::message::StreamOpen;
 use tokio::io::AsyncReadExt;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::catalogue::ServedModel;
 use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Snapshot};
+use crate::operations::drains::{DrainOrders, Drains};
 use crate::text::Tokenizer;
 
 /// For a worker's hello and for its tokenizer: a bundle of 33 MB over a 100 Mbit/s link takes 3 s.
@@ -55,6 +58,8 @@ pub struct LinkContext {
     pub view: FleetView,
     /// This life of the router.
     pub router: Incarnation,
+    /// Who shall drain.
+    pub drains: Drains,
 }
 
 /// A worker that was welcomed.
@@ -66,6 +71,7 @@ pub struct Greeted {
     worker: Name,
     incarnation: Incarnation,
     membership: Membership,
+    drain: DrainOrders,
 }
 
 /// Hears a worker's hello, fetches its tokenizer if it is new, and takes it into the fleet, or tells it why not.
@@ -79,7 +85,8 @@ pub async fn greet(connection: quinn::Connection, context: &LinkContext) -> Resu
         match admit(&connection, *hello, &name, context).await {
             Ok(membership) => {
                 codec::write_frame(&mut writer, &RouterControl::Welcome { router: context.router }).await?;
-                Ok(Greeted { connection: connection.clone(), reader, writer, worker, incarnation, membership })
+                let drain = context.drains.orders(&worker, incarnation);
+                Ok(Greeted { connection: connection.clone(), reader, writer, worker, incarnation, membership, drain })
             }
             Err(LinkError::Refused(refusal)) => {
                 codec::write_frame(&mut writer, &RouterControl::Refused(refusal.clone())).await?;
@@ -176,7 +183,7 @@ pub enum LinkMessage {
     Report(Status, RpcReplyPort<()>),
 }
 
-/// Passes a worker's reports to the fleet until its connection ends.
+/// Passes a worker's reports to the fleet, and orders to the worker, until its connection ends.
 #[derive(Debug)]
 pub struct LinkActor;
 
@@ -187,8 +194,17 @@ pub struct LinkState {
     connection: quinn::Connection,
     worker: Name,
     incarnation: Incarnation,
-    /// Held open: its end would tell the worker that the router is gone.
-    _control: quinn::SendStream,
+    /// Holds the control stream open: its end would tell the worker that the router is gone.
+    _orders: AbortOnDropHandle<()>,
+    /// Why the connection closed, where it was closed before the link ended.
+    closed: Option<quinn::ConnectionError>,
+}
+
+impl LinkState {
+    /// Of a link that ended: whose it was and from where, and why its connection closed, if the link did not close it.
+    pub fn ended(self) -> ((Name, SocketAddr), Option<quinn::ConnectionError>) {
+        ((self.worker, self.connection.remote_address()), self.closed)
+    }
 }
 
 impl Actor for LinkActor {
@@ -201,10 +217,12 @@ impl Actor for LinkActor {
         myself: ActorRef<LinkMessage>,
         greeted: Greeted,
     ) -> Result<LinkState, ActorProcessingErr> {
-        let Greeted { connection, reader, writer, worker, incarnation, membership } = greeted;
+        let Greeted { connection, reader, writer, worker, incarnation, membership, drain } = greeted;
         tracing::info!(%worker, %incarnation, "worker joined");
+        let orders = tokio::spawn(tell(writer, drain, myself.clone()));
         tokio::spawn(pump(reader, myself));
-        Ok(LinkState { membership, connection, worker, incarnation, _control: writer })
+        let _orders = AbortOnDropHandle::new(orders);
+        Ok(LinkState { membership, connection, worker, incarnation, _orders, closed: None })
     }
 
     async fn handle(
@@ -221,6 +239,8 @@ impl Actor for LinkActor {
 
     async fn post_stop(&self, _myself: ActorRef<LinkMessage>, state: &mut LinkState) -> Result<(), ActorProcessingErr> {
         tracing::info!(worker = %state.worker, incarnation = %state.incarnation, "worker left");
+        // Asked first: a close of our own takes the place of the peer's.
+        state.closed = state.connection.close_reason();
         CloseCode::Shutdown.close(&state.connection);
         Ok(())
     }
@@ -238,6 +258,17 @@ async fn pump(mut reader: FrameReader<quinn::RecvStream>, link: ActorRef<LinkMes
             Ok(WorkerControl::Adapter(_)) => {}
             Ok(WorkerControl::Hello(_)) => break LinkError::Unexpected,
             Err(error) => break LinkError::Codec(error),
+        }
+    };
+    link.stop(Some(reason.to_string()));
+}
+
+/// Writes orders to the worker until the stream breaks. Flow control holds it back, not those who order.
+async fn tell(mut writer: quinn::SendStream, mut drain: DrainOrders, link: ActorRef<LinkMessage>) {
+    let reason = loop {
+        let order = drain.next().await;
+        if let Err(error) = codec::write_frame(&mut writer, &order).await {
+            break LinkError::Codec(error);
         }
     };
     link.stop(Some(reason.to_string()));

@@ -23,6 +23,7 @@ use crate::fleet::pick::LeastQueued;
 use crate::fleet::{FleetView, Snapshot};
 use crate::http;
 use crate::http::foreign::HostPolicy;
+use crate::operations::Operations;
 use crate::prompt_log::{PromptLog, PromptLogError};
 use crate::supervisor::{RouterActor, RouterArguments, RouterMessage};
 
@@ -86,7 +87,7 @@ pub struct Bound {
     endpoint: quinn::Endpoint,
     root: ActorRef<RouterMessage>,
     root_ended: JoinHandle<()>,
-    view: FleetView,
+    operations: Operations,
     prompt_log: PromptLog,
     metrics: PrometheusHandle,
 }
@@ -104,10 +105,15 @@ pub async fn bind(settings: RouterSettings, identity: Identity) -> Result<Bound,
     let prompt_log = PromptLog::open(&settings.router.data_dir, settings.router.prompt_log)?;
     let metrics = recorder()?;
     let (published, snapshots) = watch::channel(Arc::new(Snapshot::default()));
-    let arguments = RouterArguments { endpoint: endpoint.clone(), timers: settings.timers, published };
+    let operations = Operations::start(settings.cluster.clone(), FleetView::new(snapshots));
+    let arguments = RouterArguments {
+        endpoint: endpoint.clone(),
+        timers: settings.timers,
+        published,
+        operations: operations.clone(),
+    };
     let (root, root_ended) = Actor::spawn(None, RouterActor, arguments).await?;
-    let view = FleetView::new(snapshots);
-    Ok(Bound { settings, listener, http_addr, quic_addr, endpoint, root, root_ended, view, prompt_log, metrics })
+    Ok(Bound { settings, listener, http_addr, quic_addr, endpoint, root, root_ended, operations, prompt_log, metrics })
 }
 
 /// The process's metrics recorder: one, however many routers a process runs.
@@ -135,7 +141,7 @@ impl Bound {
 
     /// Who serves what.
     pub fn view(&self) -> FleetView {
-        self.view.clone()
+        self.operations.view.clone()
     }
 
     /// Serves until `shutdown` fires; then lets running requests finish for the drain time, cuts the rest, and closes. Ends
@@ -173,11 +179,12 @@ impl Bound {
             api: self.settings.api,
             hosts: HostPolicy::for_address(self.http_addr),
             cache_salt: CacheSalt::of_cluster(&self.settings.cluster),
-            catalogue: Arc::new(self.view.clone()),
+            catalogue: Arc::new(self.operations.view.clone()),
             metrics: self.metrics.clone(),
             prompt_log: self.prompt_log.clone(),
-            dispatcher: Dispatcher { view: self.view.clone(), policy: Arc::new(LeastQueued) },
+            dispatcher: Dispatcher { view: self.operations.view.clone(), policy: Arc::new(LeastQueued) },
             text_threads: Arc::new(Semaphore::new(cores)),
+            operations: self.operations.clone(),
             requests: Arc::new(Semaphore::new(self.settings.limits.requests)),
             cut,
         }
@@ -186,27 +193,16 @@ impl Bound {
 
 #[cfg(test)]
 mod tests {
-    use shoal_common::config::{Exposure, PromptLogPolicy};
     use shoal_common::pki::{Authority, Role};
 
     use super::*;
+    use crate::testing::settings;
 
     #[tokio::test]
     async fn a_router_whose_root_actor_failed_does_not_serve_on() {
         let authority = Authority::create(&Name::new("test").unwrap()).unwrap();
         let identity = authority.issue(Role::Router, &Name::new("router").unwrap()).unwrap();
-        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-        let router = RouterConfig {
-            listen: loopback,
-            quic: loopback,
-            exposure: Exposure::LoopbackOnly,
-            data_dir: std::env::temp_dir(),
-            prompt_log: PromptLogPolicy::Off,
-        };
-        let limits = Limits::default();
-        let cluster = Name::new("test").unwrap();
-        let settings = RouterSettings { cluster, router, limits, api: ApiConfig::default(), timers: Timers::default() };
-        let bound = bind(settings, identity).await.unwrap();
+        let bound = bind(settings(), identity).await.unwrap();
         bound.root.stop(None);
         let (_trigger, shutdown) = shutdown::channel();
         assert!(matches!(bound.serve(shutdown).await, Err(RouterError::SupervisorEnded)));

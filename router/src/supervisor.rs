@@ -2,15 +2,19 @@
 //! A link that fails loses its worker only; the worker dials again. The fleet failing ends the router: its roster is the
 //! one state that cannot be rebuilt while links live.
 
+use std::time::Instant;
+
+use ractor::actor::messages::BoxedState;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_common::config::Timers;
-use shoal_common::ids::Incarnation;
-use shoal_common::quic::Acceptor;
+use shoal_common::quic::{self, Acceptor, Admission};
 use shoal_common::telemetry::Chain;
 use tokio::sync::watch;
 
 use crate::fleet::{FleetActor, FleetMessage, FleetView, Snapshot};
-use crate::link::{self, LinkActor, LinkContext};
+use crate::link::{self, LinkActor, LinkContext, LinkState};
+use crate::operations::Operations;
+use crate::operations::incidents::{Incident, Incidents};
 
 /// Orders to the [`RouterActor`].
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub struct RouterArguments {
     pub timers: Timers,
     /// Where the fleet publishes.
     pub published: watch::Sender<std::sync::Arc<Snapshot>>,
+    /// Where the operator looks, and orders.
+    pub operations: Operations,
 }
 
 /// The root.
@@ -39,6 +45,7 @@ pub struct RouterActor;
 pub struct RouterState {
     fleet: ActorRef<FleetMessage>,
     context: LinkContext,
+    incidents: Incidents,
 }
 
 impl Actor for RouterActor {
@@ -51,11 +58,13 @@ impl Actor for RouterActor {
         myself: ActorRef<RouterMessage>,
         arguments: RouterArguments,
     ) -> Result<RouterState, ActorProcessingErr> {
-        let view = FleetView::new(arguments.published.subscribe());
-        let (fleet, _) = Actor::spawn_linked(None, FleetActor, arguments.published, myself.get_cell()).await?;
-        let context = LinkContext { fleet: fleet.clone(), view, router: Incarnation::draw() };
-        tokio::spawn(accept(arguments.endpoint, arguments.timers, myself));
-        Ok(RouterState { fleet, context })
+        let RouterArguments { endpoint, timers, published, operations } = arguments;
+        let Operations { router, drains, incidents, .. } = operations;
+        let view = FleetView::new(published.subscribe());
+        let (fleet, _) = Actor::spawn_linked(None, FleetActor, published, myself.get_cell()).await?;
+        let context = LinkContext { fleet: fleet.clone(), view, router, drains };
+        tokio::spawn(accept(Acceptor::new(endpoint, timers), incidents.clone(), myself));
+        Ok(RouterState { fleet, context, incidents })
     }
 
     async fn handle(
@@ -66,7 +75,7 @@ impl Actor for RouterActor {
     ) -> Result<(), ActorProcessingErr> {
         let RouterMessage::Accepted(connection) = message;
         // Greeting waits for the worker, so it must not hold up this mailbox.
-        tokio::spawn(welcome(connection, state.context.clone(), myself));
+        tokio::spawn(welcome(connection, state.context.clone(), state.incidents.clone(), myself));
         Ok(())
     }
 
@@ -81,30 +90,52 @@ impl Actor for RouterActor {
         };
         if who.get_id() == state.fleet.get_id() {
             myself.stop(Some("the fleet failed".to_owned()));
-        } else if let SupervisionEvent::ActorFailed(_, error) = &event {
-            tracing::error!(%error, "a link failed");
+            return Ok(());
+        }
+        match event {
+            SupervisionEvent::ActorFailed(_, error) => tracing::error!(%error, "a link failed"),
+            SupervisionEvent::ActorTerminated(_, Some(link), reason) => note_lost(link, reason, &state.incidents),
+            _ => {}
         }
         Ok(())
     }
 }
 
+fn note_lost(mut link: BoxedState, reason: Option<String>, incidents: &Incidents) {
+    if let Ok(link) = link.take::<LinkState>() {
+        let (worker, closed) = link.ended();
+        incidents.note(Incident::lost(worker, closed, reason, Instant::now()));
+    }
+}
+
 /// Accepts connections until the endpoint closes. Bounded by the endpoint's own limit on handshakes in progress.
-async fn accept(endpoint: quinn::Endpoint, timers: Timers, root: ActorRef<RouterMessage>) {
-    let mut acceptor = Acceptor::new(endpoint, timers);
-    while let Some(connection) = acceptor.next().await {
-        if root.cast(RouterMessage::Accepted(connection)).is_err() {
-            return;
+async fn accept(mut acceptor: Acceptor, incidents: Incidents, root: ActorRef<RouterMessage>) {
+    while let Some(admission) = acceptor.next_admission().await {
+        match admission {
+            Admission::Worker(connection) => {
+                if root.cast(RouterMessage::Accepted(connection)).is_err() {
+                    return;
+                }
+            }
+            Admission::Refused { peer, error } => incidents.note(Incident::unproven(peer, &error, Instant::now())),
         }
     }
 }
 
-async fn welcome(connection: quinn::Connection, context: LinkContext, root: ActorRef<RouterMessage>) {
-    let remote = connection.remote_address();
+async fn welcome(
+    connection: quinn::Connection,
+    context: LinkContext,
+    incidents: Incidents,
+    root: ActorRef<RouterMessage>,
+) {
+    let (worker, remote) = (quic::peer_worker(&connection).ok(), connection.remote_address());
     let greeted = match link::greet(connection, &context).await {
         Ok(greeted) => greeted,
         Err(error) => {
             metrics::counter!("shoal_workers_refused_total").increment(1);
-            tracing::warn!(%remote, error = %Chain(&error), "a worker's connection was not taken");
+            let name = worker.as_ref().map(tracing::field::display);
+            tracing::warn!(worker = name, %remote, error = %Chain(&error), "a worker's connection was not taken");
+            incidents.note(Incident::refused((worker, remote), &error, Instant::now()));
             return;
         }
     };

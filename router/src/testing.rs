@@ -1,9 +1,11 @@
-//! What the tests of this crate share: a model without a worker.
+//! What the tests of this crate share: a model without a worker, and a router without a file.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use shoal_common::adapter::Geometry;
 use shoal_common::block_hash::CacheSalt;
+use shoal_common::config::{ApiConfig, Exposure, Limits, PromptLogPolicy, RouterConfig, Timers};
 use shoal_common::fingerprint::Fingerprint;
 use shoal_common::ids::BranchIndex;
 use shoal_common::ids::{Digest, LayerRange, Name, TokenId};
@@ -12,6 +14,7 @@ use shoal_common::wire::blob::TokenizerBundle;
 use shoal_common::wire::hello::ModelCard;
 use shoal_common::wire::message::{BranchEnd, BranchToken, PromptIds, TokenScore};
 
+use crate::RouterSettings;
 use crate::catalogue::ServedModel;
 use crate::plan::Terms;
 use crate::request::{
@@ -25,10 +28,10 @@ pub(crate) const VOCAB: u32 = 512;
 /// The tiny model's EOS.
 pub(crate) const EOS: TokenId = TokenId(2);
 
-/// The tokenizer of the tiny model of the fixtures.
-pub(crate) fn tokenizer() -> Arc<Tokenizer> {
+/// What a worker with the tiny model of the fixtures answers who asks for its tokenizer.
+pub(crate) fn bundle() -> TokenizerBundle {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/golden/tiny/base/tokenizer.json");
-    let bundle = TokenizerBundle {
+    TokenizerBundle {
         tokenizer_json: std::fs::read(path).unwrap(),
         bos: Some(TokenId(1)),
         add_bos: false,
@@ -36,8 +39,27 @@ pub(crate) fn tokenizer() -> Arc<Tokenizer> {
         document_separator: None,
         fim: None,
         chat_template: None,
+    }
+}
+
+/// The tokenizer of the tiny model of the fixtures.
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
+    Arc::new(Tokenizer::from_bundle(&bundle(), VOCAB).unwrap())
+}
+
+/// A router on free ports of loopback, of the cluster `test`.
+pub(crate) fn settings() -> RouterSettings {
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    let router = RouterConfig {
+        listen: loopback,
+        quic: loopback,
+        exposure: Exposure::LoopbackOnly,
+        data_dir: std::env::temp_dir(),
+        prompt_log: PromptLogPolicy::Off,
     };
-    Arc::new(Tokenizer::from_bundle(&bundle, VOCAB).unwrap())
+    let cluster = Name::new("test").unwrap();
+    let limits = Limits::default();
+    RouterSettings { cluster, router, limits, api: ApiConfig::default(), timers: Timers::default() }
 }
 
 /// Terms of a request that are all the same to a test.

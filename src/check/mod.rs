@@ -10,8 +10,13 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use indicatif::HumanBytes;
-use shoal_common::config::{Config, ModelConfig, WorkerConfig};
+use shoal_common::config::{Config, Host, ModelConfig, WorkerConfig};
+use shoal_common::ids::Name;
+use shoal_common::pki::{Identity, PkiError, Role};
 use shoal_worker::weights::WeightsError;
+
+use crate::cli::Part;
+use crate::roles;
 
 /// Why a file that a model names cannot hold one.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +29,8 @@ pub(crate) enum CheckError {
     Unusable { model: String, source: WeightsError },
     #[error("model {model}: {} has no {missing}; a Hugging Face directory has config.json and *.safetensors", .path.display())]
     NotDirectory { model: String, path: PathBuf, missing: &'static str },
+    #[error(transparent)]
+    Certificate(#[from] PkiError),
 }
 
 /// What a model's source is, from outside.
@@ -43,41 +50,96 @@ impl fmt::Display for Weights {
     }
 }
 
-/// The plan as a table, and what is wrong with the model files.
-pub(crate) fn plan(config: &Config) -> (String, Vec<CheckError>) {
-    let mut faults = Vec::new();
-    let mut table = String::new();
-    let mut line = |what: &str, text: String| {
-        writeln!(table, "{what:<8} {text}").expect("a String takes all that is written to it");
-    };
-    let pki = config.cluster.pki.as_ref().map_or_else(
-        || "no certificates: `shoal dev` only".to_owned(),
-        |dir| format!("certificates in {}", dir.display()),
-    );
-    line("cluster", format!("{}: {pki}", config.cluster.name));
-    let router = &config.router;
-    line(
-        "router",
-        format!("http://{}, workers dial {}, data in {}", router.listen, router.quic, router.data_dir.display()),
-    );
-    for model in &config.models {
-        match weights(model) {
-            Ok(weights) => line("model", format!("{}: {weights}{}", model.name, hosts(config, model))),
-            Err(fault) => {
-                faults.push(fault);
-                continue;
+/// The plan of a part as a table, and what is wrong with its model files and its certificate.
+pub(crate) fn plan(config: &Config, part: &Part) -> (String, Vec<CheckError>) {
+    let mut plan = Plan::default();
+    plan.cluster(config);
+    match part {
+        Part::Whole => {
+            plan.router(config);
+            config.models.iter().for_each(|model| plan.model(config, model));
+            for (worker, host) in config.workers.iter().zip(&config.hosts.workers) {
+                plan.worker(worker, host);
             }
+        }
+        Part::Router => {
+            plan.router(config);
+            plan.certificate(config, &roles::router_name(), Role::Router);
+        }
+        Part::Worker(name) => {
+            let found = config.workers.iter().zip(&config.hosts.workers).find(|(worker, _)| worker.name == *name);
+            if let Some((worker, host)) = found {
+                config.model(&worker.model).into_iter().for_each(|model| plan.model(config, model));
+                plan.worker(worker, host);
+                plan.certificate(config, name, Role::Worker);
+            }
+        }
+    }
+    (plan.table, plan.faults)
+}
+
+/// The table, and the faults found on the way.
+#[derive(Default)]
+struct Plan {
+    table: String,
+    faults: Vec<CheckError>,
+}
+
+impl Plan {
+    fn line(&mut self, what: &str, text: &str) {
+        writeln!(self.table, "{what:<8} {text}").expect("a String takes all that is written to it");
+    }
+
+    fn cluster(&mut self, config: &Config) {
+        let pki = config.cluster.pki.as_ref().map_or_else(
+            || "no certificates: `shoal dev` only".to_owned(),
+            |dir| format!("certificates in {}", dir.display()),
+        );
+        self.line("cluster", &format!("{}: {pki}", config.cluster.name));
+    }
+
+    fn router(&mut self, config: &Config) {
+        let (router, host) = (&config.router, at(&config.hosts.router));
+        let data = router.data_dir.display();
+        self.line("router", &format!("{host}http://{}, workers dial {}, data in {data}", router.listen, router.quic));
+    }
+
+    fn model(&mut self, config: &Config, model: &ModelConfig) {
+        // Whether a file must be here was decided with the configuration: what is missing now is on other hosts.
+        if let Some((path, _)) = model.files().filter(|(path, _)| !path.exists()) {
+            let text = format!("{}: {}, not on this machine{}", model.name, path.display(), hosts(config, model));
+            return self.line("model", &text);
+        }
+        match weights(model) {
+            Ok(weights) => self.line("model", &format!("{}: {weights}{}", model.name, hosts(config, model))),
+            Err(fault) => return self.faults.push(fault),
         }
         match memory::lines(config, model) {
             None => {}
-            Some(Ok(lines)) => lines.into_iter().for_each(|text| line("", text)),
-            Some(Err(source)) => faults.push(CheckError::Unusable { model: model.name.to_string(), source }),
+            Some(Ok(lines)) => lines.iter().for_each(|text| self.line("", text)),
+            Some(Err(source)) => self.faults.push(CheckError::Unusable { model: model.name.to_string(), source }),
         }
     }
-    for worker in &config.workers {
-        line("worker", format!("{}: hosts {}, {}", worker.name, worker.model, sizes(worker)));
+
+    fn worker(&mut self, worker: &WorkerConfig, host: &Host) {
+        self.line("worker", &format!("{}: {}hosts {}, {}", worker.name, at(host), worker.model, sizes(worker)));
     }
-    (table, faults)
+
+    fn certificate(&mut self, config: &Config, name: &Name, role: Role) {
+        let Some(dir) = &config.cluster.pki else { return };
+        match Identity::load(dir, name, role) {
+            Ok(identity) => self.line("", &format!("its certificate is good: {role} {name} of {}", identity.cluster())),
+            Err(fault) => self.faults.push(fault.into()),
+        }
+    }
+}
+
+/// Where something runs, if that is not here.
+fn at(host: &Host) -> String {
+    match host {
+        Host::Here => String::new(),
+        Host::Ssh(_) => format!("on {host}, "),
+    }
 }
 
 fn hosts(config: &Config, model: &ModelConfig) -> String {
@@ -142,13 +204,14 @@ fn directory(
 #[cfg(test)]
 mod tests {
     use shoal_common::config::{ModelFlag, ModelFlagSource, Overrides, Scope, load};
+    use shoal_common::pki::Authority;
 
     use super::*;
 
     fn plan_of(path: &Path) -> (String, Vec<CheckError>) {
         let model = ModelFlag { name: Some("m".to_owned()), source: ModelFlagSource::Path(path.to_owned()) };
         let overrides = Overrides { scope: Scope::Dev, model: Some(model), workers: Some(2), ..Overrides::default() };
-        plan(&load(None, &overrides).expect("nothing is wrong"))
+        plan(&load(None, &overrides).expect("nothing is wrong"), &Part::Whole)
     }
 
     fn tiny(model: &str) -> PathBuf {
@@ -164,6 +227,50 @@ mod tests {
         assert!(plan.contains("Q8_0 in 4 layers, context "), "{plan}");
         assert!(plan.contains("KV 512 B a token\n"), "{plan}");
         assert!(plan.contains("worker   worker-2: hosts m, 32 slots"), "{plan}");
+    }
+
+    /// A cluster of a worker here and one elsewhere, with certificates for the router and the first.
+    fn cluster(dir: &Path) -> PathBuf {
+        let file = dir.join("cluster.toml");
+        let text = "cluster.pki = \"pki\"\nrouter.quic = \"10.0.0.1:8443\"\n[[model]]\nname = \"m\"\npath = \"there.gguf\"\n\
+                    [[model]]\nname = \"s\"\nengine = \"scripted\"\n[[worker]]\nname = \"a\"\nmodel = \"s\"\n[[worker]]\nname = \
+                    \"b\"\nmodel = \"m\"\nhost = \"gpu1\"\n";
+        std::fs::write(&file, text).expect("the file");
+        let (pki, name) = (dir.join("pki"), |text| Name::new(text).expect("a name"));
+        let authority = Authority::create(&name("shoal")).expect("an authority");
+        for (role, holder) in [(Role::Router, "router"), (Role::Worker, "a"), (Role::Router, "b")] {
+            authority.issue(role, &name(holder)).and_then(|identity| identity.save(&pki)).expect("a certificate");
+        }
+        file
+    }
+
+    #[test]
+    fn the_plan_of_a_cluster_says_who_runs_where_and_misses_no_file_of_another_host() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = load(Some(&cluster(dir.path())), &Overrides::default()).expect("nothing is wrong");
+        let (plan, faults) = plan(&config, &Part::Whole);
+        assert!(faults.is_empty(), "{faults:?}");
+        assert!(plan.contains("there.gguf, not on this machine; 1 worker\n"), "{plan}");
+        assert!(plan.contains("worker   b: on gpu1, hosts m") && plan.contains("worker   a: hosts s"), "{plan}");
+    }
+
+    #[test]
+    fn a_part_is_checked_with_its_certificate_and_without_the_others() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = cluster(dir.path());
+        let of = |part: Part, scope: Scope| {
+            let config = load(Some(&file), &Overrides { scope, ..Overrides::default() }).expect("nothing is wrong");
+            plan(&config, &part)
+        };
+        let name = |text| Name::new(text).expect("a name");
+        let (plan, faults) = of(Part::Worker(name("a")), Scope::Worker("a".to_owned()));
+        assert!(faults.is_empty() && plan.contains("its certificate is good: worker a of shoal\n"), "{plan}{faults:?}");
+        assert!(!plan.contains("worker   b"), "{plan}");
+        assert!(of(Part::Router, Scope::Router).1.is_empty());
+        std::fs::write(dir.path().join("there.gguf"), b"GGUF").expect("the file");
+        let faults = of(Part::Worker(name("b")), Scope::Worker("b".to_owned())).1;
+        let [CheckError::Unusable { .. }, CheckError::Certificate(fault)] = &faults[..] else { panic!("{faults:?}") };
+        assert!(matches!(fault, PkiError::Unusable { .. }), "it is a router's: {fault:?}");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! configuration; reads nothing and starts nothing.
 
 mod bench;
+mod check;
+mod operate;
 #[cfg(test)]
 mod tests;
 
@@ -11,8 +13,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use shoal_common::config::{Exposure, ModelFlag, ModelFlagSource, Overrides, Scope};
 use shoal_common::ids::Name;
 
+use crate::roles::ROUTER;
 use bench::BENCH_HELP;
 pub(crate) use bench::Bench;
+use check::CHECK_HELP;
+pub(crate) use check::{Check, Part};
+use operate::{DRAIN_HELP, PLAN_HELP, STATUS_HELP};
+pub(crate) use operate::{Drain, Status};
 
 /// Serves LLM completions from your own machines: same request, same bytes.
 #[derive(Debug, Parser)]
@@ -42,6 +49,7 @@ Examples:
   shoal check --config cluster.toml                 all faults of a configuration, and the plan
   shoal router --config cluster.toml                a cluster: the router,
   shoal worker --config cluster.toml --name alpha   and a worker, on another machine
+  shoal status                                      its workers, their load, and what went wrong
   shoal bench --concurrency 1,8,32                  how fast a server answers, this one or another
 
 Exit codes:
@@ -100,6 +108,15 @@ pub(crate) enum Command {
     /// Report every fault of the configuration and show the plan, without starting
     #[command(after_help = CHECK_HELP)]
     Check(Check),
+    /// Show a running cluster: its workers, their load, and what went wrong
+    #[command(after_help = STATUS_HELP)]
+    Status(Status),
+    /// Give a worker no more requests; what runs goes on to its end
+    #[command(after_help = DRAIN_HELP)]
+    Drain(Drain),
+    /// Say who runs where, in lines for scripts
+    #[command(after_help = PLAN_HELP)]
+    Plan,
     /// Make the certificates of a cluster
     #[command(after_help = CERT_HELP)]
     Cert {
@@ -156,7 +173,7 @@ Example:
 #[derive(Args, Debug)]
 pub(crate) struct Router {
     /// Its name, as in its certificate
-    #[arg(long, default_value = "router")]
+    #[arg(long, default_value = ROUTER)]
     pub(crate) name: Name,
     #[command(flatten)]
     router: RouterFlags,
@@ -205,37 +222,6 @@ struct WorkerFlags {
     /// Compute threads of a worker [default: one per core]
     #[arg(long, value_name = "N")]
     threads: Option<u32>,
-}
-
-const CHECK_HELP: &str = "\
-Reads the configuration as the other commands do, with the same environment, and the model files as a worker does, and \
-starts nothing. Says who hosts what and what it takes of memory. Exit code 0: it is good. 1: it is not, and every fault is \
-on stderr with its place, its reason and what to do.
-
-Examples:
-  shoal check --config cluster.toml
-  shoal check --model SmolLM2-135M-Instruct.Q4_1.gguf
-  shoal check --model ./my-model-directory --ppl text.txt    what quantisation costs on this text";
-
-/// `shoal check`
-#[derive(Args, Debug)]
-pub(crate) struct Check {
-    /// Check this model (a GGUF file or a Hugging Face directory) instead of a configuration
-    #[arg(long, value_name = "PATH")]
-    pub(crate) model: Option<PathBuf>,
-    /// Print the perplexity of this text, with the engine that serves and with the reference engine
-    #[arg(long, value_name = "TEXT FILE")]
-    pub(crate) ppl: Option<PathBuf>,
-}
-
-impl Check {
-    /// What the flags say over the configuration.
-    pub(crate) fn overrides(&self) -> Overrides {
-        let source = self.model.clone().map(ModelFlagSource::Path);
-        let model = source.map(|source| ModelFlag { name: None, source });
-        let scope = if model.is_some() { Scope::Dev } else { Scope::Whole };
-        Overrides { scope, model, ..Overrides::default() }
-    }
 }
 
 const CERT_HELP: &str = "\

@@ -64,6 +64,32 @@ fn the_flags_of_bench_become_an_order() {
 }
 
 #[test]
+fn a_part_is_checked_as_that_part_reads_the_file() {
+    for (line, part, scope) in [
+        ("shoal check", Part::Whole, Scope::Whole),
+        ("shoal check --router", Part::Router, Scope::Router),
+        ("shoal check --worker a", Part::Worker(Name::new("a").expect("a name")), Scope::Worker("a".to_owned())),
+        ("shoal check --model m.gguf", Part::Whole, Scope::Dev),
+    ] {
+        let Command::Check(check) = parse(line).expect("a good line").command else { panic!("{line}") };
+        assert_eq!((check.part(), check.overrides().scope), (part, scope), "{line}");
+    }
+}
+
+#[test]
+fn a_drain_waits_only_where_it_is_told_to() {
+    let drain = |line: &str| match parse(line).expect("a good line").command {
+        Command::Drain(drain) => (drain.order(), drain.wait().map(|wait| wait.as_secs())),
+        other => panic!("{other:?}"),
+    };
+    use crate::operate::Order::{Drain, Undrain};
+    assert_eq!(drain("shoal drain --worker a"), (Drain, None));
+    assert_eq!(drain("shoal drain --worker a --wait"), (Drain, Some(600)));
+    assert_eq!(drain("shoal drain --worker a --wait --within 5"), (Drain, Some(5)));
+    assert_eq!(drain("shoal drain --worker a --undo"), (Undrain, None));
+}
+
+#[test]
 fn what_cannot_be_meant_is_refused() {
     for line in [
         "shoal dev --model a --scripted",
@@ -73,6 +99,12 @@ fn what_cannot_be_meant_is_refused() {
         "shoal router --name ../x",
         "shoal cert issue --dir d --role king --name n",
         "shoal pull",
+        "shoal drain",
+        "shoal drain --worker ../x",
+        "shoal drain --worker a --undo --wait",
+        "shoal drain --worker a --within 5",
+        "shoal check --worker a --router",
+        "shoal check --worker a --model m.gguf",
         "shoal bench --concurrency 0",
         "shoal bench --concurrency 1,,8",
         "shoal bench --model a --models b,c",
@@ -88,7 +120,7 @@ fn what_cannot_be_meant_is_refused() {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["dev", "router", "worker", "check", "cert", "pull", "bench"] {
+    for command in ["dev", "router", "worker", "check", "status", "drain", "plan", "cert", "pull", "bench"] {
         let help = parse(&format!("shoal {command} --help")).expect_err("help ends the command");
         assert_eq!(help.kind(), ErrorKind::DisplayHelp);
         assert!(help.to_string().contains(&format!("  shoal {command} ")), "{help}");

@@ -1,7 +1,11 @@
 """Servers for the tests, each started once and stopped with SIGTERM, which must end it with exit code 0."""
 
+import os
+import signal
+
 import pytest
 
+from hosts import Lab
 from servers import GOLDEN, Server, real_model, reference_config, scripted_config
 
 
@@ -49,3 +53,21 @@ def narrow(tmp_path):
 def cluster(tmp_path_factory):
     """A router and a worker as processes of their own, with certificates of their own."""
     yield from serving(Server.cluster(tmp_path_factory.mktemp("cluster"), "alpha", step_ms=15))
+
+
+THREE = {"alpha": None, "beta": None, "org/gamma": None}
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """Makes labs; whatever a failed test leaves running is ended."""
+    made = []
+
+    def make(workers=THREE, **more):
+        made.append(Lab(tmp_path / f"lab{len(made)}", workers, **more))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for line in one.processes():
+            os.kill(int(line.split()[0]), signal.SIGKILL)

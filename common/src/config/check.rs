@@ -28,14 +28,14 @@ pub(super) fn cluster(root: &Value, scope: &Scope, data_dir: PathBuf, report: &m
     let cluster = cluster_section(&root, scope, report);
     let router = router(&root, scope, data_dir, report);
     let models = models(&root, scope, report);
-    let workers = workers(&root, &models.names, &router, scope, report);
+    let (workers, hosts) = workers(&root, &models.names, &router, scope, report);
     let limits = limits(&root.section("limits", &LIMITS, report), report);
     let api = api(&root, report);
-    Config { cluster, router, workers, models: models.whole, limits, api }
+    Config { cluster, router, workers, models: models.whole, limits, api, hosts }
 }
 
 fn cluster_section(root: &Section<'_>, scope: &Scope, report: &mut Report) -> ClusterConfig {
-    let section = root.section("cluster", &["name", "pki", "timers"], report);
+    let section = root.section("cluster", &["name", "pki", "timers", "remote_dir"], report);
     let name = section.name("name", report);
     let pki = section.path("pki", report);
     let needed = matches!(scope, Scope::Router | Scope::Worker(_));
@@ -45,7 +45,7 @@ fn cluster_section(root: &Section<'_>, scope: &Scope, report: &mut Report) -> Cl
                           set cluster.pki = \"pki\"";
             section.fault("pki", "routers and workers prove who they are by certificate", remedy, report);
         }
-        Some(dir) if *scope != Scope::Dev && !dir.is_dir() => {
+        Some(dir) if !matches!(scope, Scope::Dev | Scope::Plan) && !dir.is_dir() => {
             let remedy = "make it with `shoal cert init`, or copy it from the machine that has it";
             section.fault("pki", format!("there is no directory {}", dir.display()), remedy, report);
         }
@@ -82,7 +82,7 @@ fn timers(cluster: &Section<'_>, report: &mut Report) -> Timers {
 }
 
 fn router(root: &Section<'_>, scope: &Scope, data_dir: PathBuf, report: &mut Report) -> RouterConfig {
-    let section = root.section("router", &["listen", "quic", "insecure", "data_dir", "prompt_log"], report);
+    let section = root.section("router", &["listen", "quic", "insecure", "data_dir", "prompt_log", "host"], report);
     // In dev mode nobody else dials, so any free port will do.
     let quic_port = if *scope == Scope::Dev { 0 } else { 8443 };
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));

@@ -5,11 +5,12 @@
 //! 1. `overrides`: what flags say, and which part of the cluster this process is.
 //! 2. `source`: file, environment and flags merged into one tree of values that remember who said them.
 //! 3. `section`: typed getters over one table of the tree.
-//! 4. `check`, `models`, `workers`: the rules.
+//! 4. `check`, `models`, `workers`, `hosts`: the rules.
 //! 5. `report`, `fault`: what is wrong, where, and what to do.
 
 mod check;
 mod fault;
+mod hosts;
 mod limits;
 mod models;
 mod overrides;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use fault::{ConfigError, Fault, Place};
+pub use hosts::{Destination, Host};
 pub use limits::Limits;
 pub use overrides::{ModelFlag, ModelFlagSource, Overrides, Scope};
 
@@ -79,6 +81,19 @@ pub struct Config {
     pub limits: Limits,
     /// Choices in the HTTP contract.
     pub api: ApiConfig,
+    /// Where all that runs.
+    pub hosts: HostConfig,
+}
+
+/// Where the parts of the cluster run. For whoever starts them; a process itself does not ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostConfig {
+    /// `cluster.remote_dir`: on every host, where binary, settings, certificates and logs are; `~/` is the home directory there.
+    pub dir: String,
+    /// `router.host`
+    pub router: Host,
+    /// `host` of the workers, in their order.
+    pub workers: Vec<Host>,
 }
 
 impl Config {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use config::{Value, ValueKind};
 
+use super::hosts::is_elsewhere;
 use super::report::Report;
 use super::section::Section;
 use super::{Engine, Faults, ModelConfig, ModelSource, Quant, Scope, Script};
@@ -14,14 +15,17 @@ use crate::ids::Name;
 enum FilesHere<'a> {
     Nobodys,
     Everybodys,
+    /// Of every model but those that only workers on other machines host.
+    Here(&'a Section<'a>),
     OfModel(&'a str),
 }
 
 impl<'a> FilesHere<'a> {
-    fn of(root: &Section<'a>, scope: &Scope) -> Self {
+    fn of(root: &'a Section<'a>, scope: &Scope) -> Self {
         match scope {
-            Scope::Router => Self::Nobodys,
-            Scope::Whole | Scope::Dev => Self::Everybodys,
+            Scope::Router | Scope::Plan => Self::Nobodys,
+            Scope::Dev => Self::Everybodys,
+            Scope::Whole => Self::Here(root),
             // A worker that names no model hosts the only one.
             Scope::Worker(name) => hosted_by(root, name).map_or(Self::Everybodys, Self::OfModel),
         }
@@ -31,21 +35,35 @@ impl<'a> FilesHere<'a> {
         match self {
             Self::Nobodys => false,
             Self::Everybodys => true,
+            Self::Here(root) => !only_elsewhere(root, model.as_str()),
             Self::OfModel(name) => model.as_str() == *name,
         }
+    }
+}
+
+/// Whether there are workers of `model`, and none on this machine.
+fn only_elsewhere(root: &Section<'_>, model: &str) -> bool {
+    let Some(ValueKind::Array(workers)) = root.value("worker").map(|value| &value.kind) else { return false };
+    // A worker that names no model hosts the only one.
+    let mut hosts =
+        workers.iter().filter(|worker| text(worker, "model").is_none_or(|hosted| hosted == model)).peekable();
+    hosts.peek().is_some() && hosts.all(|worker| text(worker, "host").is_some_and(is_elsewhere))
+}
+
+/// The text `key` of a table.
+fn text<'a>(table: &'a Value, key: &str) -> Option<&'a str> {
+    match &table.kind {
+        ValueKind::Table(table) => match &table.get(key)?.kind {
+            ValueKind::String(text) => Some(text.as_str()),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
 /// The model that worker `name` names.
 fn hosted_by<'a>(root: &Section<'a>, name: &str) -> Option<&'a str> {
     let ValueKind::Array(workers) = &root.value("worker")?.kind else { return None };
-    let text = |worker: &'a Value, key| match &worker.kind {
-        ValueKind::Table(table) => match &table.get(key)?.kind {
-            ValueKind::String(text) => Some(text.as_str()),
-            _ => None,
-        },
-        _ => None,
-    };
     text(workers.iter().find(|worker| text(worker, "name") == Some(name))?, "model")
 }
 

@@ -53,6 +53,8 @@ pub enum Scope {
     /// `shoal check`: every rule, every model file.
     #[default]
     Whole,
+    /// `shoal plan`: every rule, but neither certificates nor model files: those are on the hosts.
+    Plan,
     /// `shoal dev`: as `Whole`, with at least one model; workers are made up where none are named.
     Dev,
     /// `shoal router`: certificates, no model files.

@@ -39,6 +39,15 @@ impl<'a> Section<'a> {
         Self::open(&self.key(key), self.value(key), known, report)
     }
 
+    /// A table within this one whose unknown settings were reported before.
+    pub(super) fn known(&self, key: &str) -> Self {
+        let table = self.value(key).and_then(|value| match &value.kind {
+            ValueKind::Table(table) => Some(table),
+            _ => None,
+        });
+        Self { path: self.key(key), table }
+    }
+
     /// A list of tables within this one, `[[key]]`.
     pub(super) fn sections(&self, key: &str, known: &[&str], report: &mut Report) -> Vec<Self> {
         let path = self.key(key);

@@ -159,6 +159,62 @@ fn a_worker_keeps_its_adapters_in_a_directory_of_its_own() {
 }
 
 #[test]
+fn hosts_say_where_each_part_runs_and_without_them_it_is_here() {
+    let worker = |name: &str, host: &str| format!("[[worker]]\nname = \"{name}\"\n{host}\n");
+    let file = format!(
+        "[cluster]\nname = \"eu/reef\"\n[router]\nhost = \"ops@head-1.lan\"\nquic = \"10.0.0.1:8443\"\n{SCRIPTED}{}{}{}",
+        worker("a", "host = \"gpu_1\""),
+        worker("b", "host = \"localhost\""),
+        worker("c", "")
+    );
+    let hosts = load_text(&file, &scope(Scope::Plan), &home()).expect("nothing is wrong").hosts;
+    let all: Vec<_> = [&hosts.router].into_iter().chain(&hosts.workers).map(Host::to_string).collect();
+    assert_eq!(all, ["ops@head-1.lan", "gpu_1", "this machine", "this machine"]);
+    assert_eq!(hosts.dir, "~/.local/share/shoal/cluster-eu%2Freef");
+    let plain = load_text(SCRIPTED, &Overrides::default(), &home()).expect("nothing is wrong").hosts;
+    assert_eq!((plain.dir.as_str(), plain.router), ("~/.local/share/shoal/cluster-shoal", Host::Here));
+}
+
+#[test]
+fn a_host_or_a_directory_that_a_shell_could_take_for_something_else_is_refused() {
+    for host in
+        ["-oProxyCommand=x", "a b", "a;b", "a$(b)", "@a", "a@", "u@-x", "a@b@c", "", "[::1]:22", "a\\nb", "a'b", "ü"]
+    {
+        let file = format!("[router]\nhost = \"{host}\"\n{SCRIPTED}");
+        let report = load_text(&file, &scope(Scope::Plan), &home()).expect_err(host);
+        assert!(report.contains("router.host\n    ") && report.contains("no host to reach by ssh"), "{report}");
+    }
+    for dir in ["relative", "~", "/", "~user/x", "/a$b", "/a'b", "/a\\nb", "/a`b`", "//"] {
+        let file = format!("[cluster]\nremote_dir = \"{dir}\"\n{SCRIPTED}");
+        let report = load_text(&file, &scope(Scope::Plan), &home()).expect_err(dir);
+        assert!(report.contains("cluster.remote_dir"), "{report}");
+    }
+    let file = format!("[cluster]\nremote_dir = \"~/with space/x/\"\n{SCRIPTED}");
+    assert_eq!(load_text(&file, &scope(Scope::Plan), &home()).expect("it is good").hosts.dir, "~/with space/x");
+}
+
+#[test]
+fn a_worker_on_another_host_must_be_able_to_dial_the_router() {
+    let file = format!("{SCRIPTED}[[worker]]\nname = \"w\"\nhost = \"gpu1\"\n");
+    let report = load_text(&file, &scope(Scope::Plan), &home()).expect_err("nobody dials another machine's loopback");
+    assert!(report.contains("worker[0].host") && report.contains("127.0.0.1:8443"), "{report}");
+    for good in [format!("{file}routers = [\"head:1\"]\n"), format!("router.host = \"gpu1\"\n{file}")] {
+        load_text(&good, &scope(Scope::Plan), &home()).expect("it can");
+    }
+}
+
+#[test]
+fn model_files_that_only_other_hosts_need_are_not_looked_for_here() {
+    let model = "router.quic = \"10.0.0.1:1\"\n[[model]]\nname = \"m\"\npath = \"missing\"\n";
+    let elsewhere = format!("{model}[[worker]]\nname = \"a\"\nhost = \"gpu1\"\n");
+    load_text(&elsewhere, &Overrides::default(), &home()).expect("it is on gpu1");
+    for needed in [format!("{elsewhere}[[worker]]\nname = \"b\"\n"), model.to_owned()] {
+        load_text(&needed, &Overrides::default(), &home()).expect_err("it is needed here");
+    }
+    load_text(model, &scope(Scope::Plan), &home()).expect("a plan looks for no file");
+}
+
+#[test]
 fn a_model_is_named_after_its_file_directory_or_repository() {
     let cases = [
         ("/models/SmolLM2-135M.Q4_1.gguf", "SmolLM2-135M.Q4_1"),

@@ -2,13 +2,14 @@
 
 use config::{Value, ValueKind};
 
+use super::hosts;
 use super::models::required_name;
 use super::report::Report;
 use super::section::{Section, describe, nearest};
-use super::{RouterConfig, Scope, WorkerConfig};
+use super::{HostConfig, RouterConfig, Scope, WorkerConfig};
 use crate::ids::Name;
 
-const WORKER: [&str; 12] = [
+const WORKER: [&str; 13] = [
     "name",
     "model",
     "routers",
@@ -21,26 +22,31 @@ const WORKER: [&str; 12] = [
     "adapter_bytes",
     "adapter_disk_bytes",
     "data_dir",
+    "host",
 ];
 
 /// Bytes of adapter files that are kept without being told: some hundred adapters of usual size.
 const ADAPTER_DISK_BYTES: u64 = 8 << 30;
 
-/// Every `[[worker]]`.
+/// Every `[[worker]]`, and where each part runs.
 pub(super) fn workers(
     root: &Section<'_>,
     models: &[Name],
     router: &RouterConfig,
     scope: &Scope,
     report: &mut Report,
-) -> Vec<WorkerConfig> {
+) -> (Vec<WorkerConfig>, HostConfig) {
     let sections = root.sections("worker", &WORKER, report);
+    let mut hosts = hosts::all(root, report);
     let mut names = Vec::new();
     let read = |section: &Section<'_>| {
         let name = required_name(section, "its certificate carries its name", &mut names, report);
         let model = hosted_model(section, models, report);
         let routers = routers(section, router, scope, report);
         let sizes = Sizes::read(section, report);
+        let host = hosts::host(section, report);
+        hosts::can_dial(section, &host, &hosts, router, report);
+        hosts.workers.push(host);
         let data_dir = section.path("data_dir", report);
         let name = name?;
         Some(WorkerConfig {
@@ -62,7 +68,7 @@ pub(super) fn workers(
     if let Scope::Worker(wanted) = scope {
         named_worker_exists(wanted, &sections, report);
     }
-    workers
+    (workers, hosts)
 }
 
 /// The sizes of a worker, with their defaults.

@@ -1,6 +1,8 @@
 //! Admission of workers: proves each address by a Retry before it costs a key exchange, bounds every handshake in time and
 //! all of them in number, and lets only workers through.
 
+use std::net::SocketAddr;
+
 use quinn::{Connection, Endpoint, Incoming};
 use tokio::task::JoinSet;
 
@@ -16,7 +18,21 @@ const MAX_HANDSHAKES: usize = 64;
 pub struct Acceptor {
     endpoint: Endpoint,
     timers: Timers,
-    handshakes: JoinSet<Option<Connection>>,
+    handshakes: JoinSet<Admission>,
+}
+
+/// How a handshake ended.
+#[derive(Debug)]
+pub enum Admission {
+    /// A worker's connection.
+    Worker(Connection),
+    /// No worker of this cluster, or none that could be understood.
+    Refused {
+        /// Where it came from: a proven address.
+        peer: SocketAddr,
+        /// Why it was refused.
+        error: QuicError,
+    },
 }
 
 impl Acceptor {
@@ -25,9 +41,18 @@ impl Acceptor {
         Self { endpoint, timers, handshakes: JoinSet::new() }
     }
 
-    /// The next worker's connection; `None` once the endpoint is closed. A peer that fails is logged and passed over.
-    /// Cancel-safe.
+    /// The next worker's connection; `None` once the endpoint is closed. A peer that fails is passed over. Cancel-safe.
     pub async fn next(&mut self) -> Option<Connection> {
+        loop {
+            if let Admission::Worker(connection) = self.next_admission().await? {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// The next handshake that ended, well or badly; `None` once the endpoint is closed. Those that fail are logged.
+    /// Cancel-safe.
+    pub async fn next_admission(&mut self) -> Option<Admission> {
         let mut open = true;
         while open || !self.handshakes.is_empty() {
             tokio::select! {
@@ -36,8 +61,8 @@ impl Acceptor {
                     None => open = false,
                 },
                 Some(done) = self.handshakes.join_next(), if !self.handshakes.is_empty() => {
-                    if let Ok(Some(connection)) = done {
-                        return Some(connection);
+                    if let Ok(admission) = done {
+                        return Some(admission);
                     }
                 }
             }
@@ -56,10 +81,10 @@ impl Acceptor {
         self.handshakes.spawn(async move {
             let peer = incoming.remote_address();
             match handshake(incoming, &timers).await {
-                Ok(connection) => Some(connection),
+                Ok(connection) => Admission::Worker(connection),
                 Err(error) => {
-                    tracing::warn!(%peer, error = %Chain(&error), "a connection was refused");
-                    None
+                    tracing::warn!(%peer, error = %Chain(&error), advice = error.advice(), "a connection was refused");
+                    Admission::Refused { peer, error }
                 }
             }
         });

@@ -116,6 +116,39 @@ impl Rejection {
     }
 }
 
+impl Rejection {
+    /// What an operator can do about it.
+    pub const fn advice(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Expired => {
+                "set the clock, or renew the certificate that is over: `shoal cert issue`, copy it, restart its process"
+            }
+            Self::OtherCluster => {
+                "issue the certificates of both sides by the same authority: their ca.pem must be equal"
+            }
+            Self::WrongRole => {
+                "issue the router's certificate with `shoal cert issue --role router`, a worker's with `--role worker`"
+            }
+            Self::NoCertificate => "issue a certificate with `shoal cert issue` and set cluster.pki to its directory",
+            Self::Version => "run the same version of shoal on both sides",
+            Self::Alert(_) => return None,
+        })
+    }
+}
+
+impl QuicError {
+    /// What an operator can do about it, where that is known.
+    pub const fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::Handshake { why, .. } => why.advice(),
+            Self::Identity(_) => Rejection::WrongRole.advice(),
+            Self::Anonymous => Rejection::NoCertificate.advice(),
+            Self::Timeout(_) => Some("see that the router runs at that address and that UDP passes between the two"),
+            _ => None,
+        }
+    }
+}
+
 impl From<ConnectionError> for QuicError {
     fn from(error: ConnectionError) -> Self {
         let (by, code) = match &error {

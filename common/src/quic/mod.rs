@@ -15,7 +15,7 @@ use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime};
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 
-pub use accept::Acceptor;
+pub use accept::{Acceptor, Admission};
 pub use error::{CloseCode, QuicError, RefusedBy, Rejection};
 pub use settings::{MAX_CONTROL_STREAMS, MAX_FETCHES, MAX_GROUP_STREAMS};
 

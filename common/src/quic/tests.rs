@@ -367,3 +367,20 @@ fn a_close_code_is_known_by_its_number_and_no_other_is() {
     assert_eq!(CloseCode::from_code(VarInt::from_u32(6)), None);
     assert!(matches!(ConnectionError::TimedOut.into(), QuicError::Lost(ConnectionError::TimedOut)));
 }
+
+#[tokio::test]
+async fn a_refused_handshake_is_told_with_its_address_and_its_reason() {
+    let authority = authority();
+    let (endpoint, addr) = router(&authority.issue(Role::Router, &name("r")).unwrap());
+    let mut tls = client_tls(&authority.issue(Role::Worker, &name("w")).unwrap()).unwrap();
+    tls.alpn_protocols = vec![b"shoal/1".to_vec()];
+    let old = client_endpoint(tls);
+    let mut acceptor = Acceptor::new(endpoint, TIMERS);
+    let (dialled, admission) = tokio::join!(dial(&old, addr, &TIMERS), acceptor.next_admission());
+    let Some(Admission::Refused { peer, error }) = admission else { panic!("{admission:?}") };
+    assert_eq!(peer, old.local_addr().unwrap());
+    for error in [error, dialled.unwrap_err()] {
+        assert!(matches!(error, QuicError::Handshake { why: Rejection::Version, .. }), "{error:?}");
+        assert_eq!(error.advice(), Some("run the same version of shoal on both sides"));
+    }
+}

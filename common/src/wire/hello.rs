@@ -27,10 +27,12 @@ pub enum RouterControl {
     },
     /// The worker may not serve on this connection.
     Refused(Refusal),
-    /// Take no new groups; finish those that run.
+    /// Take no new groups of this router; finish those that run. Other routers' connections are not touched by it.
     Drain,
     /// Have an adapter ready, or forget it.
     Adapter(AdapterOrder),
+    /// Take groups again. Means nothing to a worker that drains because it was told to end.
+    Undrain,
 }
 
 /// What a router orders a worker to do with an adapter. Groups that run with it are never touched.
@@ -115,6 +117,24 @@ pub enum Refusal {
     /// The worker hosts part of a model only, and the router has no plan for it.
     #[error("the worker does not host a whole model")]
     IncompleteModel,
+}
+
+impl Refusal {
+    /// What an operator can do about it.
+    pub const fn advice(&self) -> &'static str {
+        match self {
+            Self::DuplicateName => {
+                "stop the other worker of this name, or give this one a name and a certificate of its own"
+            }
+            Self::WrongCertificate => "issue a certificate for the name that cluster.toml gives this worker",
+            Self::ModelMismatch { .. } => {
+                "give all workers of this model the same files and settings, or give this one's another name; a changed \
+                 model is taken once no worker serves the old one"
+            }
+            Self::BadTokenizer(_) => "see that the model's tokenizer is whole and of this model",
+            Self::IncompleteModel => "have this worker host the whole model",
+        }
+    }
 }
 
 /// Who a worker is and what it serves.

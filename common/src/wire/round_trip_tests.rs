@@ -288,6 +288,7 @@ fn router_control() -> impl Strategy<Value = RouterControl> {
         number().prop_map(|router| RouterControl::Welcome { router: Incarnation(router) }),
         refusal.prop_map(RouterControl::Refused),
         Just(RouterControl::Drain),
+        Just(RouterControl::Undrain),
         (generation(), 0..4).prop_map(|(generation, order)| {
             let orders = [AdapterOrder::Load, AdapterOrder::Pin, AdapterOrder::Unpin, AdapterOrder::Forget];
             RouterControl::Adapter(orders[order as usize](generation))

@@ -71,6 +71,7 @@ fn router_control_name(frame: &RouterControl) -> &'static str {
     match frame {
         RouterControl::Welcome { .. } => "router_control_welcome",
         RouterControl::Drain => "router_control_drain",
+        RouterControl::Undrain => "router_control_undrain",
         RouterControl::Adapter(order) => match order {
             AdapterOrder::Load(_) => "router_control_adapter_load",
             AdapterOrder::Pin(_) => "router_control_adapter_pin",
@@ -191,6 +192,7 @@ fn router_control() -> Vec<RouterControl> {
     vec![
         RouterControl::Welcome { router: Incarnation(0x0123_4567_89ab_cdef) },
         RouterControl::Drain,
+        RouterControl::Undrain,
         RouterControl::Adapter(AdapterOrder::Load(generation())),
         RouterControl::Adapter(AdapterOrder::Pin(generation())),
         RouterControl::Adapter(AdapterOrder::Unpin(generation())),

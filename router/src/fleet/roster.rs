@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use shoal_common::ids::{Incarnation, Name};
-use shoal_common::wire::hello::{Hello, Refusal, Status, WorkerState};
+use shoal_common::wire::hello::{Capacity, Hello, Refusal, Status, WorkerState};
 
 use super::Snapshot;
 use crate::catalogue::ServedModel;
@@ -92,6 +92,12 @@ pub struct Replica {
     pub status: Option<Status>,
     /// What this router has sent it.
     pub outstanding: Arc<Outstanding>,
+    /// What it can hold.
+    pub capacity: Capacity,
+    /// Version of its binary, for people.
+    pub build: String,
+    /// When its decode loop was last seen to turn.
+    pub advanced: Instant,
     heard: Instant,
 }
 
@@ -99,6 +105,11 @@ impl Replica {
     /// Whether it may be given groups.
     pub fn takes_groups(&self) -> bool {
         !self.line.is_closed() && self.status.is_none_or(|status| status.state == WorkerState::Ready)
+    }
+
+    /// When it was last heard of.
+    pub fn heard(&self) -> Instant {
+        self.heard
     }
 
     /// Tokens that stand before a new group, at least: what it reported, or what we know we sent since.
@@ -144,6 +155,9 @@ impl Roster {
             line,
             status: None,
             outstanding: Arc::default(),
+            capacity: hello.capacity,
+            build: hello.build,
+            advanced: now,
             heard: now,
         };
         self.replicas.insert(hello.worker, replica);
@@ -171,6 +185,9 @@ impl Roster {
     /// Notes a worker's load. A report from a place that was given up is dropped.
     pub fn report(&mut self, worker: &Name, seat: Seat, status: Status, now: Instant) {
         if let Some(replica) = self.replicas.get_mut(worker).filter(|replica| replica.seat == seat) {
+            if replica.status.is_none_or(|before| before.progress != status.progress) {
+                replica.advanced = now;
+            }
             replica.status = Some(status);
             replica.heard = now;
         }

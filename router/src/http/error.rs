@@ -68,6 +68,9 @@ pub enum ApiError {
     /// 403: a page or a name of somewhere else.
     #[error(transparent)]
     Foreign(#[from] ForeignFault),
+    /// 403: an order that did not come from the router's own machine.
+    #[error("orders to the cluster are taken from the router's own machine only, and not through a proxy")]
+    OperatorsOnly,
     /// 404: no such model, nor an adapter of that name.
     #[error("the model '{model}' is not served here; served: {}", listed(.served))]
     ModelNotFound {
@@ -81,6 +84,14 @@ pub enum ApiError {
     AdapterNotFound {
         /// What the client asked for.
         adapter: Name,
+    },
+    /// 404: no such worker is connected.
+    #[error("no worker '{worker}' is connected to this router; connected: {}", listed(.connected))]
+    WorkerNotFound {
+        /// Who was asked for.
+        worker: Name,
+        /// Who there is.
+        connected: Vec<Name>,
     },
     /// 404: no such path.
     #[error("there is nothing at this path; the paths are in /openapi.json")]
@@ -220,7 +231,9 @@ impl ApiError {
             Self::Malformed { .. } => (StatusCode::BAD_REQUEST, REQUEST, "malformed_body"),
             Self::Foreign(ForeignFault::Host) => (StatusCode::FORBIDDEN, REQUEST, "foreign_host"),
             Self::Foreign(ForeignFault::Origin) => (StatusCode::FORBIDDEN, REQUEST, "foreign_origin"),
+            Self::OperatorsOnly => (StatusCode::FORBIDDEN, REQUEST, "operators_only"),
             Self::ModelNotFound { .. } => (StatusCode::NOT_FOUND, NOT_FOUND, "model_not_found"),
+            Self::WorkerNotFound { .. } => (StatusCode::NOT_FOUND, NOT_FOUND, "worker_not_found"),
             Self::AdapterNotFound { .. } => (StatusCode::NOT_FOUND, NOT_FOUND, "adapter_not_found"),
             Self::NotFound => (StatusCode::NOT_FOUND, NOT_FOUND, "not_found"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),

@@ -29,7 +29,7 @@ impl HostPolicy {
         if address.ip().is_loopback() { Self::LocalNames } else { Self::AnyName }
     }
 
-    fn check(self, headers: &HeaderMap, uri: &Uri) -> Result<(), ForeignFault> {
+    pub(super) fn check(self, headers: &HeaderMap, uri: &Uri) -> Result<(), ForeignFault> {
         if self == Self::AnyName {
             return Ok(());
         }

@@ -5,6 +5,7 @@
 //! goes wrong is an [`error::ApiError`].
 
 pub mod body;
+mod cluster;
 pub mod completions;
 pub mod error;
 pub mod fault;
@@ -13,6 +14,7 @@ mod health;
 pub(crate) mod metrics;
 mod models;
 pub mod openapi;
+pub mod operator;
 pub mod report;
 pub mod schema;
 pub mod server;
@@ -35,6 +37,9 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(completions::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
+        .route("/v1/cluster", get(cluster::show))
+        .route("/v1/cluster/workers/{id}/drain", post(cluster::drain))
+        .route("/v1/cluster/workers/{id}/undrain", post(cluster::undrain))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/livez", get(health::live))
@@ -49,4 +54,4 @@ pub fn router(app: Arc<App>) -> Router {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

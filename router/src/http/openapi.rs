@@ -5,7 +5,7 @@ use utoipa::OpenApi;
 
 use super::error::{ErrorDocument, InvalidDocument};
 use super::schema::{Completion, CompletionRequestDoc};
-use super::{health, metrics, models, tokenize};
+use super::{cluster, health, metrics, models, tokenize};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -19,6 +19,9 @@ use super::{health, metrics, models, tokenize};
         completion,
         models::list,
         models::one,
+        cluster::show,
+        cluster::drain,
+        cluster::undrain,
         tokenize::tokenize,
         tokenize::detokenize,
         health::live,

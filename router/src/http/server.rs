@@ -8,6 +8,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,7 +50,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: &Limits, drain
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_BUFFER);
     loop {
-        let (stream, place) = tokio::select! {
+        let (stream, peer, place) = tokio::select! {
             () = shutdown.fired() => break,
             accepted = accept(&listener, &places) => match accepted {
                 Ok(accepted) => accepted,
@@ -60,7 +61,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: &Limits, drain
                 }
             },
         };
-        let connection = Connection { stream, place, watcher: graceful.watcher() };
+        let connection = Connection { stream, peer: Peer(peer), place, watcher: graceful.watcher() };
         connections.spawn(connection.serve(builder.clone(), router.clone()));
         while connections.try_join_next().is_some() {}
     }
@@ -71,16 +72,24 @@ pub async fn serve(listener: TcpListener, router: Router, limits: &Limits, drain
 }
 
 /// A connection, once there is a place for it.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
+    let (stream, peer) = listener.accept().await?;
     // Tokens are small and must not wait for more; a socket that refuses is about to fail anyway.
     let _ = stream.set_nodelay(true);
-    Ok((stream, place))
+    Ok((stream, peer, place))
 }
+
+/// Who sent a request: the other end of its connection. In every request's extensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub SocketAddr);
 
 struct Connection {
     stream: TcpStream,
+    peer: Peer,
     /// Given back when the connection ends.
     place: OwnedSemaphorePermit,
     watcher: Watcher,
@@ -88,7 +97,8 @@ struct Connection {
 
 impl Connection {
     async fn serve(self, builder: http1::Builder, router: Router) {
-        let service = hyper::service::service_fn(move |request| answer(router.clone(), request));
+        let peer = self.peer;
+        let service = hyper::service::service_fn(move |request| answer(router.clone(), peer, request));
         let served = self.watcher.watch(builder.serve_connection(TokioIo::new(self.stream), service)).await;
         if let Err(error) = served {
             tracing::debug!(%error, "a connection ended early");
@@ -97,6 +107,11 @@ impl Connection {
     }
 }
 
-fn answer(router: Router, request: Request<Incoming>) -> impl Future<Output = Result<Response<Body>, Infallible>> {
+fn answer(
+    router: Router,
+    peer: Peer,
+    mut request: Request<Incoming>,
+) -> impl Future<Output = Result<Response<Body>, Infallible>> {
+    request.extensions_mut().insert(peer);
     router.oneshot(request.map(Body::new))
 }

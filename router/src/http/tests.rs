@@ -28,6 +28,7 @@ use crate::catalogue::{Catalogue, Readiness, ServedModel};
 use crate::dispatch::Dispatcher;
 use crate::fleet::FleetView;
 use crate::fleet::pick::LeastQueued;
+use crate::operations::Operations;
 use crate::prompt_log::PromptLog;
 use crate::text::Tokenizer;
 use crate::validate::tests::{body_of, table};
@@ -98,7 +99,13 @@ fn app(limits: Limits) -> App {
         // Its trigger is gone, which would fire it for whoever waits; nothing here runs that long.
         cut: shutdown::channel().1,
         text_threads: Arc::new(Semaphore::new(2)),
+        operations: Operations::start(Name::new("test").unwrap(), FleetView::new(watch::channel(Arc::default()).1)),
     }
+}
+
+/// Without anybody in it.
+pub(crate) fn bare_app() -> App {
+    app(Limits::default())
 }
 
 fn paths(limits: Limits) -> Router {

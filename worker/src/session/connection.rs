@@ -49,7 +49,12 @@ impl Shared {
 /// Serves `connection` until it is lost, refused or no longer wanted; closes it with the code that fits.
 pub(super) async fn run(connection: Connection, args: SessionArgs, welcomed: impl FnOnce() + Send) -> SessionEnd {
     let mut closing = args.closing.clone();
-    let end = serve(&connection, open(&connection, args), welcomed, &mut closing).await;
+    let served = serve(&connection, open(&connection, args), welcomed, &mut closing).await;
+    let end = match (served, connection.close_reason()) {
+        // A stream that broke with its connection says less than that does.
+        (SessionEnd::Broken(_), Some(reason)) => SessionEnd::Lost(reason.into()),
+        (end, _) => end,
+    };
     end.code().close(&connection);
     end
 }
@@ -102,7 +107,7 @@ async fn serve(
                 Ok((send, recv)) => {
                     streams.spawn(stream::serve(shared.clone(), send, recv));
                 }
-                Err(error) => return SessionEnd::Lost(error),
+                Err(error) => return SessionEnd::Lost(error.into()),
             },
             Some(ended) = streams.join_next(), if !streams.is_empty() => {
                 if let Some(end) = fault(ended) {

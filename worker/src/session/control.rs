@@ -1,5 +1,5 @@
 //! The control stream of one connection: the worker says who it is, which adapters it has and how it is doing; the router
-//! welcomes or refuses it and may order a drain, and adapters. Owned by the connection's session.
+//! welcomes or refuses it and may order a drain, take that back, and order adapters. Owned by the connection's session.
 
 use std::time::Duration;
 
@@ -17,13 +17,18 @@ const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// Between two statuses at most: half of what the protocol allows, so that a late timer breaks nothing.
 const TELL_EVERY: Duration = Duration::from_millis(STATUS_EVERY_MS / 2);
 
-/// Whether the router of this connection has ordered a drain. Other routers' connections are not touched by it.
+/// Whether the router of this connection has ordered a drain, and not taken that back. Other routers' connections are not
+/// touched by it, and it ends with the connection: a router gives it again to a worker that comes back.
 #[derive(Debug, Default)]
 pub(super) struct DrainOrder(watch::Sender<bool>);
 
 impl DrainOrder {
     fn give(&self) {
         self.0.send_replace(true);
+    }
+
+    fn take_back(&self) {
+        self.0.send_replace(false);
     }
 
     pub(super) fn is_given(&self) -> bool {
@@ -47,7 +52,7 @@ pub(super) struct Control {
 
 /// Opens the control stream, says hello and waits for the welcome.
 pub(super) async fn introduce(connection: &Connection, hello: Hello) -> Result<Control, SessionEnd> {
-    let (mut send, recv) = connection.open_bi().await.map_err(SessionEnd::Lost)?;
+    let (mut send, recv) = connection.open_bi().await.map_err(|error| SessionEnd::Lost(error.into()))?;
     let mut orders = FrameReader::new(recv);
     codec::write_frame(&mut send, &WorkerControl::Hello(Box::new(hello))).await?;
     match orders.next().await? {
@@ -56,7 +61,7 @@ pub(super) async fn introduce(connection: &Connection, hello: Hello) -> Result<C
             Ok(Control { send, orders })
         }
         RouterControl::Refused(refusal) => Err(SessionEnd::Refused(refusal)),
-        RouterControl::Drain | RouterControl::Adapter(_) => Err(SessionEnd::Protocol),
+        RouterControl::Drain | RouterControl::Undrain | RouterControl::Adapter(_) => Err(SessionEnd::Protocol),
     }
 }
 
@@ -107,6 +112,7 @@ pub(super) async fn obey(mut orders: FrameReader<RecvStream>, shared: &Shared) -
     loop {
         match orders.next().await {
             Ok(RouterControl::Drain) => shared.drain.give(),
+            Ok(RouterControl::Undrain) => shared.drain.take_back(),
             Ok(RouterControl::Adapter(order)) => shared.adapters.order(order),
             Ok(RouterControl::Welcome { .. } | RouterControl::Refused(_)) => return SessionEnd::Protocol,
             Err(error) => return error.into(),

@@ -13,7 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use quinn::{Connection, ConnectionError, Endpoint};
+use quinn::{Connection, Endpoint};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use shoal_common::config::Timers;
 use shoal_common::quic::{self, CloseCode, QuicError};
@@ -65,9 +65,10 @@ pub enum SessionEnd {
     /// The router cannot be reached, or does not prove to be a router of this cluster.
     #[error("the router cannot be dialled")]
     Undialled(#[source] QuicError),
-    /// The connection was lost or closed.
+    /// The connection was lost or closed; also by a router that refuses our certificate or our version, which a worker
+    /// learns after its own handshake.
     #[error("the connection is lost")]
-    Lost(#[source] ConnectionError),
+    Lost(#[source] QuicError),
     /// The control stream broke.
     #[error("the control stream broke")]
     Broken(#[source] CodecError),
@@ -98,6 +99,18 @@ impl From<CodecError> for SessionEnd {
 }
 
 impl SessionEnd {
+    /// What an operator can do about it, where that is known.
+    fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::Refused(refusal) => Some(refusal.advice()),
+            Self::Undialled(error) | Self::Lost(error) => error.advice(),
+            Self::Unresolved(_) => {
+                Some("correct the host name in `routers` of this worker, or the machine's name service")
+            }
+            _ => None,
+        }
+    }
+
     fn code(&self) -> CloseCode {
         match self {
             Self::Protocol => CloseCode::Protocol,
@@ -182,7 +195,8 @@ impl SessionState {
             _ => self.backoff.next(rand::random()),
         };
         let (router, mut closing) = (&self.args.router, self.args.closing.clone());
-        tracing::warn!(%router, reason = %Chain(end), retry_in = ?wait, "no session with a router");
+        let advice = end.advice();
+        tracing::warn!(%router, reason = %Chain(end), advice, retry_in = ?wait, "no session with a router");
         self.task = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let next = tokio::select! {
                 () = tokio::time::sleep(wait) => SessionMessage::Dial,

@@ -10,6 +10,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::Value;
 use shoal_common::block_hash::CacheSalt;
 use shoal_common::config::{ApiConfig, Limits};
+use shoal_common::ids::Name;
 use shoal_common::shutdown;
 use shoal_common::wire::message::GroupFrame;
 use tokio::sync::Semaphore;
@@ -19,6 +20,7 @@ use super::*;
 use crate::dispatch::tests::Stage;
 use crate::http::foreign::HostPolicy;
 use crate::http::router;
+use crate::operations::Operations;
 use crate::prompt_log::PromptLog;
 
 /// The paths of a router whose workers stand on `stage`. Dropping the trigger cuts what runs.
@@ -36,6 +38,7 @@ fn paths(stage: &Stage, limits: Limits) -> (Router, shutdown::Trigger) {
         dispatcher: stage.dispatcher.clone(),
         cut,
         text_threads: Arc::new(Semaphore::new(1)),
+        operations: Operations::start(Name::new("test").unwrap(), stage.dispatcher.view.clone()),
     };
     (router(Arc::new(app)), trigger)
 }

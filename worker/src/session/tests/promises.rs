@@ -138,6 +138,18 @@ async fn a_drained_session_finishes_what_it_has_and_is_busy_for_the_rest() {
 }
 
 #[tokio::test]
+async fn a_session_whose_drain_is_taken_back_takes_groups_again() {
+    let mut stage = stage();
+    let mut link = stage.meet().await;
+    write_frame(&mut link.control.0, &RouterControl::Drain).await.unwrap();
+    link.status_where(|status| status.state == WorkerState::Draining).await;
+    write_frame(&mut link.control.0, &RouterControl::Undrain).await.unwrap();
+    link.status_where(|status| status.state == WorkerState::Ready).await;
+    let (_send, mut recv) = link.submit(submission(&[1], 5, 1)).await;
+    assert_eq!(hear(&mut recv).await.tokens(0).len(), 5);
+}
+
+#[tokio::test]
 async fn progress_is_told_while_nothing_happens() {
     let mut stage = stage();
     let mut link = stage.meet().await;
