@@ -9,11 +9,13 @@ use shoal_common::ids::{Digest, Incarnation, Name};
 use shoal_common::quic::{self, CloseCode};
 use shoal_common::wire::blob::{BlobHeader, BlobRequest, MAX_TOKENIZER_BUNDLE, TokenizerBundle};
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
-use shoal_common::wire::hello::{Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl};
+use shoal_common::wire::hello::{AdapterState, Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl};
 use shoal_common::wire::message::StreamOpen;
 use tokio::io::AsyncReadExt;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::catalogue::ServedModel;
+use crate::fleet::orders::Orders;
 use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Snapshot};
 use crate::text::Tokenizer;
 
@@ -174,9 +176,11 @@ async fn fetch_blob(connection: &quinn::Connection, digest: Digest) -> Result<Ve
 pub enum LinkMessage {
     /// The worker told its load. Answered when it has been passed on, so that one report is in flight at most.
     Report(Status, RpcReplyPort<()>),
+    /// The worker told what became of an adapter. Answered when the fleet has noted it.
+    Adapter(AdapterState, RpcReplyPort<()>),
 }
 
-/// Passes a worker's reports to the fleet until its connection ends.
+/// Passes a worker's reports to the fleet, and the fleet's orders to the worker, until its connection ends.
 #[derive(Debug)]
 pub struct LinkActor;
 
@@ -187,8 +191,8 @@ pub struct LinkState {
     connection: quinn::Connection,
     worker: Name,
     incarnation: Incarnation,
-    /// Held open: its end would tell the worker that the router is gone.
-    _control: quinn::SendStream,
+    /// Holds the control stream open: its end would tell the worker that the router is gone.
+    _orders: AbortOnDropHandle<()>,
 }
 
 impl Actor for LinkActor {
@@ -203,8 +207,9 @@ impl Actor for LinkActor {
     ) -> Result<LinkState, ActorProcessingErr> {
         let Greeted { connection, reader, writer, worker, incarnation, membership } = greeted;
         tracing::info!(%worker, %incarnation, "worker joined");
+        let orders = tokio::spawn(tell(writer, membership.orders(), myself.clone()));
         tokio::spawn(pump(reader, myself));
-        Ok(LinkState { membership, connection, worker, incarnation, _control: writer })
+        Ok(LinkState { membership, connection, worker, incarnation, _orders: AbortOnDropHandle::new(orders) })
     }
 
     async fn handle(
@@ -213,9 +218,13 @@ impl Actor for LinkActor {
         message: LinkMessage,
         state: &mut LinkState,
     ) -> Result<(), ActorProcessingErr> {
-        let LinkMessage::Report(status, reply) = message;
-        state.membership.report(status)?;
-        let _ = reply.send(());
+        match message {
+            LinkMessage::Report(status, reply) => {
+                state.membership.report(status)?;
+                let _ = reply.send(());
+            }
+            LinkMessage::Adapter(adapter, noted) => state.membership.adapter(adapter, noted)?,
+        }
         Ok(())
     }
 
@@ -235,9 +244,24 @@ async fn pump(mut reader: FrameReader<quinn::RecvStream>, link: ActorRef<LinkMes
                     return;
                 }
             }
-            Ok(WorkerControl::Adapter(_)) => {}
+            Ok(WorkerControl::Adapter(state)) => {
+                if call!(link, LinkMessage::Adapter, state).is_err() {
+                    return;
+                }
+            }
             Ok(WorkerControl::Hello(_)) => break LinkError::Unexpected,
             Err(error) => break LinkError::Codec(error),
+        }
+    };
+    link.stop(Some(reason.to_string()));
+}
+
+/// Writes the fleet's orders to the worker until the stream breaks. Flow control holds it back, not the fleet.
+async fn tell(mut writer: quinn::SendStream, orders: Arc<Orders>, link: ActorRef<LinkMessage>) {
+    let reason = loop {
+        let order = orders.next().await;
+        if let Err(error) = codec::write_frame(&mut writer, &RouterControl::Adapter(order)).await {
+            break LinkError::Codec(error);
         }
     };
     link.stop(Some(reason.to_string()));

@@ -4,9 +4,10 @@
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_common::config::Timers;
-use shoal_common::ids::Incarnation;
+use shoal_common::ids::{Incarnation, Name};
 use shoal_common::quic::Acceptor;
 use shoal_common::telemetry::Chain;
+use shoal_common::wire::hello::AdapterOrder;
 use tokio::sync::watch;
 
 use crate::fleet::{FleetActor, FleetMessage, FleetView, Snapshot};
@@ -17,6 +18,13 @@ use crate::link::{self, LinkActor, LinkContext};
 pub enum RouterMessage {
     /// A worker's connection passed the TLS handshake.
     Accepted(quinn::Connection),
+    /// Workers of a model, or all, shall do something with an adapter. Workers that join later are told of pins too.
+    Order {
+        /// Workers of this model only.
+        model: Option<Name>,
+        /// What they shall do.
+        order: AdapterOrder,
+    },
 }
 
 /// What the root starts with.
@@ -64,9 +72,13 @@ impl Actor for RouterActor {
         message: RouterMessage,
         state: &mut RouterState,
     ) -> Result<(), ActorProcessingErr> {
-        let RouterMessage::Accepted(connection) = message;
-        // Greeting waits for the worker, so it must not hold up this mailbox.
-        tokio::spawn(welcome(connection, state.context.clone(), myself));
+        match message {
+            // Greeting waits for the worker, so it must not hold up this mailbox.
+            RouterMessage::Accepted(connection) => {
+                tokio::spawn(welcome(connection, state.context.clone(), myself));
+            }
+            RouterMessage::Order { model, order } => state.fleet.cast(FleetMessage::Order { model, order })?,
+        }
         Ok(())
     }
 
