@@ -1,7 +1,7 @@
 //! A group's way to its replicas: what it needs, what it met on the way, and what the caller is told when nobody is left.
 //! Counts in the demand for its adapter for as long as it lives.
 
-use std::sync::PoisonError;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use shoal_common::wire::hello::AdapterOrder;
@@ -31,10 +31,10 @@ pub(super) struct Route {
 impl Route {
     /// Sets out. If that makes the adapter worth more workers, those are told to load it.
     pub(super) fn new(dispatcher: &Dispatcher, profile: Profile, access: Access) -> Self {
-        let route =
+        let mut route =
             Self { dispatcher: dispatcher.clone(), profile, access, excluded: Vec::new(), busy: None, lacked: false };
         let snapshot = route.dispatcher.view.now();
-        let growth = route.remembering(|traffic| traffic.enter(&route.profile, &snapshot, Instant::now()));
+        let growth = lock(&dispatcher.traffic).enter(&mut route.profile, &snapshot, Instant::now());
         if growth == Growth::Grew {
             route.load_ahead(&snapshot);
         }
@@ -129,8 +129,12 @@ impl Route {
     }
 
     fn remembering<T>(&self, with: impl FnOnce(&mut Traffic) -> T) -> T {
-        with(&mut self.dispatcher.traffic.lock().unwrap_or_else(PoisonError::into_inner))
+        with(&mut lock(&self.dispatcher.traffic))
     }
+}
+
+fn lock(traffic: &Mutex<Traffic>) -> MutexGuard<'_, Traffic> {
+    traffic.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Route {

@@ -12,6 +12,8 @@ pub mod pick;
 pub mod prefix;
 pub mod replica;
 pub mod roster;
+#[cfg(test)]
+mod sim;
 pub mod traffic;
 pub mod view;
 

@@ -15,9 +15,9 @@ use super::pick::AdapterNeed;
 use super::prefix::{LOOKED_AT, Overlaps, Prefixes};
 use super::{Replica, Snapshot};
 
-/// An adapter is worth another worker when it would take more than one in this many of a worker's sequence slots: the rest
-/// is for the others, which have no better place.
-const SHARE_OF_SLOTS: u32 = 2;
+/// An adapter is worth another worker when it takes more than one in this many of a worker's sequence slots: the rest is for
+/// the others, and a batch that is full is slow for all.
+const SHARE_OF_SLOTS: u32 = 4;
 
 /// What routing has to know of a group; made once and kept through its replays.
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ pub struct Profile {
     pub fingerprint: Fingerprint,
     /// Absent: the base model.
     pub adapter: Option<Generation>,
-    /// Sequences that it runs as.
+    /// Sequences that it runs as; once it has entered, at most what a worker is worth.
     pub sequences: u32,
     /// The full blocks of its prompt, the first [`LOOKED_AT`] of them.
     pub blocks: Vec<BlockHash>,
@@ -74,9 +74,12 @@ pub struct Traffic {
 
 impl Traffic {
     /// A group comes; says whether its adapter has become worth more workers. Its [`Traffic::leave`] must follow.
-    pub fn enter(&mut self, profile: &Profile, snapshot: &Snapshot, now: Instant) -> Growth {
+    pub fn enter(&mut self, profile: &mut Profile, snapshot: &Snapshot, now: Instant) -> Growth {
         let Some(generation) = profile.adapter else { return Growth::Steady };
-        self.demand.begin(generation, profile.sequences, share(profile, snapshot), now).1
+        let share = share(profile, snapshot);
+        // A group goes to one worker whole: it can be worth one at most.
+        profile.sequences = profile.sequences.min(share);
+        self.demand.begin(generation, profile.sequences, share, now).1
     }
 
     /// A group that came is gone.

@@ -57,11 +57,7 @@ fn among<'a>(candidates: &[Candidate<'a>], adapter: AdapterNeed, need: &Need<'_>
     }
     let at_best = cost(&best);
     // The next in the order that is worth it, not the cheapest of all: spills of one adapter should meet each other.
-    let pays = |candidate: &&Candidate<'_>| {
-        let there = cost(candidate);
-        let waits = at_best.room == Room::Waits || at_best.queue > score::copy(candidate, &there, speed);
-        waits && there.key() < at_best.key()
-    };
+    let pays = |candidate: &&Candidate<'_>| score::pays(candidate, &cost(candidate), &at_best, speed);
     if let Some(spill) = beyond.iter().find(pays) {
         (best, why) = (*spill, Why::Spill);
     }

@@ -1,5 +1,5 @@
-//! What a group costs on a replica, in tokens: those that stand before it, those that could be computed while its adapter is
-//! loaded, less those of its prompt that are computed already. Pure.
+//! What a group costs on a replica, in queued tokens: those that stand before it, those that would be worked off while its
+//! adapter is loaded, less those of its prompt that are computed already. Pure.
 
 use shoal_common::ids::Generation;
 
@@ -10,8 +10,12 @@ use crate::fleet::prefix::Overlaps;
 /// Tokens a second of a model that no replica has told its speed of.
 const UNKNOWN_SPEED: u64 = 500;
 
-/// How time becomes tokens: the speed of the model's fastest replica. One for all of them, or a worker that is slow would
-/// seem to load in few tokens.
+/// Queued tokens that are worked off for one that is computed. A queue is told as the most that there can be, prompts and
+/// `max_tokens`: most answers end before, and prompt tokens go several at the price of one.
+const QUEUED_PER_COMPUTED: u64 = 4;
+
+/// How time becomes queued tokens: by the speed of the model's fastest replica. One for all of them, or a worker that is
+/// slow would seem to load in few tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Speed(u64);
 
@@ -24,7 +28,7 @@ impl Speed {
     }
 
     fn tokens_in(self, ms: u32) -> u64 {
-        self.0 * u64::from(ms) / 1_000
+        QUEUED_PER_COMPUTED * self.0 * u64::from(ms) / 1_000
     }
 }
 
@@ -33,7 +37,7 @@ impl Speed {
 pub struct Cost {
     /// Whether the adapter has room.
     pub room: Room,
-    /// Tokens that could be computed until the adapter is in memory.
+    /// Tokens that would be worked off until the adapter is in memory.
     pub load: u64,
     /// Tokens that stand before the group.
     pub queue: u64,
@@ -68,8 +72,11 @@ impl Cost {
     }
 }
 
-/// Tokens that could be computed while a second copy of the adapter is loaded on `candidate`: what must stand before a
-/// group elsewhere for a copy to be worth it. One that is there already is not free: to use it keeps it there.
-pub fn copy(candidate: &Candidate<'_>, cost: &Cost, speed: Speed) -> u64 {
-    cost.load.max(speed.tokens_in(candidate.replica.adapters.predict_ms(LoadKind::Read)))
+/// Whether a group had better go to `candidate`, which stands behind those that its adapter is worth, than to the best of
+/// them: if the wait there is longer than the load here, and by more than queues differ by chance.
+pub fn pays(candidate: &Candidate<'_>, here: &Cost, there: &Cost, speed: Speed) -> bool {
+    // A copy that is here already is not free: to use it keeps it in memory.
+    let copy = here.load.max(speed.tokens_in(candidate.replica.adapters.predict_ms(LoadKind::Read)));
+    let is_long = there.queue > copy.saturating_add(here.queue.saturating_add(here.queue / 2));
+    (is_long || there.room == Room::Waits) && here.key() < there.key()
 }
