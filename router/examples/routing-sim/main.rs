@@ -12,6 +12,7 @@ use shoal_router::{catalogue, fleet, text};
 mod plot;
 #[path = "../../src/fleet/sim/mod.rs"]
 mod sim;
+mod table;
 
 use std::time::Duration;
 
@@ -38,13 +39,15 @@ fn main() -> anyhow::Result<()> {
     let mut outcomes: Vec<Outcome> = Vec::new();
     for scenario in wish.scenarios {
         println!("{} (load {:.0} %, seed {})", scenario.name, 100.0 * scenario.load, wish.seed);
-        println!("{}", Report::HEAD);
+        println!("{}", table::HEAD);
         let reports = POLICIES.map(|(name, policy)| {
             let report = sim::run(&scenario, policy, wish.seed);
-            println!("{}", report.line(name));
+            println!("{}", table::line(name, &report));
             report
         });
-        println!("by adapter: {:?}, {} loads ahead\n", reports[0].reasons(), reports[0].ahead);
+        let ours = &reports[0];
+        println!("by adapter: {:?}", table::reasons(ours));
+        println!("{} loads ahead, {} over budget, {} groups lost\n", ours.ahead, ours.over_budget, ours.lost);
         outcomes.push((scenario, reports));
     }
     if let Some(path) = wish.plot {

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::sim::{Report, Scenario, Turn};
+use crate::sim::scenario::Turn;
+use crate::sim::{Report, Scenario};
 use crate::{Outcome, POLICIES};
 
 /// Of the policies, in their order: readable on white and on black, and apart for the colour-blind.
@@ -106,8 +107,11 @@ fn over_time(svg: &mut String, (x, y): (f64, f64), scenario: &Scenario, ours: &R
         frame(svg, (x, y), "workers that the most wanted adapter is worth");
         let widest = ours.routed.iter().max_by_key(|routed| routed.width).map_or(0, |routed| routed.adapter);
         let height = |width: usize| y + PANEL.1 * (1.0 - width as f64 / scenario.workers as f64).max(0.0);
-        let of_widest = ours.routed.iter().filter(|routed| routed.adapter == widest);
-        line(svg, of_widest.map(|routed| (across(routed.at), height(routed.width))), COLOURS[0]);
+        let of_widest: Vec<_> = ours.routed.iter().filter(|routed| routed.adapter == widest).collect();
+        // A step for each change, or the curve would be as long as the run.
+        let steps = of_widest.chunk_by(|a, b| a.width == b.width);
+        let ends = steps.flat_map(|step| step.first().into_iter().chain(step.last()));
+        line(svg, ends.map(|routed| (across(routed.at), height(routed.width))), COLOURS[0]);
         for width in [1, scenario.workers / 2, scenario.workers] {
             mark(svg, (x, height(width)), &width.to_string());
         }

@@ -122,7 +122,7 @@ pub struct Adapters {
 
 impl Default for Adapters {
     fn default() -> Self {
-        let shards = Arc::new(vec![Arc::new(Shard::new()); SHARDS]);
+        let shards = Arc::new((0..SHARDS).map(|_| Arc::default()).collect());
         let (resident, pinned) = (Held::default(), Held::default());
         Self { shards, len: 0, news: 0, resident, pinned, times: LoadTimes::UNKNOWN }
     }

@@ -62,7 +62,7 @@ pub enum FleetMessage {
         /// Its place.
         seat: Seat,
         /// The adapter's state there.
-        state: AdapterState,
+        state: Box<AdapterState>,
         /// Answered when it is published, so that each link has one such message in the mailbox at most.
         noted: RpcReplyPort<()>,
     },
@@ -99,7 +99,8 @@ impl Membership {
 
     /// Tells what became of an adapter on the worker. Fails only when the fleet is gone.
     pub fn adapter(&self, state: AdapterState, noted: RpcReplyPort<()>) -> Result<(), MessagingErr<FleetMessage>> {
-        self.fleet.cast(FleetMessage::Adapter { worker: self.worker.clone(), seat: self.seat, state, noted })
+        let (worker, state) = (self.worker.clone(), Box::new(state));
+        self.fleet.cast(FleetMessage::Adapter { worker, seat: self.seat, state, noted })
     }
 
     /// Tells the worker's load. Fails only when the fleet is gone.
@@ -186,7 +187,7 @@ impl Actor for FleetActor {
                 state.publish();
             }
             FleetMessage::Adapter { worker, seat, state: adapter, noted } => {
-                state.roster.adapter(&worker, seat, adapter);
+                state.roster.adapter(&worker, seat, *adapter);
                 state.publish();
                 // Nobody waits where the link died meanwhile.
                 let _ = noted.send(());

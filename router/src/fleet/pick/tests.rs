@@ -12,9 +12,9 @@ use crate::catalogue::ServedModel;
 use crate::fleet::Roster;
 use crate::fleet::tests::{FakeLine, adapter, generation, name, offer, status};
 
-/// Read in 100 ms, fetched in 1 s: 100 and 1,000 tokens at the speed of these workers, as long as nothing is measured.
-const READ: u64 = 100;
-const FETCH: u64 = 1000;
+/// Read in 100 ms, fetched in 1 s, as long as nothing is measured: what these workers work off meanwhile of their queues.
+const READ: u64 = 400;
+const FETCH: u64 = 4000;
 
 fn shared_model() -> Arc<ServedModel> {
     static MODEL: OnceLock<Arc<ServedModel>> = OnceLock::new();

@@ -32,7 +32,7 @@ pub(super) fn cost(prompt: u32, answer: u32) -> f64 {
     f64::from(prompt) / 4.0 + f64::from(answer)
 }
 
-/// The groups of `scenario`, by time. An adapter that becomes hot is the one of middle rank.
+/// The groups of `scenario`, by time.
 pub(super) fn arrivals(scenario: &Scenario, seed: u64) -> Vec<Arrival> {
     let mut rng = StdRng::seed_from_u64(seed);
     let capacity = PEAK * scenario.workers as f64 / mean_cost();
@@ -47,9 +47,9 @@ pub(super) fn arrivals(scenario: &Scenario, seed: u64) -> Vec<Arrival> {
     all
 }
 
-/// The adapter that becomes hot.
+/// The adapter that becomes hot: one that some groups come for at other times too.
 pub(super) fn hot_adapter(scenario: &Scenario) -> usize {
-    scenario.adapters / 2
+    scenario.adapters / 20
 }
 
 fn mean_cost() -> f64 {

@@ -9,14 +9,14 @@
 //! 3. [`report`]: what came of it.
 
 mod demand;
-mod report;
-mod scenario;
+pub(crate) mod report;
+pub(crate) mod scenario;
 mod store;
 mod worker;
 mod world;
 
 pub(crate) use report::Report;
-pub(crate) use scenario::{Scenario, Turn};
+pub(crate) use scenario::Scenario;
 pub(crate) use world::run;
 
 #[cfg(test)]

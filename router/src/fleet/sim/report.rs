@@ -1,6 +1,5 @@
 //! What came of a simulated run.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::fleet::pick::Why;
@@ -35,6 +34,8 @@ pub(crate) struct Report {
     pub(crate) fetches: usize,
     /// Loads that were ordered before a group needed them; among the above.
     pub(crate) ahead: usize,
+    /// Loads that were ordered on a worker that had no slot for them.
+    pub(crate) over_budget: usize,
     /// Groups that no worker could be found for.
     pub(crate) lost: usize,
 }
@@ -55,31 +56,5 @@ impl Report {
         let last = self.waits.len().saturating_sub(1);
         let index = (last as f64 * percent / 100.0).round() as usize;
         self.waits.get(index).copied().unwrap_or_default()
-    }
-
-    /// How many groups were routed for each reason.
-    pub(crate) fn reasons(&self) -> BTreeMap<&'static str, usize> {
-        let mut reasons = BTreeMap::new();
-        self.routed.iter().for_each(|routed| *reasons.entry(routed.why.label()).or_default() += 1);
-        reasons
-    }
-
-    /// The head of a table of reports.
-    pub(crate) const HEAD: &'static str =
-        "policy              groups  hit rate   reads  fetches  wait p50  wait p99  spills";
-
-    /// The report as a line of a table.
-    pub(crate) fn line(&self, policy: &str) -> String {
-        let ms = |percent| format!("{} ms", self.wait(percent).as_millis());
-        let spills = self.routed.iter().filter(|routed| routed.why == Why::Spill).count();
-        format!(
-            "{policy:<18} {:>7}  {:>7.1}%  {:>6}  {:>7}  {:>8}  {:>8}  {spills:>6}",
-            self.routed.len(),
-            100.0 * self.hit_rate(),
-            self.reads,
-            self.fetches,
-            ms(50.0),
-            ms(99.0),
-        )
     }
 }

@@ -224,6 +224,7 @@ impl<'a> World<'a> {
             if orders.and_then(|replica| replica.orders.take()).is_some() {
                 let asked = self.hosts[worker].worker.store.ask(adapter, now);
                 self.report.ahead += usize::from(matches!(asked, Asked::Begins(_)));
+                self.report.over_budget += usize::from(asked == Asked::NoSlot);
                 self.begin_load(worker, adapter, asked, now);
                 self.tell_news(worker);
             }

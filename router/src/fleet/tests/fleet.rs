@@ -19,7 +19,7 @@ async fn join(fleet: &ActorRef<FleetMessage>, worker: &str) -> Membership {
 }
 
 async fn tell(fleet: &ActorRef<FleetMessage>, worker: &str, seat: Seat, state: AdapterState) {
-    let worker = name(worker);
+    let (worker, state) = (name(worker), Box::new(state));
     call!(fleet, |noted| FleetMessage::Adapter { worker, seat, state, noted }).unwrap();
 }
 
