@@ -196,7 +196,8 @@ impl GroupRun {
 
     /// Submits what is left elsewhere. A worker that could not have the adapter is not lost, so that does not count.
     async fn replay(&mut self, trouble: &Trouble) -> Result<(), DispatchError> {
-        if let (Some(lost), Some(route)) = (self.attempt.take(), &mut self.route) {
+        let lost = self.attempt.take();
+        if let (Some(lost), Some(route)) = (lost, &mut self.route) {
             route.avoid(lost.seat, trouble);
         }
         if matches!(trouble, Trouble::Adapter) {
@@ -206,6 +207,7 @@ impl GroupRun {
             return Err(DispatchError::Lost);
         }
         self.replays += 1;
+        self.route.iter_mut().for_each(Route::replay);
         metrics::counter!("shoal_replays_total").increment(1);
         tracing::warn!(model = %self.model, replay = self.replays, "a worker was lost; the group goes on elsewhere");
         self.start().await

@@ -80,6 +80,11 @@ impl Route {
         self.excluded.push(seat);
     }
 
+    /// A replica was lost: what full ones said before is old.
+    pub(super) fn replay(&mut self) {
+        self.busy = None;
+    }
+
     /// What the caller is told when no replica is left after `replays`.
     pub(super) fn dead_end(&self, unroutable: Unroutable, replays: u32) -> DispatchError {
         let view = &self.dispatcher.view;

@@ -29,6 +29,15 @@ pub enum LoadKind {
     Fetch,
 }
 
+/// Why a worker tells of an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// It introduces itself: the adapter was there before.
+    Introduction,
+    /// Something has become of it. Changes that follow each other closely may be told as one.
+    Change,
+}
+
 /// How long loads take on a worker: moving averages of what it measured, by kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadTimes {
@@ -201,12 +210,15 @@ impl Adapters {
     }
 
     /// Takes in what the worker told.
-    pub(super) fn note(&mut self, mut state: AdapterState) {
+    pub(super) fn note(&mut self, mut state: AdapterState, news: News) {
         cut(&mut state.reason);
         self.news += 1;
         let generation = state.generation;
         let before = self.forget(generation);
-        let kind = self.kind_of_load(before.as_ref(), &state);
+        let kind = match news {
+            News::Introduction => None,
+            News::Change => self.kind_of_load(before.as_ref(), &state),
+        };
         if state.tier == AdapterTier::Gone {
             return;
         }
@@ -229,10 +241,10 @@ impl Adapters {
         let tier = before.map(|entry| entry.state.tier);
         let kind = match (tier, now.tier) {
             (Some(AdapterTier::Disk), AdapterTier::Loading | AdapterTier::Memory) => Some(LoadKind::Read),
-            (None, AdapterTier::Loading) => Some(LoadKind::Fetch),
+            (None, AdapterTier::Loading | AdapterTier::Memory) => Some(LoadKind::Fetch),
             _ => before.and_then(|entry| entry.kind),
         };
-        let has_ended = tier.is_some_and(|tier| tier != AdapterTier::Memory) && now.tier == AdapterTier::Memory;
+        let has_ended = tier != Some(AdapterTier::Memory) && now.tier == AdapterTier::Memory;
         if let (true, Some(kind), Some(ms)) = (has_ended, kind, now.load_ms) {
             self.times.observe(kind, ms);
         }

@@ -57,7 +57,7 @@ impl Holders {
     }
 }
 
-/// Blocks by replica. At most twice [`HALF`].
+/// Blocks by replica. At most 65,536, in two halves.
 #[derive(Debug, Default)]
 pub struct Prefixes {
     young: HashMap<BlockHash, Holders>,

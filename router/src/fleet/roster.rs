@@ -8,7 +8,7 @@ use shoal_common::ids::Name;
 use shoal_common::wire::hello::{AdapterOrder, AdapterState, Hello, Refusal, Status};
 
 use super::Snapshot;
-use super::adapters::Adapters;
+use super::adapters::{Adapters, News};
 use super::orders::{Orders, Pins};
 use super::replica::{Line, Replica, Seat};
 use crate::catalogue::ServedModel;
@@ -100,7 +100,9 @@ impl Roster {
     /// Notes what became of an adapter. Words from a place that was given up are dropped.
     pub fn adapter(&mut self, worker: &Name, seat: Seat, state: AdapterState) {
         if let Some(replica) = self.seated(worker, seat) {
-            replica.adapters.note(state);
+            // A worker tells what it has before it first tells its load.
+            let news = if replica.status.is_none() { News::Introduction } else { News::Change };
+            replica.adapters.note(state, news);
         }
     }
 

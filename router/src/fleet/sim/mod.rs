@@ -4,10 +4,11 @@
 //!
 //! Built into the tests of the crate and into the example `routing-sim`, which prints and plots a run; not into the router.
 //!
-//! 1. [`scenario`]: what happens; [`demand`]: the groups that come.
+//! 1. [`scenario`]: what happens; [`cast`]: who plays; [`demand`]: the groups that come.
 //! 2. [`worker`] computes in [`store`]'s adapters; [`world`] moves time and routes.
 //! 3. [`report`]: what came of it.
 
+mod cast;
 mod demand;
 pub(crate) mod report;
 pub(crate) mod scenario;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use shoal_common::wire::hello::{AdapterState, AdapterTier};
 
+use super::cast::generation;
 use super::scenario::ADAPTER_BYTES;
-use super::world::generation;
 use crate::fleet::adapters::LoadKind;
 
 /// An adapter that was asked for.

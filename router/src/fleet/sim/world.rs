@@ -3,31 +3,25 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use shoal_common::adapter::Geometry;
-use shoal_common::block_hash::{BLOCK_TOKENS, BlockHash, CacheSalt};
-use shoal_common::fingerprint::Fingerprint;
-use shoal_common::ids::{Digest, Generation, Incarnation, LayerRange, Name, TokenId};
-use shoal_common::wire::blob::TokenizerBundle;
-use shoal_common::wire::hello::{AdapterOrder, Capacity, Hello, ModelCard};
+use shoal_common::wire::hello::AdapterOrder;
 
-use super::demand::{self, Arrival, MAX_TOKENS, SHARED_PROMPT};
+use super::cast::{self, Open, name_of};
+use super::demand::{self, Arrival, MAX_TOKENS};
 use super::report::{Report, Routed};
-use super::scenario::{ADAPTER_BYTES, KV_TOKENS, SEQUENCES, Scenario, Turn};
+use super::scenario::{Scenario, Turn};
 use super::store::Asked;
 use super::worker::{Job, Milestone, Worker};
-use crate::catalogue::ServedModel;
 use crate::fleet::adapters::LoadKind;
 use crate::fleet::demand::Growth;
 use crate::fleet::pick::{Access, Need, Pick};
 use crate::fleet::replica::OutstandingGuard;
-use crate::fleet::traffic::{Profile, Reuse, Traffic};
-use crate::fleet::{Line, Offer, Roster, Seat, Snapshot};
-use crate::text::Tokenizer;
+use crate::fleet::traffic::{Profile, Traffic};
+use crate::fleet::{Offer, Roster, Seat, Snapshot};
 
 /// Between two statuses of a worker.
 const STATUS_EVERY: Duration = Duration::from_millis(250);
@@ -101,7 +95,7 @@ impl<'a> World<'a> {
         let mut world = Self {
             scenario,
             policy,
-            profiles: profiles(&arrivals),
+            profiles: cast::profiles(&arrivals),
             guards: arrivals.iter().map(|_| None).collect(),
             first: vec![None; arrivals.len()],
             hosts: (0..scenario.workers).map(hosts).collect(),
@@ -218,7 +212,7 @@ impl<'a> World<'a> {
         };
         let adapter = self.arrivals[group].adapter;
         let ahead = self.policy.ahead(&snapshot, &need);
-        ahead.iter().for_each(|replica| replica.orders.give(AdapterOrder::Load(generation(adapter))));
+        ahead.iter().for_each(|replica| replica.orders.give(AdapterOrder::Load(cast::generation(adapter))));
         for worker in 0..self.hosts.len() {
             let orders = ahead.iter().find(|replica| Some(replica.seat) == self.hosts[worker].seat);
             if orders.and_then(|replica| replica.orders.take()).is_some() {
@@ -314,8 +308,8 @@ impl<'a> World<'a> {
     }
 
     fn join(&mut self, worker: usize, now: Duration) {
-        let hello = hello(worker, self.scenario, self.hosts[worker].life);
-        let offer = Offer { hello, model: model(), line: Arc::new(Open) };
+        let hello = cast::hello(worker, self.scenario, self.hosts[worker].life);
+        let offer = Offer { hello, model: cast::model(), line: Arc::new(Open) };
         let seat = self.roster.join(offer, self.begin + now).expect("nobody else has this name");
         self.snapshot = None;
         self.hosts[worker].seat = Some(seat);
@@ -327,94 +321,4 @@ impl<'a> World<'a> {
     fn snapshot(&mut self) -> Arc<Snapshot> {
         Arc::clone(self.snapshot.get_or_insert_with(|| Arc::new(self.roster.snapshot())))
     }
-}
-
-/// A connection that never breaks by itself.
-#[derive(Debug)]
-struct Open;
-
-impl Line for Open {
-    fn is_closed(&self) -> bool {
-        false
-    }
-
-    fn connection(&self) -> Option<&quinn::Connection> {
-        None
-    }
-}
-
-/// The adapter of a rank.
-pub(super) fn generation(adapter: usize) -> Generation {
-    Generation(Digest::of(&(adapter as u64).to_le_bytes()))
-}
-
-fn name_of(worker: usize) -> Name {
-    Name::new(format!("worker-{worker}")).expect("it is a name")
-}
-
-fn hello(worker: usize, scenario: &Scenario, life: u64) -> Hello {
-    Hello {
-        worker: name_of(worker),
-        incarnation: Incarnation(life),
-        build: String::new(),
-        capacity: Capacity {
-            slots: SEQUENCES,
-            kv_tokens: KV_TOKENS,
-            groups: u32::MAX,
-            adapter_slots: scenario.slots,
-            adapter_bytes: u64::from(scenario.slots) * ADAPTER_BYTES,
-        },
-        model: model().card.clone(),
-    }
-}
-
-/// What routing knows of each group. Prompts of an adapter begin alike and end each in its own way.
-fn profiles(arrivals: &[Arrival]) -> Vec<Profile> {
-    let model = model();
-    let profile = |(group, arrival): (usize, &Arrival)| {
-        let adapter = Some(generation(arrival.adapter));
-        let fingerprint = model.card.fingerprint_with(adapter);
-        let begin = BlockHash::begin(CacheSalt(0), &fingerprint);
-        let shared = SHARED_PROMPT as usize / BLOCK_TOKENS;
-        let next = |before: &mut BlockHash, block: usize| {
-            let token = if block < shared { 0 } else { group as u32 + 1 };
-            *before = before.then(&[TokenId(token); BLOCK_TOKENS]);
-            Some(*before)
-        };
-        let blocks = (0..arrival.prompt as usize / BLOCK_TOKENS).scan(begin, next).collect();
-        Profile { model: model.card.name.clone(), fingerprint, adapter, sequences: 1, blocks, reuse: Reuse::Cached }
-    };
-    arrivals.iter().enumerate().map(profile).collect()
-}
-
-/// The model of all workers: only its card is looked at.
-fn model() -> Arc<ServedModel> {
-    static MODEL: OnceLock<Arc<ServedModel>> = OnceLock::new();
-    Arc::clone(MODEL.get_or_init(|| {
-        let digest = Digest::of(b"simulated");
-        let card = ModelCard {
-            name: Name::new("simulated").expect("it is a name"),
-            weights: digest,
-            tokenizer: digest,
-            fingerprint: Fingerprint::new(digest, None, digest, "simulated"),
-            numerics_class: "simulated".to_owned(),
-            layers: LayerRange { begin: 0, end: 1 },
-            layer_count: 1,
-            vocab_size: 512,
-            context: 4096,
-            geometry: Geometry { layers: 1, hidden: 64, intermediate: 160, queries: 64, keys: 32 },
-        };
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/golden/tiny/base/tokenizer.json");
-        let bundle = TokenizerBundle {
-            tokenizer_json: std::fs::read(path).expect("the fixture is in the repository"),
-            bos: None,
-            add_bos: false,
-            eos: vec![TokenId(2)],
-            document_separator: None,
-            fim: None,
-            chat_template: None,
-        };
-        let tokenizer = Tokenizer::from_bundle(&bundle, card.vocab_size).expect("the fixture is a tokenizer");
-        Arc::new(ServedModel { card, tokenizer: Arc::new(tokenizer), created: 0 })
-    }))
 }

@@ -3,11 +3,11 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::fleet::adapters::{Adapters, LoadKind, Room, TOLD};
+use crate::fleet::adapters::{Adapters, LoadKind, News, Room, TOLD};
 
 fn told(states: impl IntoIterator<Item = AdapterState>) -> Adapters {
     let mut adapters = Adapters::default();
-    states.into_iter().for_each(|state| adapters.note(state));
+    states.into_iter().for_each(|state| adapters.note(state, News::Change));
     adapters
 }
 
@@ -23,19 +23,23 @@ fn loaded(of: u64, ms: u32) -> AdapterState {
 fn reads_and_fetches_are_timed_apart_and_only_as_they_end() {
     use AdapterTier::{Disk, Loading};
     let mut adapters = Adapters::default();
-    let unknown = [LoadKind::Read, LoadKind::Fetch].map(|kind| adapters.predict_ms(kind));
+    let times = |adapters: &Adapters| [LoadKind::Read, LoadKind::Fetch].map(|kind| adapters.predict_ms(kind));
+    let unknown = times(&adapters);
     // What was there before is no measurement, nor is what is told again.
-    adapters.note(loaded(1, 9_000));
-    adapters.note(loaded(1, 9_000));
-    assert_eq!([LoadKind::Read, LoadKind::Fetch].map(|kind| adapters.predict_ms(kind)), unknown);
-    [adapter(2, Disk), adapter(2, Loading), loaded(2, 40)].into_iter().for_each(|state| adapters.note(state));
-    [adapter(3, Loading), loaded(3, 800)].into_iter().for_each(|state| adapters.note(state));
-    assert_eq!([LoadKind::Read, LoadKind::Fetch].map(|kind| adapters.predict_ms(kind)), [40, 800]);
+    adapters.note(loaded(1, 9_000), News::Introduction);
+    adapters.note(loaded(1, 9_000), News::Change);
+    assert_eq!(times(&adapters), unknown);
+    let mut tell = |states: &[AdapterState]| {
+        states.iter().for_each(|state| adapters.note(state.clone(), News::Change));
+        times(&adapters)
+    };
+    assert_eq!(tell(&[adapter(2, Disk), adapter(2, Loading), loaded(2, 40)]), [40, unknown[1]]);
+    assert_eq!(tell(&[adapter(3, Loading), loaded(3, 800)]), [40, 800]);
     // News of a load may come together with its end.
-    [adapter(4, Disk), loaded(4, 80)].into_iter().for_each(|state| adapters.note(state));
-    assert_eq!(adapters.predict_ms(LoadKind::Read), 50);
-    adapters.note(adapter(5, Loading));
-    assert_eq!([5, 4, 6].map(|of| adapters.ready_in_ms(generation(of))), [400, 0, 800]);
+    assert_eq!(tell(&[adapter(4, Disk), loaded(4, 80)]), [50, 800]);
+    assert_eq!(tell(&[loaded(5, 400)]), [50, 700]);
+    tell(&[adapter(6, Loading)]);
+    assert_eq!([6, 5, 7].map(|of| adapters.ready_in_ms(generation(of))), [350, 0, 700]);
 }
 
 #[test]
@@ -89,7 +93,7 @@ fn an_endless_reason_is_cut_between_characters() {
 fn a_copy_keeps_what_it_showed() {
     let mut adapters = told([adapter(1, AdapterTier::Memory)]);
     let copy = adapters.clone();
-    adapters.note(adapter(1, AdapterTier::Gone));
+    adapters.note(adapter(1, AdapterTier::Gone), News::Change);
     assert!(adapters.is_empty() && copy.get(generation(1)).is_some());
 }
 
