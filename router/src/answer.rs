@@ -10,6 +10,7 @@ use futures_util::stream::{self, SelectAll, Stream, StreamExt};
 
 use crate::catalogue::ServedModel;
 use crate::dispatch::{DispatchError, Dispatcher, GroupEvent, GroupRun, StopHandle};
+use crate::fleet::pick::Access;
 use crate::http::schema::Usage;
 use crate::merge::{ChoiceDelta, Merge};
 use crate::plan::Plan;
@@ -51,7 +52,7 @@ impl Answer {
         deadline: Option<Instant>,
     ) -> Result<Self, DispatchError> {
         let identity = (model.card.name.clone(), model.card.vocab_size);
-        let new_run = |submit| GroupRun::new(dispatcher.clone(), identity.clone(), submit, deadline);
+        let new_run = |submit| GroupRun::new(dispatcher.clone(), identity.clone(), submit, deadline, Access::Everybody);
         let runs = plan.groups.iter().map(|group| new_run(group.submit.clone()));
         let (runs, stops): (Vec<_>, Vec<_>) = runs.unzip();
         let needed = runs.into_iter().enumerate().filter(|(index, _)| plan.groups[*index].needs_worker());

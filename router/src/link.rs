@@ -10,12 +10,13 @@ use shoal_common::ids::{Digest, Incarnation, Name};
 use shoal_common::quic::{self, CloseCode};
 use shoal_common::wire::blob::{BlobHeader, BlobRequest, MAX_TOKENIZER_BUNDLE, TokenizerBundle};
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
-use shoal_common::wire::hello::{Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl};
+use shoal_common::wire::hello::{AdapterState, Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl};
 use shoal_common::wire::message::StreamOpen;
 use tokio::io::AsyncReadExt;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::catalogue::ServedModel;
+use crate::fleet::orders::Orders;
 use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Snapshot};
 use crate::operations::drains::{DrainOrders, Drains};
 use crate::text::Tokenizer;
@@ -181,6 +182,8 @@ async fn fetch_blob(connection: &quinn::Connection, digest: Digest) -> Result<Ve
 pub enum LinkMessage {
     /// The worker told its load. Answered when it has been passed on, so that one report is in flight at most.
     Report(Status, RpcReplyPort<()>),
+    /// The worker told what became of an adapter. Answered when the fleet has noted it.
+    Adapter(AdapterState, RpcReplyPort<()>),
 }
 
 /// Passes a worker's reports to the fleet, and orders to the worker, until its connection ends.
@@ -219,7 +222,7 @@ impl Actor for LinkActor {
     ) -> Result<LinkState, ActorProcessingErr> {
         let Greeted { connection, reader, writer, worker, incarnation, membership, drain } = greeted;
         tracing::info!(%worker, %incarnation, "worker joined");
-        let orders = tokio::spawn(tell(writer, drain, myself.clone()));
+        let orders = tokio::spawn(tell(writer, membership.orders(), drain, myself.clone()));
         tokio::spawn(pump(reader, myself));
         let _orders = AbortOnDropHandle::new(orders);
         Ok(LinkState { membership, connection, worker, incarnation, _orders, closed: None })
@@ -231,9 +234,13 @@ impl Actor for LinkActor {
         message: LinkMessage,
         state: &mut LinkState,
     ) -> Result<(), ActorProcessingErr> {
-        let LinkMessage::Report(status, reply) = message;
-        state.membership.report(status)?;
-        let _ = reply.send(());
+        match message {
+            LinkMessage::Report(status, reply) => {
+                state.membership.report(status)?;
+                let _ = reply.send(());
+            }
+            LinkMessage::Adapter(adapter, noted) => state.membership.adapter(adapter, noted)?,
+        }
         Ok(())
     }
 
@@ -255,7 +262,11 @@ async fn pump(mut reader: FrameReader<quinn::RecvStream>, link: ActorRef<LinkMes
                     return;
                 }
             }
-            Ok(WorkerControl::Adapter(_)) => {}
+            Ok(WorkerControl::Adapter(state)) => {
+                if call!(link, LinkMessage::Adapter, state).is_err() {
+                    return;
+                }
+            }
             Ok(WorkerControl::Hello(_)) => break LinkError::Unexpected,
             Err(error) => break LinkError::Codec(error),
         }
@@ -264,9 +275,12 @@ async fn pump(mut reader: FrameReader<quinn::RecvStream>, link: ActorRef<LinkMes
 }
 
 /// Writes orders to the worker until the stream breaks. Flow control holds it back, not those who order.
-async fn tell(mut writer: quinn::SendStream, mut drain: DrainOrders, link: ActorRef<LinkMessage>) {
+async fn tell(mut writer: quinn::SendStream, orders: Arc<Orders>, mut drain: DrainOrders, link: ActorRef<LinkMessage>) {
     let reason = loop {
-        let order = drain.next().await;
+        let order = tokio::select! {
+            order = orders.next() => RouterControl::Adapter(order),
+            order = drain.next() => order,
+        };
         if let Err(error) = codec::write_frame(&mut writer, &order).await {
             break LinkError::Codec(error);
         }

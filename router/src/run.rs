@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::app::App;
 use crate::dispatch::Dispatcher;
-use crate::fleet::pick::LeastQueued;
+use crate::fleet::pick::ByAdapter;
 use crate::fleet::{FleetView, Snapshot};
 use crate::http;
 use crate::http::foreign::HostPolicy;
@@ -182,7 +182,7 @@ impl Bound {
             catalogue: Arc::new(self.operations.view.clone()),
             metrics: self.metrics.clone(),
             prompt_log: self.prompt_log.clone(),
-            dispatcher: Dispatcher { view: self.operations.view.clone(), policy: Arc::new(LeastQueued) },
+            dispatcher: Dispatcher::new(self.operations.view.clone(), Arc::new(ByAdapter)),
             text_threads: Arc::new(Semaphore::new(cores)),
             operations: self.operations.clone(),
             requests: Arc::new(Semaphore::new(self.settings.limits.requests)),

@@ -7,8 +7,10 @@ use std::time::Instant;
 use ractor::actor::messages::BoxedState;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_common::config::Timers;
+use shoal_common::ids::Name;
 use shoal_common::quic::{self, Acceptor, Admission};
 use shoal_common::telemetry::Chain;
+use shoal_common::wire::hello::AdapterOrder;
 use tokio::sync::watch;
 
 use crate::fleet::{FleetActor, FleetMessage, FleetView, Snapshot};
@@ -21,6 +23,13 @@ use crate::operations::incidents::{Incident, Incidents};
 pub enum RouterMessage {
     /// A worker's connection passed the TLS handshake.
     Accepted(quinn::Connection),
+    /// Workers of a model, or all, shall do something with an adapter. Workers that join later are told of pins too.
+    Order {
+        /// Workers of this model only.
+        model: Option<Name>,
+        /// What they shall do.
+        order: AdapterOrder,
+    },
 }
 
 /// What the root starts with.
@@ -73,9 +82,13 @@ impl Actor for RouterActor {
         message: RouterMessage,
         state: &mut RouterState,
     ) -> Result<(), ActorProcessingErr> {
-        let RouterMessage::Accepted(connection) = message;
-        // Greeting waits for the worker, so it must not hold up this mailbox.
-        tokio::spawn(welcome(connection, state.context.clone(), state.incidents.clone(), myself));
+        match message {
+            // Greeting waits for the worker, so it must not hold up this mailbox.
+            RouterMessage::Accepted(connection) => {
+                tokio::spawn(welcome(connection, state.context.clone(), state.incidents.clone(), myself));
+            }
+            RouterMessage::Order { model, order } => state.fleet.cast(FleetMessage::Order { model, order })?,
+        }
         Ok(())
     }
 

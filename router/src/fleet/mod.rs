@@ -1,23 +1,36 @@
 //! Who serves what, now. The [`FleetActor`] owns the [`roster`] and publishes an immutable [`Snapshot`] after every change;
-//! requests read the snapshot and never wait on a mailbox. [`pick`] chooses a replica from it.
+//! requests read the snapshot and never wait on a mailbox.
+//!
+//! 1. [`roster`]: the members; [`replica`] and [`adapters`]: what is known of one; [`orders`]: what it is told.
+//! 2. [`traffic`]: what the router remembers of its own requests: [`demand`] by adapter, [`prefix`]es by replica.
+//! 3. [`pick`] chooses a replica for a group from a snapshot and that memory.
 
+pub mod adapters;
+pub mod demand;
+pub mod orders;
 pub mod pick;
+pub mod prefix;
+pub mod replica;
 pub mod roster;
+#[cfg(test)]
+mod sim;
+pub mod traffic;
+pub mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, MessagingErr, RpcReplyPort};
 use shoal_common::ids::Name;
-use shoal_common::wire::hello::{Refusal, Status};
+use shoal_common::wire::hello::{AdapterOrder, AdapterState, Refusal, Status};
 use tokio::sync::watch;
 
-use crate::catalogue::{Catalogue, Readiness, ServedModel};
-pub use roster::{Offer, Replica, Roster, Seat};
-
-/// Longest `Retry-After`: an estimate further out says nothing.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
+use crate::catalogue::ServedModel;
+use orders::Orders;
+pub use replica::{Line, Replica, Seat};
+pub use roster::{Offer, Roster};
+pub use view::FleetView;
 
 /// Everything a request needs to know of the fleet, at one moment.
 #[derive(Clone, Debug, Default)]
@@ -28,7 +41,7 @@ pub struct Snapshot {
     pub models: BTreeMap<Name, Arc<ServedModel>>,
 }
 
-/// Orders to the [`FleetActor`]. Sent by links only, a few a second each.
+/// Orders to the [`FleetActor`]. Sent by links, a few a second each, and by whoever changes the adapters of the cluster.
 #[derive(Debug)]
 pub enum FleetMessage {
     /// A worker asks to serve.
@@ -41,6 +54,24 @@ pub enum FleetMessage {
         seat: Seat,
         /// The load.
         status: Status,
+    },
+    /// A worker told what became of an adapter.
+    Adapter {
+        /// Whose.
+        worker: Name,
+        /// Its place.
+        seat: Seat,
+        /// The adapter's state there.
+        state: Box<AdapterState>,
+        /// Answered when it is published, so that each link has one such message in the mailbox at most.
+        noted: RpcReplyPort<()>,
+    },
+    /// Workers shall do something with an adapter.
+    Order {
+        /// Workers of this model only.
+        model: Option<Name>,
+        /// What they shall do.
+        order: AdapterOrder,
     },
     /// A worker's connection is gone.
     Leave {
@@ -57,9 +88,21 @@ pub struct Membership {
     fleet: ActorRef<FleetMessage>,
     worker: Name,
     seat: Seat,
+    orders: Arc<Orders>,
 }
 
 impl Membership {
+    /// Orders for the worker: the link writes them out.
+    pub fn orders(&self) -> Arc<Orders> {
+        Arc::clone(&self.orders)
+    }
+
+    /// Tells what became of an adapter on the worker. Fails only when the fleet is gone.
+    pub fn adapter(&self, state: AdapterState, noted: RpcReplyPort<()>) -> Result<(), MessagingErr<FleetMessage>> {
+        let (worker, state) = (self.worker.clone(), Box::new(state));
+        self.fleet.cast(FleetMessage::Adapter { worker, seat: self.seat, state, noted })
+    }
+
     /// Tells the worker's load. Fails only when the fleet is gone.
     pub fn report(&self, status: Status) -> Result<(), MessagingErr<FleetMessage>> {
         self.fleet.cast(FleetMessage::Report { worker: self.worker.clone(), seat: self.seat, status })
@@ -85,6 +128,14 @@ pub struct FleetState {
 }
 
 impl FleetState {
+    fn join(&mut self, offer: Offer, fleet: ActorRef<FleetMessage>) -> Result<Membership, Refusal> {
+        let worker = offer.hello.worker.clone();
+        let seat = self.roster.join(offer, Instant::now());
+        self.publish();
+        let orders = self.roster.orders(&worker).unwrap_or_default();
+        Ok(Membership { fleet, worker, seat: seat?, orders })
+    }
+
     fn publish(&self) {
         let snapshot = self.roster.snapshot();
         metrics::gauge!("shoal_replicas").set(snapshot.replicas.len() as f64);
@@ -127,18 +178,21 @@ impl Actor for FleetActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             FleetMessage::Join(offer, reply) => {
-                let worker = offer.hello.worker.clone();
-                let seat = state.roster.join(*offer, Instant::now());
-                state.publish();
-                let membership = seat.map(|seat| Membership { fleet: myself, worker, seat });
                 // A link that died meanwhile drops the membership, and so leaves.
-                let _ = reply.send(membership);
+                let _ = reply.send(state.join(*offer, myself));
             }
             FleetMessage::Report { worker, seat, status } => {
                 state.roster.report(&worker, seat, status, Instant::now());
                 tell_load(&worker, Some(&status));
                 state.publish();
             }
+            FleetMessage::Adapter { worker, seat, state: adapter, noted } => {
+                state.roster.adapter(&worker, seat, *adapter);
+                state.publish();
+                // Nobody waits where the link died meanwhile.
+                let _ = noted.send(());
+            }
+            FleetMessage::Order { model, order } => state.roster.order(model.as_ref(), order),
             FleetMessage::Leave { worker, seat } => {
                 state.roster.leave(&worker, seat);
                 if !state.roster.has(&worker) {
@@ -148,59 +202,6 @@ impl Actor for FleetActor {
             }
         }
         Ok(())
-    }
-}
-
-/// Reads the latest snapshot. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct FleetView(watch::Receiver<Arc<Snapshot>>);
-
-impl FleetView {
-    /// A view of what `published` sends.
-    pub fn new(published: watch::Receiver<Arc<Snapshot>>) -> Self {
-        Self(published)
-    }
-
-    /// The latest snapshot.
-    pub fn now(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.0.borrow())
-    }
-
-    /// When there may be room again: what waits at the least loaded replica, at the speed it reports.
-    pub fn expected_wait(&self) -> Duration {
-        let wait = |replica: &Arc<Replica>| {
-            let speed = replica.status.map_or(0, |status| status.tokens_per_second).max(1);
-            Duration::from_secs(replica.queued_tokens() / u64::from(speed))
-        };
-        let least = self.now().replicas.iter().map(wait).min().unwrap_or_default();
-        least.clamp(Duration::from_secs(1), LONGEST_RETRY_AFTER)
-    }
-
-    /// Waits for a snapshot this view has not returned by `changed` yet; `false` once there will be no more.
-    pub async fn changed(&mut self) -> bool {
-        self.0.changed().await.is_ok()
-    }
-}
-
-impl Catalogue for FleetView {
-    fn models(&self) -> Vec<Arc<ServedModel>> {
-        self.now().models.values().cloned().collect()
-    }
-
-    fn model(&self, name: &Name) -> Option<Arc<ServedModel>> {
-        self.now().models.get(name).cloned()
-    }
-
-    fn readiness(&self) -> Readiness {
-        let snapshot = self.now();
-        if snapshot.models.is_empty() {
-            return Readiness::NotReady { reason: "no worker has joined yet" };
-        }
-        if snapshot.replicas.iter().any(|replica| replica.takes_groups()) {
-            Readiness::Ready
-        } else {
-            Readiness::NotReady { reason: "every worker is gone or draining" }
-        }
     }
 }
 

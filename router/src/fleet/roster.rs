@@ -1,44 +1,21 @@
 //! The members of the fleet and the rules by which they join, report and leave. Pure: time is an argument.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use shoal_common::ids::{Incarnation, Name};
-use shoal_common::wire::hello::{Capacity, Hello, Refusal, Status, WorkerState};
+use shoal_common::ids::Name;
+use shoal_common::wire::hello::{AdapterOrder, AdapterState, Hello, Refusal, Status};
 
 use super::Snapshot;
+use super::adapters::{Adapters, News};
+use super::orders::{Orders, Pins};
+use super::replica::{Line, Replica, Seat};
 use crate::catalogue::ServedModel;
 
 /// A worker of the same name that was heard of within this time is taken for alive, and a second one is refused: four
 /// status intervals.
 const ALIVE_WITHIN: Duration = Duration::from_secs(1);
-
-/// What a link needs from a worker's connection: opening streams and knowing whether it is gone. A trait so that rules can
-/// be tested without a socket.
-pub trait Line: Send + Sync + fmt::Debug {
-    /// Whether the connection is known to be closed.
-    fn is_closed(&self) -> bool;
-    /// The QUIC connection; absent in tests of pure rules.
-    fn connection(&self) -> Option<&quinn::Connection>;
-}
-
-impl Line for quinn::Connection {
-    fn is_closed(&self) -> bool {
-        self.close_reason().is_some()
-    }
-
-    fn connection(&self) -> Option<&quinn::Connection> {
-        Some(self)
-    }
-}
-
-/// A place among the members, never given twice. A worker whose connection broke comes back in the same life, and may do
-/// so before the end of its old connection is noticed: only the place tells the two apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seat(pub u64);
 
 /// A worker that asks to serve.
 #[derive(Debug)]
@@ -51,84 +28,12 @@ pub struct Offer {
     pub line: Arc<dyn Line>,
 }
 
-/// Tokens this router has sent to a replica and that are not finished. Shared by all groups on it.
-#[derive(Debug, Default)]
-pub struct Outstanding(AtomicU64);
-
-impl Outstanding {
-    /// Tokens outstanding.
-    pub fn tokens(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Counts a group's tokens as outstanding until dropped.
-#[derive(Debug)]
-pub struct OutstandingGuard {
-    of: Arc<Outstanding>,
-    tokens: u64,
-}
-
-impl Drop for OutstandingGuard {
-    fn drop(&mut self) {
-        self.of.0.fetch_sub(self.tokens, Ordering::Relaxed);
-    }
-}
-
-/// A whole model on one worker, as last reported.
-#[derive(Clone, Debug)]
-pub struct Replica {
-    /// Which worker.
-    pub worker: Name,
-    /// Which life of it.
-    pub incarnation: Incarnation,
-    /// Its place, for as long as its connection lives.
-    pub seat: Seat,
-    /// What it serves.
-    pub model: Arc<ServedModel>,
-    /// Its connection.
-    pub line: Arc<dyn Line>,
-    /// Its load; absent until the first report.
-    pub status: Option<Status>,
-    /// What this router has sent it.
-    pub outstanding: Arc<Outstanding>,
-    /// What it can hold.
-    pub capacity: Capacity,
-    /// Version of its binary, for people.
-    pub build: String,
-    /// When its decode loop was last seen to turn.
-    pub advanced: Instant,
-    heard: Instant,
-}
-
-impl Replica {
-    /// Whether it may be given groups.
-    pub fn takes_groups(&self) -> bool {
-        !self.line.is_closed() && self.status.is_none_or(|status| status.state == WorkerState::Ready)
-    }
-
-    /// When it was last heard of.
-    pub fn heard(&self) -> Instant {
-        self.heard
-    }
-
-    /// Tokens that stand before a new group, at least: what it reported, or what we know we sent since.
-    pub fn queued_tokens(&self) -> u64 {
-        self.status.map_or(0, |status| status.queued_tokens).max(self.outstanding.tokens())
-    }
-
-    /// Counts `tokens` as outstanding until the guard is dropped.
-    pub fn reserve(&self, tokens: u64) -> OutstandingGuard {
-        self.outstanding.0.fetch_add(tokens, Ordering::Relaxed);
-        OutstandingGuard { of: Arc::clone(&self.outstanding), tokens }
-    }
-}
-
 /// The members.
 #[derive(Debug, Default)]
 pub struct Roster {
     replicas: BTreeMap<Name, Replica>,
     models: BTreeMap<Name, Arc<ServedModel>>,
+    pins: Pins,
     next_seat: u64,
 }
 
@@ -147,15 +52,19 @@ impl Roster {
         let model = self.admit_model(model)?;
         let seat = Seat(self.next_seat);
         self.next_seat += 1;
+        let orders = Arc::new(Orders::default());
+        self.pins.of(&model.card.name).for_each(|generation| orders.give(AdapterOrder::Pin(generation)));
         let replica = Replica {
             worker: hello.worker.clone(),
             incarnation: hello.incarnation,
             seat,
             model,
+            capacity: hello.capacity,
             line,
             status: None,
+            adapters: Adapters::default(),
+            orders,
             outstanding: Arc::default(),
-            capacity: hello.capacity,
             build: hello.build,
             advanced: now,
             heard: now,
@@ -184,7 +93,7 @@ impl Roster {
 
     /// Notes a worker's load. A report from a place that was given up is dropped.
     pub fn report(&mut self, worker: &Name, seat: Seat, status: Status, now: Instant) {
-        if let Some(replica) = self.replicas.get_mut(worker).filter(|replica| replica.seat == seat) {
+        if let Some(replica) = self.seated(worker, seat) {
             if replica.status.is_none_or(|before| before.progress != status.progress) {
                 replica.advanced = now;
             }
@@ -193,9 +102,26 @@ impl Roster {
         }
     }
 
-    /// Forgets a worker. A leave from a place that was given up is dropped.
+    /// Notes what became of an adapter. Words from a place that was given up are dropped.
+    pub fn adapter(&mut self, worker: &Name, seat: Seat, state: AdapterState) {
+        if let Some(replica) = self.seated(worker, seat) {
+            // A worker tells what it has before it first tells its load.
+            let news = if replica.status.is_none() { News::Introduction } else { News::Change };
+            replica.adapters.note(state, news);
+        }
+    }
+
+    /// Gives an order to the workers of `model`, or to all. A pin stands until it is taken back: workers that join later
+    /// get it too.
+    pub fn order(&mut self, model: Option<&Name>, order: AdapterOrder) {
+        self.pins.note(model, order);
+        let of_model = |replica: &&Replica| model.is_none_or(|name| replica.model.card.name == *name);
+        self.replicas.values().filter(of_model).for_each(|replica| replica.orders.give(order));
+    }
+
+    /// Forgets a worker and its adapters. A leave from a place that was given up is dropped.
     pub fn leave(&mut self, worker: &Name, seat: Seat) {
-        if self.replicas.get(worker).is_some_and(|replica| replica.seat == seat) {
+        if self.seated(worker, seat).is_some() {
             self.replicas.remove(worker);
         }
     }
@@ -205,9 +131,18 @@ impl Roster {
         self.replicas.contains_key(worker)
     }
 
+    /// Where the orders to a worker wait.
+    pub fn orders(&self, worker: &Name) -> Option<Arc<Orders>> {
+        self.replicas.get(worker).map(|replica| Arc::clone(&replica.orders))
+    }
+
     /// The members as requests see them.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot { replicas: self.replicas.values().cloned().map(Arc::new).collect(), models: self.models.clone() }
+    }
+
+    fn seated(&mut self, worker: &Name, seat: Seat) -> Option<&mut Replica> {
+        self.replicas.get_mut(worker).filter(|replica| replica.seat == seat)
     }
 }
 

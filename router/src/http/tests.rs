@@ -27,7 +27,7 @@ use crate::app::App;
 use crate::catalogue::{Catalogue, Readiness, ServedModel};
 use crate::dispatch::Dispatcher;
 use crate::fleet::FleetView;
-use crate::fleet::pick::LeastQueued;
+use crate::fleet::pick::ByAdapter;
 use crate::operations::Operations;
 use crate::prompt_log::PromptLog;
 use crate::text::Tokenizer;
@@ -91,10 +91,7 @@ fn app(limits: Limits) -> App {
         catalogue: Arc::new(OneModel { model: Arc::new(tiny()), readiness: Readiness::Ready }),
         metrics: PrometheusBuilder::new().build_recorder().handle(),
         prompt_log: PromptLog::off(),
-        dispatcher: Dispatcher {
-            view: FleetView::new(watch::channel(Arc::default()).1),
-            policy: Arc::new(LeastQueued),
-        },
+        dispatcher: Dispatcher::new(FleetView::new(watch::channel(Arc::default()).1), Arc::new(ByAdapter)),
         requests: Arc::new(Semaphore::new(16)),
         // Its trigger is gone, which would fire it for whoever waits; nothing here runs that long.
         cut: shutdown::channel().1,

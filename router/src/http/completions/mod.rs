@@ -290,9 +290,14 @@ impl From<DispatchError> for ApiError {
     fn from(error: DispatchError) -> Self {
         match error {
             DispatchError::Busy { retry_after } => Self::Busy { retry_after, reason: BusyReason::Workers },
-            DispatchError::Unavailable { retry_after } => Self::Unavailable { retry_after },
+            DispatchError::Unavailable { retry_after } | DispatchError::AdapterUnavailable { retry_after } => {
+                Self::Unavailable { retry_after }
+            }
             DispatchError::Failed(GroupFailure::Deadline) => Self::DeadlinePassed,
-            DispatchError::Lost | DispatchError::Failed(_) => Self::WorkerFailed,
+            DispatchError::Lost
+            | DispatchError::Failed(_)
+            | DispatchError::AdapterRefused { .. }
+            | DispatchError::Forbidden => Self::WorkerFailed,
         }
     }
 }

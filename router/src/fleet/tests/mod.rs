@@ -1,19 +1,32 @@
+//! The members and their rules; beside it the tests of the fleet's parts, which share a fleet without sockets.
+
+mod adapters;
+mod fleet;
+mod link;
+mod prefix;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shoal_common::fingerprint::Fingerprint;
-use shoal_common::ids::Digest;
-use shoal_common::wire::hello::{Capacity, Hello, WorkerState};
+use shoal_common::ids::{Digest, Generation, Incarnation, Name};
+use shoal_common::wire::hello::{AdapterState, AdapterTier, Capacity, Hello, Refusal, Status, WorkerState};
 
-use super::pick::{LeastQueued, Need, Pick, Why};
-use super::roster::{Line, Seat};
-use shoal_common::ids::Incarnation;
-
-use super::*;
+use super::pick::{Access, LeastQueued, Need, Pick, Unroutable, Why};
+use super::prefix::Overlaps;
+use super::{Line, Offer, Roster, Seat};
+use crate::catalogue::ServedModel;
 use crate::testing::model;
 
 #[derive(Debug, Default)]
-struct FakeLine(AtomicBool);
+pub(crate) struct FakeLine(AtomicBool);
+
+impl FakeLine {
+    pub(crate) fn close(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 impl Line for FakeLine {
     fn is_closed(&self) -> bool {
@@ -25,19 +38,23 @@ impl Line for FakeLine {
     }
 }
 
-fn offer(worker: &str, incarnation: u64, model: &Arc<ServedModel>) -> (Offer, Arc<FakeLine>) {
+/// Four adapters of 1 MB fit in memory, 64 blocks of KV.
+pub(crate) const CAPACITY: Capacity =
+    Capacity { slots: 8, kv_tokens: 1024, groups: 8, adapter_slots: 4, adapter_bytes: 4 << 20 };
+
+pub(crate) fn offer(worker: &str, incarnation: u64, model: &Arc<ServedModel>) -> (Offer, Arc<FakeLine>) {
     let line = Arc::new(FakeLine::default());
     let hello = Hello {
-        worker: Name::new(worker).unwrap(),
+        worker: name(worker),
         incarnation: Incarnation(incarnation),
         build: "test".to_owned(),
-        capacity: Capacity { slots: 1, kv_tokens: 1, groups: 1, adapter_slots: 4, adapter_bytes: 1 << 20 },
+        capacity: CAPACITY,
         model: model.card.clone(),
     };
     (Offer { hello, model: Arc::clone(model), line: Arc::<FakeLine>::clone(&line) }, line)
 }
 
-fn status(queued_tokens: u64, state: WorkerState) -> Status {
+pub(crate) fn status(queued_tokens: u64, state: WorkerState) -> Status {
     Status {
         state,
         progress: 1,
@@ -45,24 +62,49 @@ fn status(queued_tokens: u64, state: WorkerState) -> Status {
         waiting: 0,
         queued_tokens,
         kv_used: 0,
-        tokens_per_second: 10,
+        tokens_per_second: 1000,
         looked_up_tokens: 0,
         cached_tokens: 0,
         preemptions: 0,
     }
 }
 
-fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
-fn picked(roster: &Roster, excluded: &[Seat]) -> Option<(String, Why)> {
+pub(crate) fn generation(of: u64) -> Generation {
+    Generation(Digest::of(&of.to_le_bytes()))
+}
+
+/// An adapter of 1 MB that was never loaded.
+pub(crate) fn adapter(of: u64, tier: AdapterTier) -> AdapterState {
+    AdapterState {
+        generation: generation(of),
+        tier,
+        bytes: 1 << 20,
+        rank: 8,
+        load_ms: None,
+        idle_ms: None,
+        pinned: false,
+        reason: None,
+    }
+}
+
+fn picked(roster: &Roster, excluded: &[Seat]) -> Result<(String, Why), Unroutable> {
     let model = model();
-    let need = Need { model: &model.card.name, fingerprint: model.card.fingerprint, excluded };
+    let need = Need {
+        model: &model.card.name,
+        fingerprint: model.card.fingerprint,
+        adapter: None,
+        access: Access::Everybody,
+        overlaps: &Overlaps::default(),
+        excluded,
+    };
     LeastQueued.pick(&roster.snapshot(), &need).map(|choice| (choice.replica.worker.to_string(), choice.why))
 }
 
-fn roster_of(workers: &[&str], now: Instant) -> Roster {
+pub(crate) fn roster_of(workers: &[&str], now: Instant) -> Roster {
     let mut roster = Roster::default();
     for (index, worker) in workers.iter().enumerate() {
         roster.join(offer(worker, index as u64, &model()).0, now).unwrap();
@@ -77,7 +119,7 @@ fn a_second_worker_of_a_live_name_is_refused_and_a_restarted_one_is_taken() {
     let (first, line) = offer("w", 1, &model());
     roster.join(first, now).unwrap();
     assert_eq!(roster.join(offer("w", 2, &model()).0, now), Err(Refusal::DuplicateName));
-    line.0.store(true, Ordering::Relaxed);
+    line.close();
     roster.join(offer("w", 3, &model()).0, now).unwrap();
     assert_eq!(roster.snapshot().replicas[0].incarnation, Incarnation(3));
     let later = now + Duration::from_secs(2);
@@ -93,23 +135,9 @@ fn the_end_of_an_old_connection_does_not_take_the_worker_off_its_new_one() {
     let new = roster.join(offer("w", 1, &model()).0, now).expect("the same life is no second worker");
     roster.leave(&name("w"), old);
     roster.report(&name("w"), old, status(5, WorkerState::Draining), now);
-    assert_eq!(picked(&roster, &[old]), Some(("w".to_owned(), Why::OnlyOne)));
+    assert_eq!(picked(&roster, &[old]), Ok(("w".to_owned(), Why::OnlyOne)));
     roster.leave(&name("w"), new);
-    assert_eq!(picked(&roster, &[]), None);
-}
-
-#[tokio::test]
-async fn a_worker_whose_greeting_breaks_after_it_joined_leaves_the_fleet() {
-    let (published, snapshots) = watch::channel(Arc::default());
-    let mut view = FleetView::new(snapshots);
-    let (fleet, _) = Actor::spawn(None, FleetActor, published).await.unwrap();
-    let offer = Box::new(offer("w", 1, &model()).0);
-    let membership = ractor::call!(fleet, FleetMessage::Join, offer).unwrap().unwrap();
-    assert!(view.changed().await);
-    assert_eq!(view.now().replicas.len(), 1);
-    drop(membership);
-    assert!(view.changed().await);
-    assert_eq!(view.now().replicas.len(), 0);
+    assert_eq!(picked(&roster, &[]), Err(Unroutable::Nobody));
 }
 
 #[test]
@@ -151,13 +179,13 @@ fn a_group_goes_where_the_fewest_tokens_wait() {
     for (worker, seat, queued) in [("a", 0, 50), ("b", 1, 10), ("c", 2, 30)] {
         roster.report(&name(worker), Seat(seat), status(queued, WorkerState::Ready), now);
     }
-    assert_eq!(picked(&roster, &[]), Some(("b".to_owned(), Why::LeastQueued)));
+    assert_eq!(picked(&roster, &[]), Ok(("b".to_owned(), Why::LeastQueued)));
     let snapshot = roster.snapshot();
-    let guard = snapshot.replicas[1].reserve(100);
+    let guard = snapshot.replicas[1].reserve(100, None);
     assert_eq!(picked(&roster, &[]).unwrap().0, "c", "tokens sent since the last report were not counted");
     drop(guard);
     assert_eq!(picked(&roster, &[]).unwrap().0, "b");
-    assert_eq!(picked(&roster, &[Seat(1), Seat(2)]), Some(("a".to_owned(), Why::OnlyOne)));
+    assert_eq!(picked(&roster, &[Seat(1), Seat(2)]), Ok(("a".to_owned(), Why::OnlyOne)));
 }
 
 #[test]
@@ -168,6 +196,6 @@ fn draining_gone_and_excluded_replicas_get_nothing() {
     roster.join(gone, now).unwrap();
     let draining = roster.join(offer("draining", 2, &model()).0, now).unwrap();
     roster.report(&name("draining"), draining, status(0, WorkerState::Draining), now);
-    line.0.store(true, Ordering::Relaxed);
-    assert_eq!(picked(&roster, &[]), None);
+    line.close();
+    assert_eq!(picked(&roster, &[]), Err(Unroutable::Nobody));
 }

@@ -1,5 +1,7 @@
 //! Dispatch against workers that are played by the test, over real QUIC on loopback.
 
+mod adapter;
+
 use std::net::{Ipv4Addr, SocketAddr};
 
 use shoal_common::block_hash::CacheSalt;
@@ -7,12 +9,13 @@ use shoal_common::config::Timers;
 use shoal_common::ids::{Incarnation, TokenId};
 use shoal_common::pki::{Authority, Identity, Role};
 use shoal_common::quic::{self, Acceptor};
+use shoal_common::wire::codec::{CodecError, FrameReader};
 use shoal_common::wire::hello::{Capacity, Hello};
-use shoal_common::wire::message::{BranchEnd, BranchStart, EndRules, PromptIds};
+use shoal_common::wire::message::{BranchEnd, BranchStart, EndRules, PromptIds, StreamOpen};
 use tokio::sync::watch;
 
 use super::*;
-use crate::fleet::pick::LeastQueued;
+use crate::fleet::pick::{Access, LeastQueued};
 use crate::fleet::{Offer, Roster, Snapshot};
 use crate::testing::{model, score};
 
@@ -50,7 +53,7 @@ impl Stage {
         let endpoint = quic::router_endpoint(loopback(), &identity, &Timers::default()).unwrap();
         let acceptor = Acceptor::new(endpoint.clone(), Timers::default());
         let (published, snapshots) = watch::channel(Arc::default());
-        let dispatcher = Dispatcher { view: FleetView::new(snapshots), policy: Arc::new(LeastQueued) };
+        let dispatcher = Dispatcher::new(FleetView::new(snapshots), Arc::new(LeastQueued));
         Self { endpoint, authority, acceptor, roster: Roster::default(), published, dispatcher }
     }
 
@@ -65,7 +68,7 @@ impl Stage {
             worker: name,
             incarnation: Incarnation::draw(),
             build: String::new(),
-            capacity: Capacity { slots: 1, kv_tokens: 1, groups: 1, adapter_slots: 4, adapter_bytes: 1 << 20 },
+            capacity: Capacity { slots: 8, kv_tokens: 1024, groups: 1, adapter_slots: 4, adapter_bytes: 1 << 20 },
             model: model().card.clone(),
         };
         let offer = Offer { hello, model: model(), line: Arc::new(accepted.unwrap()) };
@@ -75,22 +78,30 @@ impl Stage {
     }
 
     fn group(&self, branches: u16, score_prompt: Option<u8>) -> (GroupRun, StopHandle) {
-        let start = |choice| BranchStart { choice, emitted: PromptIds::default() };
-        let submit = Submit {
-            adapter: None,
-            fingerprint: model().card.fingerprint,
-            prompt: PromptIds((10..14).map(TokenId).collect()),
-            branches: (0..u32::from(branches)).map(start).collect(),
-            sampling: Default::default(),
-            end: EndRules { max_tokens: 6, min_tokens: 0, stop_ids: Vec::new() },
-            score_tokens: Some(0),
-            score_prompt,
-            share_key: 0,
-            cache_salt: CacheSalt(0),
-            deadline_ms: None,
-        };
+        self.run(submission(branches, score_prompt))
+    }
+
+    fn run(&self, submit: Submit) -> (GroupRun, StopHandle) {
         let identity = (model().card.name.clone(), model().card.vocab_size);
-        GroupRun::new(self.dispatcher.clone(), identity, submit, None)
+        GroupRun::new(self.dispatcher.clone(), identity, submit, None, Access::Everybody)
+    }
+}
+
+/// Four tokens of prompt, six of each branch.
+fn submission(branches: u16, score_prompt: Option<u8>) -> Submit {
+    let start = |choice| BranchStart { choice, emitted: PromptIds::default() };
+    Submit {
+        adapter: None,
+        fingerprint: model().card.fingerprint,
+        prompt: PromptIds((10..14).map(TokenId).collect()),
+        branches: (0..u32::from(branches)).map(start).collect(),
+        sampling: Default::default(),
+        end: EndRules { max_tokens: 6, min_tokens: 0, stop_ids: Vec::new() },
+        score_tokens: Some(0),
+        score_prompt,
+        share_key: 0,
+        cache_salt: CacheSalt(0),
+        deadline_ms: None,
     }
 }
 

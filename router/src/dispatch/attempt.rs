@@ -1,0 +1,123 @@
+//! One attempt of a group on one replica: its stream, what is still to be computed when it is opened, and how it can go wrong.
+
+use std::time::{Duration, Instant};
+
+use shoal_common::ids::BranchIndex;
+use shoal_common::quic::CloseCode;
+use shoal_common::wire::codec::{self, CodecError, FrameReader};
+use shoal_common::wire::message::{GroupFailure, GroupFrame, StreamOpen, Submit};
+
+use super::{DEFAULT_RETRY_AFTER, GroupRun};
+use crate::fleet::Seat;
+use crate::fleet::pick::Choice;
+use crate::fleet::replica::OutstandingGuard;
+
+/// How long a group waits for one of the connection's streams. Without an end, requests that have some of their groups'
+/// streams would wait for each other's forever.
+const STREAM_WAIT: Duration = Duration::from_secs(1);
+
+/// A group's stream on one replica.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub(super) reader: FrameReader<quinn::RecvStream>,
+    pub(super) writer: ResetOnDrop,
+    pub(super) seat: Seat,
+    /// Which of the group's branches were submitted: the open ones. The replica knows them by their index here.
+    pub(super) branches: Vec<BranchIndex>,
+    /// Prompt scores that came in this attempt; the caller may have more from an earlier one.
+    pub(super) scores_seen: u32,
+    _outstanding: OutstandingGuard,
+}
+
+/// Resets the stream unless it was finished: quinn's own drop would finish it, and the worker would compute on.
+#[derive(Debug)]
+pub(super) struct ResetOnDrop(pub(super) quinn::SendStream);
+
+impl Drop for ResetOnDrop {
+    fn drop(&mut self) {
+        // Fails only where the stream is finished or the connection is gone: nothing is left to cancel then.
+        let _ = self.0.reset(CloseCode::Cancelled.into());
+    }
+}
+
+/// How an attempt went wrong.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// Another replica may do better.
+    Replica,
+    /// The replica is full.
+    Full { retry_after: Duration },
+    /// The replica could not have the adapter in time.
+    Adapter,
+    /// Any replica would say the same.
+    Group(GroupFailure),
+}
+
+impl From<CodecError> for Trouble {
+    fn from(_: CodecError) -> Self {
+        Self::Replica
+    }
+}
+
+impl GroupRun {
+    /// Opens a stream on the chosen replica, submits, and waits for its word.
+    pub(super) async fn attempt(&mut self, choice: &Choice) -> Result<Attempt, Trouble> {
+        let connection = choice.replica.line.connection().ok_or(Trouble::Replica)?;
+        let outstanding = choice.replica.reserve(self.work(), self.submit.adapter);
+        let full = |_| Trouble::Full { retry_after: DEFAULT_RETRY_AFTER };
+        let opened = tokio::time::timeout(STREAM_WAIT, connection.open_bi()).await.map_err(full)?;
+        let (writer, reader) = opened.map_err(|_| Trouble::Replica)?;
+        let mut writer = ResetOnDrop(writer);
+        let branches = self.open_branches();
+        let submit = self.remainder(&branches);
+        codec::write_frame(&mut writer.0, &StreamOpen::Group(Box::new(submit))).await?;
+        let mut reader = FrameReader::new(reader);
+        match reader.next::<GroupFrame>().await? {
+            GroupFrame::Accepted => {}
+            GroupFrame::Busy { retry_after_ms } => {
+                return Err(Trouble::Full { retry_after: Duration::from_millis(retry_after_ms.into()) });
+            }
+            GroupFrame::Failed(failure) => return Err(judge(failure)),
+            GroupFrame::PromptScores { .. } | GroupFrame::Step(_) => return Err(Trouble::Replica),
+        }
+        let seat = choice.replica.seat;
+        Ok(Attempt { reader, writer, seat, branches, scores_seen: 0, _outstanding: outstanding })
+    }
+
+    fn open_branches(&self) -> Vec<BranchIndex> {
+        let open = self.ended.iter().enumerate().filter(|(_, ended)| !**ended);
+        open.map(|(index, _)| BranchIndex(index as u16)).collect()
+    }
+
+    /// What is still to be computed: the open branches from where they stand.
+    fn remainder(&self, branches: &[BranchIndex]) -> Submit {
+        let remaining = |deadline: Instant| deadline.saturating_duration_since(Instant::now()).as_millis();
+        Submit {
+            branches: branches.iter().map(|branch| self.submit.branches[branch.index()].clone()).collect(),
+            score_prompt: self.submit.score_prompt.filter(|_| self.scores_delivered < self.scores_due()),
+            deadline_ms: self.deadline.map(|deadline| u32::try_from(remaining(deadline)).unwrap_or(u32::MAX)),
+            ..self.submit.clone()
+        }
+    }
+
+    /// Prompt scores that the caller asked for: every token's but the first.
+    pub(super) fn scores_due(&self) -> u32 {
+        self.submit.score_prompt.map_or(0, |_| self.submit.prompt.0.len() as u32 - 1)
+    }
+
+    /// Tokens this group may still cost.
+    fn work(&self) -> u64 {
+        let emitted: usize = self.submit.branches.iter().map(|branch| branch.emitted.0.len()).sum();
+        let output = u64::from(self.submit.end.max_tokens) * self.submit.branches.len() as u64;
+        self.submit.prompt.0.len() as u64 + output.saturating_sub(emitted as u64)
+    }
+}
+
+/// Whether another replica may do better than one that failed so.
+pub(super) fn judge(failure: GroupFailure) -> Trouble {
+    match failure {
+        GroupFailure::WrongFingerprint | GroupFailure::ShuttingDown | GroupFailure::Engine => Trouble::Replica,
+        GroupFailure::AdapterUnavailable => Trouble::Adapter,
+        GroupFailure::Invalid | GroupFailure::Deadline | GroupFailure::AdapterRefused => Trouble::Group(failure),
+    }
+}

@@ -1,0 +1,149 @@
+//! A group's way to its replicas: what it needs, what it met on the way, and what the caller is told when nobody is left.
+//! Counts in the demand for its adapter for as long as it lives.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use shoal_common::wire::hello::AdapterOrder;
+
+use super::attempt::Trouble;
+use super::{DEFAULT_RETRY_AFTER, DispatchError, Dispatcher};
+use crate::fleet::demand::Growth;
+use crate::fleet::pick::{Access, Choice, Need, Unroutable};
+use crate::fleet::prefix::Overlaps;
+use crate::fleet::traffic::{Profile, Traffic};
+use crate::fleet::{Seat, Snapshot};
+
+/// The way of one group.
+#[derive(Debug)]
+pub(super) struct Route {
+    dispatcher: Dispatcher,
+    profile: Profile,
+    access: Access,
+    /// Places that failed or refused it: never tried again. At most one per worker that was ever tried.
+    excluded: Vec<Seat>,
+    /// The shortest wait that a full replica has told.
+    busy: Option<Duration>,
+    /// Whether a replica could not have the adapter.
+    lacked: bool,
+}
+
+impl Route {
+    /// Sets out. If that makes the adapter worth more workers, those are told to load it.
+    pub(super) fn new(dispatcher: &Dispatcher, profile: Profile, access: Access) -> Self {
+        let mut route =
+            Self { dispatcher: dispatcher.clone(), profile, access, excluded: Vec::new(), busy: None, lacked: false };
+        let snapshot = route.dispatcher.view.now();
+        let growth = lock(&dispatcher.traffic).enter(&mut route.profile, &snapshot, Instant::now());
+        if growth == Growth::Grew {
+            route.load_ahead(&snapshot);
+        }
+        route
+    }
+
+    /// A replica for the next attempt; waits for one to appear, if it may.
+    pub(super) async fn choose(&self, wait: Duration) -> Result<Choice, Unroutable> {
+        let mut view = self.dispatcher.view.clone();
+        let mut last = Unroutable::Nobody;
+        let found = tokio::time::timeout(wait, async {
+            loop {
+                last = match self.pick(&view.now()) {
+                    Err(passing @ (Unroutable::Nobody | Unroutable::NoRoom)) => passing,
+                    settled => return Some(settled),
+                };
+                if !view.changed().await {
+                    return None;
+                }
+            }
+        });
+        let found = found.await.ok().flatten();
+        found.unwrap_or(Err(last))
+    }
+
+    /// The replica took the group.
+    pub(super) fn taken(&self, choice: &Choice) {
+        self.remembering(|traffic| traffic.sent(&self.profile, &choice.replica));
+        let (worker, why) = (&choice.replica.worker, choice.why);
+        tracing::debug!(model = %self.profile.model, %worker, %why, "a group was routed");
+        metrics::counter!("shoal_route_total", "why" => why.label()).increment(1);
+    }
+
+    /// A replica did not take the group, or lost it.
+    pub(super) fn avoid(&mut self, seat: Seat, trouble: &Trouble) {
+        match trouble {
+            Trouble::Full { retry_after } => {
+                self.busy = Some(self.busy.map_or(*retry_after, |known| known.min(*retry_after)));
+            }
+            Trouble::Adapter => self.lacked = true,
+            Trouble::Replica | Trouble::Group(_) => {}
+        }
+        self.excluded.push(seat);
+    }
+
+    /// A replica was lost: what full ones said before is old.
+    pub(super) fn replay(&mut self) {
+        self.busy = None;
+    }
+
+    /// What the caller is told when no replica is left after `replays`.
+    pub(super) fn dead_end(&self, unroutable: Unroutable, replays: u32) -> DispatchError {
+        let view = &self.dispatcher.view;
+        match (unroutable, self.busy) {
+            (Unroutable::Forbidden, _) => DispatchError::Forbidden,
+            (Unroutable::AdapterRefused { reason }, _) => DispatchError::AdapterRefused { reason },
+            (_, Some(retry_after)) => DispatchError::Busy { retry_after },
+            (Unroutable::NoRoom, None) => DispatchError::AdapterUnavailable { retry_after: view.expected_load() },
+            (Unroutable::Nobody, None) if self.lacked => {
+                DispatchError::AdapterUnavailable { retry_after: view.expected_load() }
+            }
+            (Unroutable::Nobody, None) if replays > 0 => DispatchError::Lost,
+            (Unroutable::Nobody, None) => DispatchError::Unavailable { retry_after: DEFAULT_RETRY_AFTER },
+        }
+    }
+
+    fn pick(&self, snapshot: &Snapshot) -> Result<Choice, Unroutable> {
+        let (adapter, overlaps) = self.remembering(|traffic| {
+            let adapter = traffic.adapter(&self.profile, snapshot, Instant::now());
+            (adapter, traffic.overlaps(&self.profile, &snapshot.replicas))
+        });
+        let need = Need { adapter, overlaps: &overlaps, ..self.need(&overlaps) };
+        self.dispatcher.policy.pick(snapshot, &need)
+    }
+
+    fn load_ahead(&self, snapshot: &Snapshot) {
+        let adapter = self.remembering(|traffic| traffic.adapter(&self.profile, snapshot, Instant::now()));
+        let Some(generation) = adapter.map(|adapter| adapter.generation) else { return };
+        let overlaps = Overlaps::default();
+        let need = Need { adapter, ..self.need(&overlaps) };
+        for replica in self.dispatcher.policy.ahead(snapshot, &need) {
+            tracing::debug!(%generation, worker = %replica.worker, "an adapter is loaded ahead");
+            metrics::counter!("shoal_adapter_loads_ahead_total").increment(1);
+            replica.orders.give(AdapterOrder::Load(generation));
+        }
+    }
+
+    fn need<'a>(&'a self, overlaps: &'a Overlaps) -> Need<'a> {
+        Need {
+            model: &self.profile.model,
+            fingerprint: self.profile.fingerprint,
+            adapter: None,
+            access: self.access,
+            overlaps,
+            excluded: &self.excluded,
+        }
+    }
+
+    fn remembering<T>(&self, with: impl FnOnce(&mut Traffic) -> T) -> T {
+        with(&mut lock(&self.dispatcher.traffic))
+    }
+}
+
+fn lock(traffic: &Mutex<Traffic>) -> MutexGuard<'_, Traffic> {
+    traffic.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Route {
+    fn drop(&mut self) {
+        self.remembering(|traffic| traffic.leave(&self.profile, Instant::now()));
+    }
+}
