@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use crate::adapters::Registry;
 use crate::catalogue::{Catalogue, ServedModel};
 use crate::dispatch::Dispatcher;
 use crate::http::error::{ApiError, BusyReason};
@@ -37,6 +38,8 @@ pub struct App {
     pub cache_salt: CacheSalt,
     /// What is served.
     pub catalogue: Arc<dyn Catalogue>,
+    /// The adapters.
+    pub adapters: Registry,
     /// Renders `/metrics`.
     pub metrics: PrometheusHandle,
     /// Where `log_prompt: true` goes.

@@ -12,6 +12,7 @@
 //! [`supervisor`] is the root actor; [`bind`] and [`Bound::serve`] start and end the whole.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
+pub mod adapters;
 pub mod answer;
 pub mod app;
 pub mod catalogue;

@@ -1,5 +1,5 @@
 //! One worker's connection, from its greeting to its end. The [`LinkActor`] owns the control stream; groups open their own
-//! streams on the connection (see [`crate::dispatch`]) and token frames never pass through a mailbox.
+//! streams on the connection (see [`crate::dispatch`]), the worker opens others for what it fetches (see [`serve`]), and token frames never pass through a mailbox.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,6 +13,7 @@ use shoal_common::wire::hello::{Hello, ModelCard, Refusal, RouterControl, Status
 use shoal_common::wire::message::StreamOpen;
 use tokio::io::AsyncReadExt;
 
+use crate::adapters::{Registry, serve};
 use crate::catalogue::ServedModel;
 use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Snapshot};
 use crate::text::Tokenizer;
@@ -55,6 +56,8 @@ pub struct LinkContext {
     pub view: FleetView,
     /// This life of the router.
     pub router: Incarnation,
+    /// What the worker may fetch.
+    pub adapters: Registry,
 }
 
 /// A worker that was welcomed.
@@ -66,6 +69,7 @@ pub struct Greeted {
     worker: Name,
     incarnation: Incarnation,
     membership: Membership,
+    adapters: Registry,
 }
 
 /// Hears a worker's hello, fetches its tokenizer if it is new, and takes it into the fleet, or tells it why not.
@@ -79,7 +83,8 @@ pub async fn greet(connection: quinn::Connection, context: &LinkContext) -> Resu
         match admit(&connection, *hello, &name, context).await {
             Ok(membership) => {
                 codec::write_frame(&mut writer, &RouterControl::Welcome { router: context.router }).await?;
-                Ok(Greeted { connection: connection.clone(), reader, writer, worker, incarnation, membership })
+                let (connection, adapters) = (connection.clone(), context.adapters.clone());
+                Ok(Greeted { connection, reader, writer, worker, incarnation, membership, adapters })
             }
             Err(LinkError::Refused(refusal)) => {
                 codec::write_frame(&mut writer, &RouterControl::Refused(refusal.clone())).await?;
@@ -201,9 +206,10 @@ impl Actor for LinkActor {
         myself: ActorRef<LinkMessage>,
         greeted: Greeted,
     ) -> Result<LinkState, ActorProcessingErr> {
-        let Greeted { connection, reader, writer, worker, incarnation, membership } = greeted;
+        let Greeted { connection, reader, writer, worker, incarnation, membership, adapters } = greeted;
         tracing::info!(%worker, %incarnation, "worker joined");
         tokio::spawn(pump(reader, myself));
+        tokio::spawn(serve::streams(connection.clone(), adapters));
         Ok(LinkState { membership, connection, worker, incarnation, _control: writer })
     }
 

@@ -1,6 +1,7 @@
 //! Start and end of a router: binds both sockets, starts the root actor, serves HTTP, drains. Called by the binary and by
 //! tests; nothing here knows a request.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -8,15 +9,20 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use ractor::{Actor, ActorRef};
 use shoal_common::block_hash::CacheSalt;
-use shoal_common::config::{ApiConfig, Limits, RouterConfig, Timers};
+use shoal_common::config::{AdapterConfig, ApiConfig, Limits, RouterConfig, Timers};
 use shoal_common::ids::Name;
 use shoal_common::pki::Identity;
 use shoal_common::quic::{self, CloseCode, QuicError};
 use shoal_common::shutdown::{self, Shutdown};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio_util::task::AbortOnDropHandle;
 
+use crate::adapters::allow::Allowed;
+use crate::adapters::disk::DiskError;
+use crate::adapters::watch::Sources;
+use crate::adapters::{Registry, Settings, keep, watch as adapter_watch};
 use crate::app::App;
 use crate::dispatch::Dispatcher;
 use crate::fleet::pick::LeastQueued;
@@ -36,6 +42,10 @@ pub struct RouterSettings {
     pub cluster: Name,
     /// `[router]`
     pub router: RouterConfig,
+    /// The models that the configuration names: no adapter may be called like one.
+    pub models: BTreeSet<Name>,
+    /// `[[adapter]]`
+    pub adapters: Vec<AdapterConfig>,
     /// `[limits]`
     pub limits: Limits,
     /// `[api]`
@@ -65,6 +75,9 @@ pub enum RouterError {
     /// The data directory cannot be used.
     #[error(transparent)]
     PromptLog(#[from] PromptLogError),
+    /// The adapters' directory cannot be used.
+    #[error(transparent)]
+    Adapters(#[from] DiskError),
     /// The root actor did not start.
     #[error("the router's supervisor did not start")]
     Supervisor(#[from] ractor::SpawnErr),
@@ -89,6 +102,9 @@ pub struct Bound {
     view: FleetView,
     prompt_log: PromptLog,
     metrics: PrometheusHandle,
+    adapters: Registry,
+    /// Bring adapters in, and let old ones go.
+    _keepers: [AbortOnDropHandle<()>; 2],
 }
 
 /// Binds both sockets and begins to take workers.
@@ -104,10 +120,39 @@ pub async fn bind(settings: RouterSettings, identity: Identity) -> Result<Bound,
     let prompt_log = PromptLog::open(&settings.router.data_dir, settings.router.prompt_log)?;
     let metrics = recorder()?;
     let (published, snapshots) = watch::channel(Arc::new(Snapshot::default()));
-    let arguments = RouterArguments { endpoint: endpoint.clone(), timers: settings.timers, published };
-    let (root, root_ended) = Actor::spawn(None, RouterActor, arguments).await?;
     let view = FleetView::new(snapshots);
-    Ok(Bound { settings, listener, http_addr, quic_addr, endpoint, root, root_ended, view, prompt_log, metrics })
+    let adapters = open_adapters(&settings, &view).await?;
+    let arguments =
+        RouterArguments { endpoint: endpoint.clone(), timers: settings.timers, published, adapters: adapters.clone() };
+    let (root, root_ended) = Actor::spawn(None, RouterActor, arguments).await?;
+    let _keepers = keepers(&settings, &adapters, &view);
+    #[rustfmt::skip]
+    let bound = Bound {
+        settings, listener, http_addr, quic_addr, endpoint, root, root_ended, view, prompt_log, metrics, adapters, _keepers,
+    };
+    Ok(bound)
+}
+
+/// The adapters of an earlier life.
+async fn open_adapters(settings: &RouterSettings, view: &FleetView) -> Result<Registry, RouterError> {
+    let router = &settings.router;
+    let of_adapters = Settings {
+        data_dir: router.data_dir.clone(),
+        adapters: settings.limits.adapters,
+        adapter_bytes: settings.limits.adapter_bytes,
+        models: settings.models.clone(),
+        allowed: Allowed::new(router.adapters.iter().chain(&router.adapter_paths).cloned()),
+    };
+    let catalogue = Arc::new(view.clone());
+    let opened = spawn_blocking(move || Registry::open(of_adapters, catalogue)).await;
+    Ok(opened.map_err(std::io::Error::other)??)
+}
+
+fn keepers(settings: &RouterSettings, adapters: &Registry, view: &FleetView) -> [AbortOnDropHandle<()>; 2] {
+    let sources = Sources { configured: settings.adapters.clone(), directory: settings.router.adapters.clone() };
+    let watching = tokio::spawn(adapter_watch::watch(adapters.clone(), view.clone(), sources));
+    let keeping = tokio::spawn(keep::keep(adapters.clone(), view.clone()));
+    [watching, keeping].map(AbortOnDropHandle::new)
 }
 
 /// The process's metrics recorder: one, however many routers a process runs.
@@ -176,6 +221,7 @@ impl Bound {
             catalogue: Arc::new(self.view.clone()),
             metrics: self.metrics.clone(),
             prompt_log: self.prompt_log.clone(),
+            adapters: self.adapters.clone(),
             dispatcher: Dispatcher { view: self.view.clone(), policy: Arc::new(LeastQueued) },
             text_threads: Arc::new(Semaphore::new(cores)),
             requests: Arc::new(Semaphore::new(self.settings.limits.requests)),
@@ -195,17 +241,21 @@ mod tests {
     async fn a_router_whose_root_actor_failed_does_not_serve_on() {
         let authority = Authority::create(&Name::new("test").unwrap()).unwrap();
         let identity = authority.issue(Role::Router, &Name::new("router").unwrap()).unwrap();
+        let data = tempfile::tempdir().unwrap();
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let router = RouterConfig {
             listen: loopback,
             quic: loopback,
             exposure: Exposure::LoopbackOnly,
-            data_dir: std::env::temp_dir(),
+            data_dir: data.path().to_owned(),
             prompt_log: PromptLogPolicy::Off,
+            adapters: None,
+            adapter_paths: Vec::new(),
         };
         let limits = Limits::default();
         let cluster = Name::new("test").unwrap();
-        let settings = RouterSettings { cluster, router, limits, api: ApiConfig::default(), timers: Timers::default() };
+        let (models, adapters, api, timers) = Default::default();
+        let settings = RouterSettings { cluster, router, models, adapters, limits, api, timers };
         let bound = bind(settings, identity).await.unwrap();
         bound.root.stop(None);
         let (_trigger, shutdown) = shutdown::channel();

@@ -9,6 +9,7 @@ use shoal_common::quic::Acceptor;
 use shoal_common::telemetry::Chain;
 use tokio::sync::watch;
 
+use crate::adapters::Registry;
 use crate::fleet::{FleetActor, FleetMessage, FleetView, Snapshot};
 use crate::link::{self, LinkActor, LinkContext};
 
@@ -28,6 +29,8 @@ pub struct RouterArguments {
     pub timers: Timers,
     /// Where the fleet publishes.
     pub published: watch::Sender<std::sync::Arc<Snapshot>>,
+    /// What workers fetch.
+    pub adapters: Registry,
 }
 
 /// The root.
@@ -53,7 +56,8 @@ impl Actor for RouterActor {
     ) -> Result<RouterState, ActorProcessingErr> {
         let view = FleetView::new(arguments.published.subscribe());
         let (fleet, _) = Actor::spawn_linked(None, FleetActor, arguments.published, myself.get_cell()).await?;
-        let context = LinkContext { fleet: fleet.clone(), view, router: Incarnation::draw() };
+        let (router, adapters) = (Incarnation::draw(), arguments.adapters);
+        let context = LinkContext { fleet: fleet.clone(), view, router, adapters };
         tokio::spawn(accept(arguments.endpoint, arguments.timers, myself));
         Ok(RouterState { fleet, context })
     }

@@ -29,6 +29,7 @@ use crate::dispatch::Dispatcher;
 use crate::fleet::FleetView;
 use crate::fleet::pick::LeastQueued;
 use crate::prompt_log::PromptLog;
+use crate::testing::no_adapters;
 use crate::text::Tokenizer;
 use crate::validate::tests::{body_of, table};
 
@@ -90,6 +91,7 @@ fn app(limits: Limits) -> App {
         catalogue: Arc::new(OneModel { model: Arc::new(tiny()), readiness: Readiness::Ready }),
         metrics: PrometheusBuilder::new().build_recorder().handle(),
         prompt_log: PromptLog::off(),
+        adapters: no_adapters(),
         dispatcher: Dispatcher {
             view: FleetView::new(watch::channel(Arc::default()).1),
             policy: Arc::new(LeastQueued),
