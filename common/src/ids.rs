@@ -67,11 +67,13 @@ impl fmt::Display for Generation {
 
 /// Why a string is not a [`Name`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a name is 1 to 128 characters of A-Z a-z 0-9 . _ / - and begins with a letter or a digit")]
+#[error(
+    "a name is 1 to 128 characters of A-Z a-z 0-9 . _ / - and begins with a letter or a digit; no part of it between slashes is empty, . or .."
+)]
 pub struct BadName;
 
-/// Name of a model, an adapter or a worker: `^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$`. Names are looked up in maps and
-/// never joined to a path.
+/// Name of a model, an adapter or a worker: `^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$`, without an empty part, `.` or `..` between
+/// its slashes. Names are looked up in maps and never joined to a path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
@@ -85,7 +87,8 @@ impl Name {
         let text = text.into();
         let starts_well = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
         let all_allowed = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'/' | b'-'));
-        if starts_well && all_allowed && text.len() <= Self::MAX_LEN { Ok(Self(text)) } else { Err(BadName) }
+        let no_path = text.split('/').all(|part| !matches!(part, "" | "." | ".."));
+        if starts_well && all_allowed && no_path && text.len() <= Self::MAX_LEN { Ok(Self(text)) } else { Err(BadName) }
     }
 
     /// The name as text.
@@ -165,10 +168,27 @@ mod tests {
 
     #[test]
     fn a_name_is_never_a_path_trick() {
-        for bad in ["", ".", "../x", "/etc", "-x", "a b", "a\0", "a\n", "ä", "%2e", "C:\\x", &"a".repeat(129)] {
+        for bad in [
+            "",
+            ".",
+            "../x",
+            "/etc",
+            "-x",
+            "a b",
+            "a\0",
+            "a\n",
+            "ä",
+            "%2e",
+            "C:\\x",
+            &"a".repeat(129),
+            "a/",
+            "a//b",
+            "a/.",
+            "a/../b",
+        ] {
             assert!(Name::new(bad).is_err(), "{bad:?} was taken as a name");
         }
-        for good in ["a", "SmolLM2-135M-Instruct.Q4_1", "org/name", &"a".repeat(128)] {
+        for good in ["a", "SmolLM2-135M-Instruct.Q4_1", "org/name", "a/b..c", &"a".repeat(128)] {
             assert!(Name::new(good).is_ok(), "{good:?} was refused");
         }
     }

@@ -64,7 +64,7 @@ const NOT_COMPUTED: [(&str, &str); 15] = [
 
 /// Values of `init_lora_weights` that take something off the base model's weights before training. PEFT takes it off again
 /// at each load; the base model here is never changed.
-const CHANGES_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+const CHANGES_BASE: [&str; 4] = ["pissa", "olora", "corda", "lora_ga"];
 /// Values of `init_lora_weights` that leave the base model alone.
 const LEAVES_BASE: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
@@ -114,11 +114,11 @@ impl Config {
         if json.is_empty() {
             return Err(AdapterError::Empty { file: "adapter_config.json" });
         }
-        let fields = Fields::parse(json, &READ).map_err(|error| not_json(json, &error))?;
+        let fields = Fields::parse(json, &READ, &IGNORED).map_err(|error| not_json(json, &error))?;
         let mut taker = Taker(fields);
         // What kind of adapter it is comes first: the fields of another kind are no faults of this one.
         taker.peft_type()?;
-        taker.refuse_others()?;
+        taker.refuse_other()?;
         taker.refuse_variants()?;
         Ok(Self {
             rank: taker.rank()?,
@@ -194,15 +194,13 @@ impl Taker {
         }
     }
 
-    /// What the fields that nobody reads ask for.
-    fn refuse_others(&self) -> Result<(), AdapterError> {
-        for field in self.0.others.iter().filter(|field| !IGNORED.contains(&field.as_str())) {
-            return Err(match NOT_COMPUTED.iter().find(|(known, _)| known == field) {
-                Some((field, asks)) => AdapterError::NotComputed { field, asks },
-                None => AdapterError::UnknownField { field: Excerpt::of(field) },
-            });
+    /// What a field that nobody reads asks for.
+    fn refuse_other(&self) -> Result<(), AdapterError> {
+        let Some(other) = &self.0.other else { return Ok(()) };
+        match NOT_COMPUTED.iter().find(|(known, _)| known == other) {
+            Some((field, asks)) => Err(AdapterError::NotComputed { field, asks }),
+            None => Err(AdapterError::UnknownField { field: Excerpt::of(other) }),
         }
-        Ok(())
     }
 
     /// What the fields that are read ask for, and that is not computed.
@@ -309,7 +307,9 @@ fn initialisation(init: &str) -> Result<(), AdapterError> {
     if LEAVES_BASE.contains(&name.as_str()) {
         return Ok(());
     }
-    Err(AdapterError::NotComputed { field: "init_lora_weights", asks: "a way to begin that is not known here" })
+    let asks =
+        if name == "loftq" { "a base model quantised by LoftQ" } else { "an initialisation that nobody here knows" };
+    Err(AdapterError::NotComputed { field: "init_lora_weights", asks })
 }
 
 fn as_selection(field: &'static str, value: Value) -> Result<Selection, AdapterError> {
@@ -326,7 +326,8 @@ fn entries<T>(
     list: &[Value],
     read: fn(&Value) -> Option<T>,
 ) -> Result<Vec<T>, AdapterError> {
-    list.iter().map(|value| read(value).ok_or_else(|| wrong(field, expected, value))).collect()
+    let wrong = |value| AdapterError::WrongField { field, expected, got: Excerpt::of(&format!("a list with {value}")) };
+    list.iter().map(|value| read(value).ok_or_else(|| wrong(value))).collect()
 }
 
 fn wrong(field: &'static str, expected: &'static str, value: &Value) -> AdapterError {

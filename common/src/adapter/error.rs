@@ -118,7 +118,9 @@ pub enum AdapterError {
         limit: usize,
     },
     /// Embeddings or the output head are to be changed.
-    #[error("adapter_config.json: target_modules has {module}; only the linear layers of attention and mlp can be changed here")]
+    #[error(
+        "adapter_config.json: target_modules has {module}; only the linear layers of attention and mlp can be changed here"
+    )]
     TargetsOther {
         /// What else it has.
         module: &'static str,
@@ -139,7 +141,7 @@ pub enum AdapterError {
     #[error("adapter_model.safetensors has no tensors")]
     NoTensors,
     /// A tensor is not one of an adapter.
-    #[error("adapter_model.safetensors: {tensor} is no tensor of a LoRA adapter")]
+    #[error("adapter_model.safetensors: \"{tensor}\" is no tensor of a LoRA adapter")]
     UnknownTensor {
         /// Its name.
         tensor: Excerpt,

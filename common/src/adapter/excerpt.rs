@@ -7,7 +7,7 @@ use std::fmt::{self, Write};
 pub struct Excerpt(Box<str>);
 
 impl Excerpt {
-    /// Longest excerpt, in bytes: a tensor's name in full, and three of them in the reason that a worker gives.
+    /// Longest excerpt in bytes, but for the `…` of one that is cut: a tensor's name in full, and two of them in a sentence.
     pub const MAX_LEN: usize = 120;
 
     /// As much of `text` as fits, with what does not print written as an escape.
@@ -28,11 +28,6 @@ impl Excerpt {
         }
         Self(out.into())
     }
-
-    /// The last line of `text`.
-    pub(super) fn of_last_line(text: &str) -> Self {
-        Self::of(text.lines().last().unwrap_or_default())
-    }
 }
 
 impl fmt::Display for Excerpt {
@@ -46,5 +41,20 @@ impl fmt::Debug for Excerpt {
         f.write_char('`')?;
         f.write_str(&self.0)?;
         f.write_char('`')
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_excerpt_is_short_and_prints() {
+        assert_eq!(Excerpt::of(r#"a "b" c\.d é"#).to_string(), r#"a "b" c\.d é"#);
+        assert_eq!(Excerpt::of("a\n\u{202e}b").to_string(), r"a\n\u{202e}b");
+        for text in ["x".repeat(500), "é".repeat(500), "\u{10ffff}".repeat(500)] {
+            let excerpt = Excerpt::of(&text).to_string();
+            assert!(excerpt.ends_with('…') && excerpt.len() <= Excerpt::MAX_LEN + '…'.len_utf8(), "{excerpt}");
+        }
     }
 }

@@ -98,7 +98,9 @@ fn open(directory: &Path, name: &'static str) -> Result<Opened, FilesError> {
             Err(FilesError::Missing { directory: directory.to_owned(), file: name })
         }
         // What open(2) says of a link, and of a socket.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) => Err(FilesError::NotAFile { path }),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) => {
+            Err(FilesError::NotAFile { path })
+        }
         Err(source) => Err(FilesError::Io { path, source }),
     }
 }

@@ -11,8 +11,6 @@ use super::error::Excerpt;
 
 /// Most entries of a list or a mapping: a name for every linear layer of the largest models is a thousand.
 const MAX_ENTRIES: usize = 4096;
-/// Most fields that say something and are not known; the first of them is the answer.
-const MAX_UNKNOWN: usize = 16;
 
 /// A field's value.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,15 +47,19 @@ impl fmt::Display for Value {
 pub(super) struct Fields {
     /// Those that were asked for.
     pub(super) values: BTreeMap<&'static str, Value>,
-    /// Names of the others that say something: that are not null, false or empty.
-    pub(super) others: Vec<String>,
+    /// The first of the others that says something: that is not null, false or empty.
+    pub(super) other: Option<String>,
 }
 
 impl Fields {
-    /// Reads `json`, an object; keeps the values of the fields in `wanted`.
-    pub(super) fn parse(json: &[u8], wanted: &[&'static str]) -> Result<Self, serde_json::Error> {
+    /// Reads `json`, an object: keeps the values of the fields in `wanted`, and does not look at those in `ignored`.
+    pub(super) fn parse(
+        json: &[u8],
+        wanted: &[&'static str],
+        ignored: &[&'static str],
+    ) -> Result<Self, serde_json::Error> {
         let mut reader = serde_json::Deserializer::from_slice(json);
-        let fields = reader.deserialize_map(FieldsVisitor { wanted })?;
+        let fields = reader.deserialize_map(FieldsVisitor { wanted, ignored })?;
         reader.end()?;
         Ok(fields)
     }
@@ -65,6 +67,7 @@ impl Fields {
 
 struct FieldsVisitor<'w> {
     wanted: &'w [&'static str],
+    ignored: &'w [&'static str],
 }
 
 impl<'de> Visitor<'de> for FieldsVisitor<'_> {
@@ -82,8 +85,10 @@ impl<'de> Visitor<'de> for FieldsVisitor<'_> {
                 if fields.values.insert(known, value).is_some() {
                     return Err(A::Error::custom(format_args!("{known} is given twice")));
                 }
-            } else if map.next_value::<Meaning>()? == Meaning::Something && fields.others.len() < MAX_UNKNOWN {
-                fields.others.push(name);
+            } else if self.ignored.contains(&name.as_str()) {
+                map.next_value::<IgnoredAny>()?;
+            } else if map.next_value::<Meaning>()? == Meaning::Something {
+                fields.other.get_or_insert(name);
             }
         }
         Ok(fields)

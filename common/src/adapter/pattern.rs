@@ -7,8 +7,13 @@ use super::error::{AdapterError, Excerpt};
 
 /// Longest expression in bytes: one that spells every linear layer of a large model has some 20 KB.
 const MAX_LEN: usize = 32 << 10;
-/// Largest program an expression may become, in bytes; the same again for what is cached while it runs.
-const MAX_PROGRAM: usize = 1 << 20;
+/// Largest program that one of the two expressions that choose modules may become, in bytes: a thousand paths, spelled. The
+/// worst of that size takes a millisecond for a path.
+const CHOICE: usize = 1 << 20;
+/// The same for those of which there are many; the worst takes some microseconds.
+const KEY: usize = 16 << 10;
+/// Smallest limit of what is cached while a program runs, in bytes.
+const CACHE: usize = 64 << 10;
 /// Deepest nesting of groups.
 const MAX_NESTING: u32 = 64;
 
@@ -20,18 +25,18 @@ impl Pattern {
     /// One that must match the whole path: `re.fullmatch(text, path)`.
     pub(super) fn whole(field: &'static str, text: &str) -> Result<Self, AdapterError> {
         // By itself first: `a)|(b` makes sense between our parentheses only.
-        compile(field, text, text)?;
-        compile(field, text, &format!(r"\A(?:{text})\z"))
+        compile(field, text, text, CHOICE)?;
+        compile(field, text, &format!(r"\A(?:{text})\z"), CHOICE)
     }
 
     /// One that must match the path or its end after a dot: `re.match(rf"(.*\.)?({text})$", path)`.
     pub(super) fn end(field: &'static str, text: &str) -> Result<Self, AdapterError> {
-        compile(field, text, &format!(r"\A(?:(.*\.)?({text})$)"))
+        compile(field, text, &format!(r"\A(?:(.*\.)?({text})$)"), KEY)
     }
 
     /// One that must match what comes before the layer's index: `re.match(rf"(?:^|.*?\.){text}\.(?P<idx>\d+)\.", path)`.
     pub(super) fn before_index(field: &'static str, text: &str) -> Result<Self, AdapterError> {
-        compile(field, text, &format!(r"\A(?:(?:^|.*?\.){text}\.(?P<idx>\d+)\.)"))
+        compile(field, text, &format!(r"\A(?:(?:^|.*?\.){text}\.(?P<idx>\d+)\.)"), KEY)
     }
 
     /// Whether it matches.
@@ -47,8 +52,8 @@ impl Pattern {
     }
 }
 
-/// Compiles `wrapped`, in which `text` is what the adapter's author wrote.
-fn compile(field: &'static str, text: &str, wrapped: &str) -> Result<Pattern, AdapterError> {
+/// Compiles `wrapped`, in which `text` is what the adapter's author wrote, to at most `size` bytes.
+fn compile(field: &'static str, text: &str, wrapped: &str, size: usize) -> Result<Pattern, AdapterError> {
     let bad = |reason: Excerpt| AdapterError::BadPattern { field, pattern: Excerpt::of(text), reason };
     if text.len() > MAX_LEN {
         return Err(bad(Excerpt::of("it is too long")));
@@ -59,28 +64,36 @@ fn compile(field: &'static str, text: &str, wrapped: &str) -> Result<Pattern, Ad
     // Paths are ASCII, and on ASCII the classes of both dialects agree without Unicode's tables.
     let regex = RegexBuilder::new(wrapped)
         .unicode(false)
-        .size_limit(MAX_PROGRAM)
-        .dfa_size_limit(MAX_PROGRAM)
+        .size_limit(size)
+        .dfa_size_limit(size.max(CACHE))
         .nest_limit(MAX_NESTING)
         .build();
     match regex {
         Ok(regex) => Ok(Pattern(regex)),
         Err(regex::Error::CompiledTooBig(_)) => Err(bad(Excerpt::of("it becomes too large a program"))),
-        // The sentence is the last of several lines.
-        Err(error) => Err(bad(Excerpt::of_last_line(&error.to_string()))),
+        // A heading and the expression come before the sentence.
+        Err(error) => {
+            let report = error.to_string();
+            let sentence = report.lines().last().unwrap_or_default();
+            Err(bad(Excerpt::of(sentence.strip_prefix("error: ").unwrap_or(sentence))))
+        }
     }
 }
 
 /// What in `text` both dialects take, each in its own way.
 fn ambiguity(text: &str) -> Option<&'static str> {
+    if !text.is_ascii() {
+        return Some("paths are ASCII");
+    }
     let bytes = text.as_bytes();
     let mut class = false;
     let mut repeated = false;
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
         let rest = &bytes[at..];
-        if let Some(reason) = if class { in_class(rest) } else { outside_class(rest, repeated) } {
-            return Some(reason);
+        let reason = if class { in_class(rest) } else { outside_class(rest, repeated) };
+        if reason.is_some() {
+            return reason;
         }
         repeated = !class && matches!(byte, b'*' | b'+' | b'?' | b'}');
         at += match byte {
@@ -107,6 +120,7 @@ fn opening(rest: &[u8]) -> usize {
 
 fn in_class(rest: &[u8]) -> Option<&'static str> {
     match rest {
+        [b'\\', b'u' | b'U', ..] => Some("paths are ASCII"),
         [b'[', ..] => Some("a [ within [ ] must be written \\["),
         [b'&', b'&', ..] | [b'-', b'-', ..] | [b'~', b'~', ..] => Some("&&, -- and ~~ within [ ] are not supported"),
         _ => None,
@@ -115,13 +129,17 @@ fn in_class(rest: &[u8]) -> Option<&'static str> {
 
 fn outside_class(rest: &[u8], repeated: bool) -> Option<&'static str> {
     match rest {
+        [b'\\', b'u' | b'U', ..] => Some("paths are ASCII"),
         [b'\\', b'<' | b'>', ..] => Some("\\< and \\> are not supported"),
         [b'\\', b'b' | b'B', b'{', ..] => Some("\\b{ is not supported"),
         [b'+', ..] if repeated => Some("possessive repetition is not supported"),
         [b'(', b'?', flags @ ..] => {
             let flags = flags.iter().take_while(|flag| flag.is_ascii_alphabetic() || **flag == b'-');
             // `(?P<name>` is no flag, and Python has no `R` and `U`.
-            flags.into_iter().any(|flag| matches!(flag, b'x' | b'u' | b'U' | b'R')).then_some("the flags x and u are not supported")
+            flags
+                .into_iter()
+                .any(|flag| matches!(flag, b'x' | b'u' | b'U' | b'R'))
+                .then_some("the flags x and u are not supported")
         }
         _ => None,
     }

@@ -39,7 +39,11 @@ impl Targets {
     pub(super) fn new(config: &Config) -> Result<Self, AdapterError> {
         let targets = Self {
             chosen: Modules::chosen(&config.target_modules)?,
-            excluded: config.exclude_modules.as_ref().map(|names| Modules::new("exclude_modules", names)).transpose()?,
+            excluded: config
+                .exclude_modules
+                .as_ref()
+                .map(|names| Modules::new("exclude_modules", names))
+                .transpose()?,
             layers: Layers::new(config)?,
         };
         match OTHERS.into_iter().find(|path| targets.contain(path)) {

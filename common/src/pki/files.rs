@@ -37,8 +37,8 @@ impl Secrecy {
     }
 }
 
-/// `NAME.EXTENSION` in `dir`. A name may hold `/` and `..`; with `/` written `%2F` it is one path component that begins
-/// with a letter or digit, so it cannot leave the directory.
+/// `NAME.EXTENSION` in `dir`. A name may hold `/`; with `/` written `%2F` it is one path component that begins with a letter
+/// or digit, so it cannot leave the directory.
 pub(super) fn member_file(dir: &Path, name: &Name, extension: &str) -> Result<PathBuf, PkiError> {
     if name.as_str().eq_ignore_ascii_case("ca") {
         return Err(PkiError::ReservedName(name.clone()));

@@ -57,8 +57,7 @@ fn fingerprint() -> impl Strategy<Value = Fingerprint> {
 }
 
 fn name() -> impl Strategy<Value = Name> {
-    vec(prop_oneof![Just('a'), Just('Z'), Just('7'), Just('.'), Just('/'), Just('_'), Just('-')], 0..=127)
-        .prop_map(|tail| Name::new(format!("n{}", tail.into_iter().collect::<String>())).unwrap())
+    "n[aZ7._-]{0,63}(/[aZ7_-][aZ7._-]{0,62})?".prop_map(|text| Name::new(text).unwrap())
 }
 
 /// Every bit pattern: NaN with any payload, both infinities, both zeros, subnormals.
