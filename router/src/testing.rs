@@ -32,7 +32,8 @@ pub(crate) const GEOMETRY: Geometry = Geometry { layers: 4, hidden: 64, intermed
 
 /// A directory of the golden fixtures.
 pub(crate) fn golden(path: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/golden")).join(path)
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    repository.join("tests/fixtures/golden").join(path)
 }
 
 /// The tiny model's EOS.
@@ -54,7 +55,7 @@ pub(crate) fn tokenizer() -> Arc<Tokenizer> {
 }
 
 /// Terms of a request that are all the same to a test.
-pub(crate) const TERMS: Terms = Terms { seed: 7, share_key: 0, cache_salt: CacheSalt(0) };
+pub(crate) const TERMS: Terms = Terms { seed: 7, share_key: 0, cache_salt: CacheSalt(0), adapter: None };
 
 /// A served model with a context of 64 tokens.
 pub(crate) fn model() -> Arc<ServedModel> {

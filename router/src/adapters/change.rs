@@ -41,6 +41,8 @@ pub(super) struct Inner {
     pub(super) book: Mutex<Book>,
     /// Adapters that are read and checked at once.
     pub(super) intakes: Arc<Semaphore>,
+    /// Places for uploads.
+    pub(super) uploads: Arc<Semaphore>,
     pub(super) catalogue: Arc<dyn Catalogue>,
     pub(super) workers: OnceLock<Arc<dyn Workers>>,
     pub(super) settings: Settings,

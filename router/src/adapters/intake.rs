@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use shoal_common::adapter::{self, AdapterError, BadBundle, Bundle, FilesError, Geometry};
 use shoal_common::ids::Generation;
-use tempfile::NamedTempFile;
+
+use super::spool::Spool;
 
 /// Where an adapter's files are.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub enum Payload {
         /// `adapter_config.json`
         config: Vec<u8>,
         /// `adapter_model.safetensors`; removed when dropped.
-        weights: NamedTempFile,
+        weights: Spool,
     },
 }
 
@@ -97,7 +98,7 @@ impl Payload {
             Self::Directory(path) => adapter::read_directory(&path, limit)?,
             Self::Upload { config, weights } => {
                 let mut bytes = Vec::new();
-                weights.reopen()?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+                weights.open()?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
                 (config, bytes)
             }
         };
@@ -135,6 +136,9 @@ pub fn check_stored(blob: &Path, geometry: &Geometry) -> Result<(), Unusable> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
 
     use super::*;
     use crate::testing::{GEOMETRY, golden};
@@ -143,8 +147,9 @@ mod tests {
     fn a_directory_and_an_upload_of_the_same_files_are_one_generation() {
         let directory = golden("tiny/tiny-qv");
         let read = Payload::Directory(directory.clone()).read(1 << 20).unwrap().check(&GEOMETRY).unwrap();
-        let mut weights = NamedTempFile::new().unwrap();
-        weights.write_all(&fs::read(directory.join("adapter_model.safetensors")).unwrap()).unwrap();
+        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let weights = Spool::new(tempfile::NamedTempFile::new().unwrap(), place);
+        weights.open().unwrap().write_all(&fs::read(directory.join("adapter_model.safetensors")).unwrap()).unwrap();
         let config = fs::read(directory.join("adapter_config.json")).unwrap();
         let sent = Payload::Upload { config, weights }.read(1 << 20).unwrap().check(&GEOMETRY).unwrap();
         assert_eq!((read, read.rank), (sent, 4));

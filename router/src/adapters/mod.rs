@@ -5,7 +5,7 @@
 //! 3. [`registry`] joins the two; its blocking half is [`change`]. [`intake`] checks what comes, [`base`] finds its model.
 //! 4. [`watch`] brings what the configuration and the watched directory have, by [`scan`], [`stamp`] and [`quiet`];
 //!    [`keep`] sweeps, and checks again what has to be; [`allow`] says which paths a request may name.
-//! 5. [`serve`] sends blobs to workers.
+//! 5. [`serve`] sends blobs to workers; [`spool`] holds an upload until it is judged.
 //!
 //! What is a usable adapter is [`shoal_common::adapter`]'s matter; what workers have of it, the fleet's.
 
@@ -24,6 +24,7 @@ pub mod registry;
 pub mod scan;
 pub mod serve;
 pub mod shelf;
+pub mod spool;
 pub mod stamp;
 pub mod watch;
 

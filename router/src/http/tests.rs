@@ -82,7 +82,7 @@ fn tiny() -> ServedModel {
     ServedModel { tokenizer: Arc::new(Tokenizer::from_bundle(&bundle, VOCAB).unwrap()), card, created: 7 }
 }
 
-fn app(limits: Limits) -> App {
+pub(super) fn app(limits: Limits) -> App {
     App {
         limits,
         api: ApiConfig::default(),
@@ -107,18 +107,18 @@ fn paths(limits: Limits) -> Router {
     router(Arc::new(app(limits)))
 }
 
-async fn ask(paths: &Router, request: Request<Body>) -> (StatusCode, HeaderMap, Value) {
+pub(super) async fn ask(paths: &Router, request: Request<Body>) -> (StatusCode, HeaderMap, Value) {
     let response = paths.clone().oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let bytes = to_bytes(body, 1 << 20).await.unwrap();
     (parts.status, parts.headers, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
 }
 
-async fn get(paths: &Router, path: &str) -> (StatusCode, HeaderMap, Value) {
+pub(super) async fn get(paths: &Router, path: &str) -> (StatusCode, HeaderMap, Value) {
     ask(paths, Request::get(path).body(Body::empty()).unwrap()).await
 }
 
-async fn post(paths: &Router, path: &str, body: impl Into<Body>) -> (StatusCode, HeaderMap, Value) {
+pub(super) async fn post(paths: &Router, path: &str, body: impl Into<Body>) -> (StatusCode, HeaderMap, Value) {
     ask(paths, Request::post(path).body(body.into()).unwrap()).await
 }
 
@@ -291,7 +291,7 @@ async fn on_socket(limits: Limits) -> (std::net::SocketAddr, Trigger, tokio::tas
 }
 
 /// What the server says to `bytes` until it closes the connection.
-async fn say(address: std::net::SocketAddr, bytes: &[u8]) -> String {
+pub(super) async fn say(address: std::net::SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     until_closed(&mut stream).await

@@ -122,7 +122,7 @@ impl Book {
         match self.entries.get_mut(name) {
             Some(entry) if entry.origin.source == origin.source => {
                 entry.origin.pinning = origin.pinning;
-                entry.base = base.or(entry.base.take());
+                entry.base = base.or_else(|| entry.base.take());
             }
             Some(entry) => {
                 entry.origin = Origin { stamp: None, ..origin.clone() };

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use shoal_common::config::Pinning;
 use shoal_common::ids::{Digest, Generation, Name};
-use tempfile::NamedTempFile;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 
@@ -24,6 +23,7 @@ use super::entry::{Listing, Origin, Source, State, Trouble};
 use super::error::RegisterError;
 use super::intake::{Payload, check_stored};
 use super::shelf::Lease;
+use super::spool::{Spool, SpoolError, UPLOADS};
 use super::stamp::Stamp;
 use super::{WorkerAdapter, Workers};
 use crate::catalogue::Catalogue;
@@ -82,6 +82,7 @@ impl Registry {
             ledger: Arc::new(tokio::sync::Mutex::new(ledger)),
             book: Mutex::new(book),
             intakes: Arc::new(Semaphore::new(1)),
+            uploads: Arc::new(Semaphore::new(UPLOADS)),
             catalogue,
             workers: OnceLock::new(),
             settings,
@@ -133,9 +134,10 @@ impl Registry {
         Some(Blob { path: self.0.store.blob(generation), bytes, lease })
     }
 
-    /// A file for an upload that is on its way; it removes itself.
-    pub fn spool(&self) -> std::io::Result<NamedTempFile> {
-        self.0.store.spool()
+    /// A file for an upload that is on its way. Blocks on the disk.
+    pub fn spool(&self) -> Result<Spool, SpoolError> {
+        let place = Arc::clone(&self.0.uploads).try_acquire_owned().map_err(|_| SpoolError::Busy)?;
+        Ok(Spool::new(self.0.store.spool()?, place))
     }
 
     /// Which directories requests may name.
