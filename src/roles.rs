@@ -41,6 +41,8 @@ pub(crate) fn settings(config: &Config) -> RouterSettings {
     RouterSettings {
         cluster: config.cluster.name.clone(),
         router: config.router.clone(),
+        models: config.models.iter().map(|model| model.name.clone()).collect(),
+        adapters: config.adapters.clone(),
         limits: config.limits.clone(),
         api: config.api,
         timers: config.cluster.timers,

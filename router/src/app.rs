@@ -13,7 +13,8 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::catalogue::{Catalogue, ServedModel};
+use crate::adapters::Registry;
+use crate::catalogue::Catalogue;
 use crate::dispatch::Dispatcher;
 use crate::http::error::{ApiError, BusyReason};
 use crate::http::foreign::HostPolicy;
@@ -38,6 +39,8 @@ pub struct App {
     pub cache_salt: CacheSalt,
     /// What is served.
     pub catalogue: Arc<dyn Catalogue>,
+    /// The adapters.
+    pub adapters: Registry,
     /// Renders `/metrics`.
     pub metrics: PrometheusHandle,
     /// Where `log_prompt: true` goes.
@@ -55,16 +58,14 @@ pub struct App {
 }
 
 impl App {
-    /// The model, or the 404 that lists what there is.
-    pub fn served(&self, name: &Name) -> Result<Arc<ServedModel>, ApiError> {
-        self.catalogue.model(name).ok_or_else(|| {
-            let served: Vec<Name> = self.catalogue.models().iter().map(|model| model.card.name.clone()).collect();
-            if served.is_empty() {
-                // Nobody knows yet what this cluster serves: a router that has just started must not say "never".
-                return ApiError::Unavailable { retry_after: FIRST_WORKER_WAIT };
-            }
-            ApiError::ModelNotFound { model: name.clone(), served }
-        })
+    /// What to say of a name that is no model's: the 404 that lists what there is.
+    pub fn unknown_model(&self, name: &Name) -> ApiError {
+        let served: Vec<Name> = self.catalogue.models().iter().map(|model| model.card.name.clone()).collect();
+        if served.is_empty() {
+            // Nobody knows yet what this cluster serves: a router that has just started must not say "never".
+            return ApiError::Unavailable { retry_after: FIRST_WORKER_WAIT };
+        }
+        ApiError::ModelNotFound { model: name.clone(), served }
     }
 
     /// Runs tokenisation off the runtime, on as many threads as [`App::text_threads`] has permits. A caller waits

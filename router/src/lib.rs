@@ -2,7 +2,8 @@
 //!
 //! One request walks through these files, top to bottom:
 //!
-//! 1. [`http`] takes it off the socket; [`validate`] turns the body into a [`request::CompletionRequest`].
+//! 1. [`http`] takes it off the socket; [`validate`] turns the body into a [`request::CompletionRequest`]; [`resolve`] says
+//!    which model and which of the [`adapters`] it means.
 //! 2. [`text`] turns its prompts into token ids; [`plan`] checks it against the model and splits it into groups.
 //! 3. [`dispatch`] sends each group to a replica that [`fleet`]'s `pick` chose, over a stream of its [`link`]'s connection,
 //!    and again to another one when that is lost.
@@ -12,6 +13,7 @@
 //! [`operations`] is what an operator sees and orders; [`supervisor`] is the root actor; [`bind`] and [`Bound::serve`] start and end the whole.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
+pub mod adapters;
 pub mod answer;
 pub mod app;
 pub mod catalogue;
@@ -25,6 +27,7 @@ pub mod operations;
 pub mod plan;
 pub mod prompt_log;
 pub mod request;
+pub mod resolve;
 mod run;
 pub mod supervisor;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! One worker's connection, from its greeting to its end. The [`LinkActor`] owns the control stream; groups open their own
-//! streams on the connection (see [`crate::dispatch`]) and token frames never pass through a mailbox.
+//! streams on the connection (see [`crate::dispatch`]), the worker opens others for what it fetches (see [`serve`]), and
+//! token frames never pass through a mailbox.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use shoal_common::wire::message::StreamOpen;
 use tokio::io::AsyncReadExt;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::adapters::{Registry, serve};
 use crate::catalogue::ServedModel;
 use crate::fleet::orders::Orders;
 use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Snapshot};
@@ -61,6 +63,8 @@ pub struct LinkContext {
     pub router: Incarnation,
     /// Who shall drain.
     pub drains: Drains,
+    /// What the worker may fetch.
+    pub adapters: Registry,
 }
 
 /// A worker that was welcomed.
@@ -73,6 +77,7 @@ pub struct Greeted {
     incarnation: Incarnation,
     membership: Membership,
     drain: DrainOrders,
+    adapters: Registry,
 }
 
 /// Hears a worker's hello, fetches its tokenizer if it is new, and takes it into the fleet, or tells it why not.
@@ -87,7 +92,8 @@ pub async fn greet(connection: quinn::Connection, context: &LinkContext) -> Resu
             Ok(membership) => {
                 codec::write_frame(&mut writer, &RouterControl::Welcome { router: context.router }).await?;
                 let drain = context.drains.orders(&worker, incarnation);
-                Ok(Greeted { connection: connection.clone(), reader, writer, worker, incarnation, membership, drain })
+                let (connection, adapters) = (connection.clone(), context.adapters.clone());
+                Ok(Greeted { connection, reader, writer, worker, incarnation, membership, drain, adapters })
             }
             Err(LinkError::Refused(refusal)) => {
                 codec::write_frame(&mut writer, &RouterControl::Refused(refusal.clone())).await?;
@@ -220,10 +226,11 @@ impl Actor for LinkActor {
         myself: ActorRef<LinkMessage>,
         greeted: Greeted,
     ) -> Result<LinkState, ActorProcessingErr> {
-        let Greeted { connection, reader, writer, worker, incarnation, membership, drain } = greeted;
+        let Greeted { connection, reader, writer, worker, incarnation, membership, drain, adapters } = greeted;
         tracing::info!(%worker, %incarnation, "worker joined");
         let orders = tokio::spawn(tell(writer, membership.orders(), drain, myself.clone()));
         tokio::spawn(pump(reader, myself));
+        tokio::spawn(serve::streams(connection.clone(), adapters));
         let _orders = AbortOnDropHandle::new(orders);
         Ok(LinkState { membership, connection, worker, incarnation, _orders, closed: None })
     }

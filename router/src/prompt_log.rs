@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use shoal_common::config::PromptLogPolicy;
+use shoal_common::ids::Generation;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::http::schema::{FinishReason, Usage};
@@ -46,6 +47,8 @@ pub struct PromptLogError {
 pub struct Outcome<'a> {
     /// As in `x-request-id`.
     pub request_id: &'a str,
+    /// What the adapter's name meant; absent where the base model answered.
+    pub adapter: Option<Generation>,
     /// In order of choice index; `None` where the client left first.
     pub finish: &'a [Option<FinishReason>],
     /// Tokens counted.
@@ -138,6 +141,7 @@ fn entry(request: &CompletionRequest, outcome: &Outcome<'_>) -> Value {
         "request_id": outcome.request_id,
         "model": request.model,
         "adapter": request.adapter,
+        "adapter_generation": outcome.adapter.map(|generation| generation.to_string()),
         "user": request.user.as_ref().map(text),
         "prompts": request.prompts.iter().map(prompt_value).collect::<Vec<_>>(),
         "suffix": request.suffix.as_ref().map(text),
@@ -245,7 +249,7 @@ mod tests {
 
     fn outcome() -> Outcome<'static> {
         let finish = &[Some(FinishReason::Stop), None];
-        Outcome { request_id: "req-1", finish, usage: Usage::new(3, 4), at: UNIX_EPOCH }
+        Outcome { request_id: "req-1", adapter: None, finish, usage: Usage::new(3, 4), at: UNIX_EPOCH }
     }
 
     /// All files of the log, each as text.

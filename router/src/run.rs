@@ -1,6 +1,7 @@
 //! Start and end of a router: binds both sockets, starts the root actor, serves HTTP, drains. Called by the binary and by
 //! tests; nothing here knows a request.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -8,15 +9,21 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use ractor::{Actor, ActorRef};
 use shoal_common::block_hash::CacheSalt;
-use shoal_common::config::{ApiConfig, Limits, RouterConfig, Timers};
-use shoal_common::ids::Name;
+use shoal_common::config::{AdapterConfig, ApiConfig, Limits, RouterConfig, Timers};
+use shoal_common::ids::{Generation, Name};
 use shoal_common::pki::Identity;
 use shoal_common::quic::{self, CloseCode, QuicError};
 use shoal_common::shutdown::{self, Shutdown};
+use shoal_common::wire::hello::AdapterOrder;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio_util::task::AbortOnDropHandle;
 
+use crate::adapters::allow::Allowed;
+use crate::adapters::disk::DiskError;
+use crate::adapters::watch::Sources;
+use crate::adapters::{Registry, Settings, WorkerAdapter, Workers, keep, watch as adapter_watch};
 use crate::app::App;
 use crate::dispatch::Dispatcher;
 use crate::fleet::pick::ByAdapter;
@@ -37,6 +44,10 @@ pub struct RouterSettings {
     pub cluster: Name,
     /// `[router]`
     pub router: RouterConfig,
+    /// The models that the configuration names: no adapter may be called like one.
+    pub models: BTreeSet<Name>,
+    /// `[[adapter]]`
+    pub adapters: Vec<AdapterConfig>,
     /// `[limits]`
     pub limits: Limits,
     /// `[api]`
@@ -66,6 +77,9 @@ pub enum RouterError {
     /// The data directory cannot be used.
     #[error(transparent)]
     PromptLog(#[from] PromptLogError),
+    /// The adapters' directory cannot be used.
+    #[error(transparent)]
+    Adapters(#[from] DiskError),
     /// The root actor did not start.
     #[error("the router's supervisor did not start")]
     Supervisor(#[from] ractor::SpawnErr),
@@ -90,6 +104,9 @@ pub struct Bound {
     operations: Operations,
     prompt_log: PromptLog,
     metrics: PrometheusHandle,
+    adapters: Registry,
+    /// Bring adapters in, and let old ones go.
+    _keepers: [AbortOnDropHandle<()>; 2],
 }
 
 /// Binds both sockets and begins to take workers.
@@ -105,15 +122,74 @@ pub async fn bind(settings: RouterSettings, identity: Identity) -> Result<Bound,
     let prompt_log = PromptLog::open(&settings.router.data_dir, settings.router.prompt_log)?;
     let metrics = recorder()?;
     let (published, snapshots) = watch::channel(Arc::new(Snapshot::default()));
-    let operations = Operations::start(settings.cluster.clone(), FleetView::new(snapshots));
+    let view = FleetView::new(snapshots);
+    let adapters = open_adapters(&settings, &view).await?;
+    let operations = Operations::start(settings.cluster.clone(), view.clone());
     let arguments = RouterArguments {
         endpoint: endpoint.clone(),
         timers: settings.timers,
         published,
         operations: operations.clone(),
+        adapters: adapters.clone(),
     };
     let (root, root_ended) = Actor::spawn(None, RouterActor, arguments).await?;
-    Ok(Bound { settings, listener, http_addr, quic_addr, endpoint, root, root_ended, operations, prompt_log, metrics })
+    adapters.connect(Arc::new(FleetWorkers { root: root.clone(), view: view.clone() }));
+    let _keepers = keepers(&settings, &adapters, &view);
+    Ok(Bound {
+        settings,
+        listener,
+        http_addr,
+        quic_addr,
+        endpoint,
+        root,
+        root_ended,
+        operations,
+        prompt_log,
+        metrics,
+        adapters,
+        _keepers,
+    })
+}
+
+/// The fleet, as far as adapters concern it.
+#[derive(Debug)]
+struct FleetWorkers {
+    root: ActorRef<RouterMessage>,
+    view: FleetView,
+}
+
+impl Workers for FleetWorkers {
+    fn order(&self, base: &Name, order: AdapterOrder) {
+        // Fails only when the router ends, and its orders with it.
+        let _ = self.root.cast(RouterMessage::Order { model: Some(base.clone()), order });
+    }
+
+    fn residency(&self, generation: Generation) -> Vec<WorkerAdapter> {
+        let found = self.view.residency(generation).into_iter();
+        found.map(|(worker, state)| WorkerAdapter { worker, state }).collect()
+    }
+}
+
+/// The adapters of an earlier life.
+async fn open_adapters(settings: &RouterSettings, view: &FleetView) -> Result<Registry, RouterError> {
+    let router = &settings.router;
+    let of_adapters = Settings {
+        data_dir: router.data_dir.clone(),
+        adapters: settings.limits.adapters,
+        adapter_bytes: settings.limits.adapter_bytes,
+        models: settings.models.clone(),
+        allowed: Allowed::new(router.adapters.iter().chain(&router.adapter_paths).cloned()),
+    };
+    let catalogue = Arc::new(view.clone());
+    let opened = spawn_blocking(move || Registry::open(of_adapters, catalogue)).await;
+    Ok(opened.map_err(std::io::Error::other)??)
+}
+
+fn keepers(settings: &RouterSettings, adapters: &Registry, view: &FleetView) -> [AbortOnDropHandle<()>; 2] {
+    let sources = Sources { configured: settings.adapters.clone(), directory: settings.router.adapters.clone() };
+    let watching = tokio::spawn(adapter_watch::watch(adapters.clone(), view.clone(), sources));
+    let keeping = tokio::spawn(keep::keep(adapters.clone(), view.clone()));
+    [watching, keeping].map(AbortOnDropHandle::new)
 }
 
 /// The process's metrics recorder: one, however many routers a process runs.
@@ -182,6 +258,7 @@ impl Bound {
             catalogue: Arc::new(self.operations.view.clone()),
             metrics: self.metrics.clone(),
             prompt_log: self.prompt_log.clone(),
+            adapters: self.adapters.clone(),
             dispatcher: Dispatcher::new(self.operations.view.clone(), Arc::new(ByAdapter)),
             text_threads: Arc::new(Semaphore::new(cores)),
             operations: self.operations.clone(),
@@ -202,7 +279,10 @@ mod tests {
     async fn a_router_whose_root_actor_failed_does_not_serve_on() {
         let authority = Authority::create(&Name::new("test").unwrap()).unwrap();
         let identity = authority.issue(Role::Router, &Name::new("router").unwrap()).unwrap();
-        let bound = bind(settings(), identity).await.unwrap();
+        let data = tempfile::tempdir().unwrap();
+        let mut settings = settings();
+        settings.router.data_dir = data.path().to_owned();
+        let bound = bind(settings, identity).await.unwrap();
         bound.root.stop(None);
         let (_trigger, shutdown) = shutdown::channel();
         assert!(matches!(bound.serve(shutdown).await, Err(RouterError::SupervisorEnded)));

@@ -13,6 +13,7 @@ use shoal_common::telemetry::Chain;
 use shoal_common::wire::hello::AdapterOrder;
 use tokio::sync::watch;
 
+use crate::adapters::Registry;
 use crate::fleet::{FleetActor, FleetMessage, FleetView, Snapshot};
 use crate::link::{self, LinkActor, LinkContext, LinkState};
 use crate::operations::Operations;
@@ -43,6 +44,8 @@ pub struct RouterArguments {
     pub published: watch::Sender<std::sync::Arc<Snapshot>>,
     /// Where the operator looks, and orders.
     pub operations: Operations,
+    /// What workers fetch.
+    pub adapters: Registry,
 }
 
 /// The root.
@@ -67,11 +70,11 @@ impl Actor for RouterActor {
         myself: ActorRef<RouterMessage>,
         arguments: RouterArguments,
     ) -> Result<RouterState, ActorProcessingErr> {
-        let RouterArguments { endpoint, timers, published, operations } = arguments;
+        let RouterArguments { endpoint, timers, published, operations, adapters } = arguments;
         let Operations { router, drains, incidents, .. } = operations;
         let view = FleetView::new(published.subscribe());
         let (fleet, _) = Actor::spawn_linked(None, FleetActor, published, myself.get_cell()).await?;
-        let context = LinkContext { fleet: fleet.clone(), view, router, drains };
+        let context = LinkContext { fleet: fleet.clone(), view, router, drains, adapters };
         tokio::spawn(accept(Acceptor::new(endpoint, timers), incidents.clone(), myself));
         Ok(RouterState { fleet, context, incidents })
     }

@@ -138,6 +138,7 @@ have joined, the address and a curl line to try are printed.
 Examples:
   shoal dev --model SmolLM2-135M-Instruct.Q4_1.gguf
   shoal dev --model ./my-model-directory --model-name mine --listen 127.0.0.1:9000
+  shoal dev --model m.gguf --adapters ./adapters    each directory in it is a PEFT adapter of that name
   shoal dev --scripted --workers 3        no weights: exact nonsense, to develop a client against
   shoal dev --config cluster.toml         the models and workers of a file, here";
 
@@ -208,9 +209,12 @@ struct RouterFlags {
     /// Serve HTTP without keys on an address that other machines can reach
     #[arg(long)]
     insecure: bool,
-    /// Where the prompt log lives [default: $XDG_DATA_HOME/shoal or ~/.local/share/shoal]
+    /// Where the prompt log and the adapters live [default: $XDG_DATA_HOME/shoal or ~/.local/share/shoal]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Watch this directory: every directory in it is a PEFT adapter of that name
+    #[arg(long, value_name = "DIR")]
+    adapters: Option<PathBuf>,
 }
 
 /// Flags of whatever has workers in it.
@@ -336,6 +340,7 @@ impl RouterFlags {
         overrides.quic.clone_from(&self.quic);
         overrides.exposure = self.insecure.then_some(Exposure::Insecure);
         overrides.data_dir.clone_from(&self.data_dir);
+        overrides.adapters.clone_from(&self.adapters);
     }
 }
 

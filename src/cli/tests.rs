@@ -20,7 +20,7 @@ fn the_command_line_is_consistent() {
 #[test]
 fn the_flags_of_dev_become_overrides() {
     let line = "shoal dev --model m.gguf --model-name m --listen 0.0.0.0:1 --quic 127.0.0.1:2 --insecure --workers 3 \
-                --slots 4 --threads 5 --data-dir d --config c.toml";
+                --slots 4 --threads 5 --data-dir d --adapters a --config c.toml";
     let cli = parse(line).expect("a good line");
     let Command::Dev(dev) = &cli.command else { panic!("{:?}", cli.command) };
     let overrides = dev.overrides();
@@ -31,6 +31,7 @@ fn the_flags_of_dev_become_overrides() {
     assert_eq!((overrides.listen.as_deref(), overrides.quic.as_deref()), (Some("0.0.0.0:1"), Some("127.0.0.1:2")));
     assert_eq!((overrides.workers, overrides.slots, overrides.threads), (Some(3), Some(4), Some(5)));
     assert_eq!(overrides.data_dir.as_deref(), Some(Path::new("d")));
+    assert_eq!(overrides.adapters.as_deref(), Some(Path::new("a")));
     assert_eq!(cli.global.config.as_deref(), Some(Path::new("c.toml")));
 }
 

@@ -1,5 +1,5 @@
 //! The rules of `cluster.toml`: turns the merged tree into a [`Config`], section by section, and records everything
-//! that is wrong on the way. The lists have files of their own, `models` and `workers`. Looks at the file system only to
+//! that is wrong on the way. The lists have files of their own, `models`, `workers` and `adapters`. Looks at the file system only to
 //! see whether a named file exists.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use config::Value;
 
+use super::adapters;
 use super::models::models;
 use super::report::Report;
 use super::section::Section;
@@ -15,6 +16,7 @@ use super::workers::workers;
 use super::{
     ApiConfig, ClusterConfig, Config, Exposure, Limits, PromptLogPolicy, RouterConfig, Scope, Timers, UsageChunk,
 };
+use crate::adapter::bundle::MAX_BUNDLE;
 use crate::ids::Name;
 use crate::wire::message::{MAX_ALTERNATIVES, MAX_BRANCHES, MAX_LOGIT_BIAS};
 
@@ -23,15 +25,16 @@ const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// The whole cluster, as right as `report` is empty. `data_dir` is the default of `router.data_dir`.
 pub(super) fn cluster(root: &Value, scope: &Scope, data_dir: PathBuf, report: &mut Report) -> Config {
-    let known = ["cluster", "router", "worker", "model", "limits", "api"];
+    let known = ["cluster", "router", "worker", "model", "adapter", "limits", "api"];
     let root = Section::open("", Some(root), &known, report);
     let cluster = cluster_section(&root, scope, report);
     let router = router(&root, scope, data_dir, report);
     let models = models(&root, scope, report);
     let (workers, hosts) = workers(&root, &models.names, &router, scope, report);
+    let adapters = adapters::adapters(&root, &models.names, report);
     let limits = limits(&root.section("limits", &LIMITS, report), report);
     let api = api(&root, report);
-    Config { cluster, router, workers, models: models.whole, limits, api, hosts }
+    Config { cluster, router, workers, models: models.whole, adapters, limits, api, hosts }
 }
 
 fn cluster_section(root: &Section<'_>, scope: &Scope, report: &mut Report) -> ClusterConfig {
@@ -81,8 +84,10 @@ fn timers(cluster: &Section<'_>, report: &mut Report) -> Timers {
     timers
 }
 
+const ROUTER: [&str; 8] = ["listen", "quic", "insecure", "data_dir", "prompt_log", "adapters", "adapter_paths", "host"];
+
 fn router(root: &Section<'_>, scope: &Scope, data_dir: PathBuf, report: &mut Report) -> RouterConfig {
-    let section = root.section("router", &["listen", "quic", "insecure", "data_dir", "prompt_log", "host"], report);
+    let section = root.section("router", &ROUTER, report);
     // In dev mode nobody else dials, so any free port will do.
     let quic_port = if *scope == Scope::Dev { 0 } else { 8443 };
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -103,10 +108,12 @@ fn router(root: &Section<'_>, scope: &Scope, data_dir: PathBuf, report: &mut Rep
         prompt_log: section
             .choice("prompt_log", &[("allowed", PromptLogPolicy::Allowed), ("off", PromptLogPolicy::Off)], report)
             .unwrap_or(PromptLogPolicy::Allowed),
+        adapters: adapters::watched(&section, scope, report),
+        adapter_paths: adapters::paths(&section, report),
     }
 }
 
-const LIMITS: [&str; 16] = [
+const LIMITS: [&str; 18] = [
     "body",
     "prompts",
     "candidates",
@@ -118,6 +125,8 @@ const LIMITS: [&str; 16] = [
     "work",
     "requests",
     "connections",
+    "adapters",
+    "adapter_bytes",
     "header_timeout_ms",
     "body_timeout_ms",
     "slow_reader_ms",
@@ -135,6 +144,9 @@ fn limits(section: &Section<'_>, report: &mut Report) -> Limits {
     let user_bytes = size("user_bytes", 0..=65_536, default.user_bytes);
     let (requests, connections) =
         (size("requests", 1..=1 << 20, default.requests), size("connections", 1..=1 << 20, default.connections));
+    let adapters = size("adapters", 0..=1 << 20, default.adapters);
+    let adapter_bytes =
+        section.integer("adapter_bytes", 1024..=MAX_BUNDLE as i64, report).unwrap_or(default.adapter_bytes);
     let candidates = section.integer("candidates", 1..=MAX_BRANCHES as i64, report).unwrap_or(default.candidates);
     let logprobs = section.integer("logprobs", 0..=MAX_ALTERNATIVES.into(), report).unwrap_or(default.logprobs);
     let work = section.integer("work", 1..=1 << 50, report).unwrap_or(default.work);
@@ -151,6 +163,8 @@ fn limits(section: &Section<'_>, report: &mut Report) -> Limits {
         work,
         requests,
         connections,
+        adapters,
+        adapter_bytes,
         header_timeout: millis("header_timeout_ms").unwrap_or(default.header_timeout),
         body_timeout: millis("body_timeout_ms").unwrap_or(default.body_timeout),
         slow_reader: millis("slow_reader_ms").unwrap_or(default.slow_reader),

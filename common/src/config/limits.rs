@@ -27,6 +27,10 @@ pub struct Limits {
     pub requests: usize,
     /// HTTP connections at once.
     pub connections: usize,
+    /// Adapters that are registered at once.
+    pub adapters: usize,
+    /// Bytes of one adapter: its configuration and its weights.
+    pub adapter_bytes: u64,
     /// For the headers of a request.
     pub header_timeout: Duration,
     /// For the body of a request.
@@ -53,6 +57,8 @@ impl Default for Limits {
             work: 1 << 20,
             requests: 1024,
             connections: 4096,
+            adapters: 10_000,
+            adapter_bytes: 1 << 30,
             header_timeout: Duration::from_secs(5),
             body_timeout: Duration::from_secs(10),
             slow_reader: Duration::from_secs(30),

@@ -5,9 +5,10 @@
 //! 1. `overrides`: what flags say, and which part of the cluster this process is.
 //! 2. `source`: file, environment and flags merged into one tree of values that remember who said them.
 //! 3. `section`: typed getters over one table of the tree.
-//! 4. `check`, `models`, `workers`, `hosts`: the rules.
+//! 4. `check`, `models`, `workers`, `adapters`, `hosts`: the rules.
 //! 5. `report`, `fault`: what is wrong, where, and what to do.
 
+mod adapters;
 mod check;
 mod fault;
 mod hosts;
@@ -77,6 +78,8 @@ pub struct Config {
     pub workers: Vec<WorkerConfig>,
     /// The models; names are unique.
     pub models: Vec<ModelConfig>,
+    /// The adapters that the file names; names are unique, and no model's.
+    pub adapters: Vec<AdapterConfig>,
     /// What a request may cost.
     pub limits: Limits,
     /// Choices in the HTTP contract.
@@ -153,10 +156,14 @@ pub struct RouterConfig {
     pub quic: SocketAddr,
     /// Serve HTTP without keys on a non-loopback address.
     pub exposure: Exposure,
-    /// Where the prompt log lives, and what workers keep unless they have a directory of their own.
+    /// Where the prompt log and the adapters live, and what workers keep unless they have a directory of their own.
     pub data_dir: PathBuf,
     /// Whether `log_prompt: true` requests are written to the prompt log, or the field is refused.
     pub prompt_log: PromptLogPolicy,
+    /// A directory that is watched: each directory in it is an adapter of that name.
+    pub adapters: Option<PathBuf>,
+    /// Directories within which a request may register an adapter by its path, beside the watched one.
+    pub adapter_paths: Vec<PathBuf>,
 }
 
 /// Whether the HTTP address may be reached from other machines without keys.
@@ -309,6 +316,29 @@ pub enum Faults {
     Off,
     /// A prompt with a trigger text fails or hangs its step.
     On,
+}
+
+/// `[[adapter]]`
+#[derive(Clone, Debug)]
+pub struct AdapterConfig {
+    /// Name that clients use.
+    pub name: Name,
+    /// A directory with `adapter_config.json` and `adapter_model.safetensors`.
+    pub path: PathBuf,
+    /// Its base model; absent only where the file names no model.
+    pub model: Option<Name>,
+    /// Whether workers must keep it in memory.
+    pub pinning: Pinning,
+}
+
+/// Whether workers of the base model may let go of an adapter that nobody asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Pinning {
+    /// When its room is needed.
+    #[default]
+    Evictable,
+    /// Never.
+    Pinned,
 }
 
 /// `[api]`

@@ -18,6 +18,8 @@ pub struct Overrides {
     pub exposure: Option<Exposure>,
     /// `--data-dir`, over `router.data_dir`.
     pub data_dir: Option<PathBuf>,
+    /// `--adapters`, over `router.adapters`.
+    pub adapters: Option<PathBuf>,
     /// `--model` or `--scripted`: the only model, in place of every `[[model]]` and `[[worker]]`.
     pub model: Option<ModelFlag>,
     /// `--workers`: this many workers for each model, in place of every `[[worker]]`.

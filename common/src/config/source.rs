@@ -72,7 +72,8 @@ fn read(path: &Path, report: &mut Report) -> Option<String> {
     }
 }
 
-/// The variables `SHOAL__SECTION__KEY`. Lists have no place for a name, so workers and models are the file's alone.
+/// The variables `SHOAL__SECTION__KEY`. Lists have no place for a name, so workers, models and adapters are the file's
+/// alone.
 fn shoal_variables(variables: &Variables, report: &mut Report) -> Map<String, String> {
     let mut kept = BTreeMap::new();
     for (name, value) in variables {
@@ -80,9 +81,9 @@ fn shoal_variables(variables: &Variables, report: &mut Report) -> Map<String, St
         let place = || Place::Environment(name.to_owned());
         let section = name["SHOAL__".len()..].split("__").next().unwrap_or_default().to_lowercase();
         match value.to_str() {
-            _ if section == "worker" || section == "model" => {
+            _ if ["worker", "model", "adapter"].contains(&section.as_str()) => {
                 let remedy = "write it into cluster.toml, or use a flag of `shoal dev`";
-                report.add(place(), &section, "workers and models are lists and cannot be set here", remedy);
+                report.add(place(), &section, "workers, models and adapters are lists and cannot be set here", remedy);
             }
             Some(value) => drop(kept.insert(name.to_owned(), value.to_owned())),
             None => report.add(place(), "", "is not UTF-8 text", "set it again, or unset it"),
@@ -105,6 +106,9 @@ fn scalar_flags(overrides: &Overrides, report: &mut Report) -> Vec<(&'static str
     }
     if let Some(dir) = overrides.data_dir.as_deref().and_then(|dir| utf8(dir, "--data-dir", report)) {
         set.push(("router.data_dir", "--data-dir", dir.into()));
+    }
+    if let Some(dir) = overrides.adapters.as_deref().and_then(|dir| utf8(dir, "--adapters", report)) {
+        set.push(("router.adapters", "--adapters", dir.into()));
     }
     set
 }

@@ -231,6 +231,54 @@ fn a_model_is_named_after_its_file_directory_or_repository() {
 }
 
 #[test]
+fn an_adapter_belongs_to_the_model_it_names_or_to_the_only_one() {
+    let adapter = "[[adapter]]\nname = \"a\"\npath = \"adapters/a\"\npin = true\n";
+    let load = |text: &str| load_text(text, &Overrides::default(), &home());
+    let config = load(&format!("{SCRIPTED}{adapter}")).expect("nothing is wrong");
+    let [only] = config.adapters.as_slice() else { panic!("{:?}", config.adapters) };
+    assert_eq!((only.name.as_str(), only.model.as_ref().map(Name::as_str)), ("a", Some("m")));
+    assert!(only.path.ends_with("adapters/a") && only.pinning == Pinning::Pinned, "{only:?}");
+    let other = "[[model]]\nname = \"other\"\nengine = \"scripted\"\n";
+    let faults = load(&format!("{SCRIPTED}{other}{adapter}")).expect_err("which of the two is not said");
+    assert!(faults.contains("adapter[0].model"), "{faults}");
+    let faults = load(&format!("{SCRIPTED}{adapter}model = \"mm\"\n")).expect_err("there is no such model");
+    assert!(faults.contains("did you mean \"m\"?"), "{faults}");
+    // A router's file may leave the models to the workers.
+    assert!(load(adapter).expect("nothing is wrong").adapters[0].model.is_none());
+}
+
+#[test]
+fn an_adapter_is_not_called_like_a_model_and_needs_a_path() {
+    let report = load_text(&format!("{SCRIPTED}[[adapter]]\nname = \"m\"\n"), &Overrides::default(), &home());
+    let faults = report.expect_err("two things are wrong");
+    assert!(faults.contains("adapter[0].name\n    is the name of a model"), "{faults}");
+    assert!(faults.contains("adapter[0].path\n    is missing"), "{faults}");
+}
+
+#[test]
+fn a_watched_directory_must_be_there_where_a_router_runs() {
+    let file = format!("cluster.pki = \".\"\nrouter.adapters = \"none\"\n{SCRIPTED}[[worker]]\nname = \"w\"\n");
+    let faults = load_text(&file, &scope(Scope::Router), &home()).expect_err("there is no such directory");
+    assert!(faults.contains("router.adapters\n    there is no directory"), "{faults}");
+    load_text(&file, &scope(Scope::Worker("w".to_owned())), &home()).expect("a worker watches nothing");
+    let directory = tempfile::tempdir().expect("a directory");
+    let overrides = Overrides { adapters: Some(directory.path().to_owned()), ..scope(Scope::Router) };
+    let config = load_text(&file, &overrides, &home()).expect("the flag names one that is there");
+    assert_eq!(config.router.adapters.as_deref(), Some(directory.path()));
+}
+
+#[test]
+fn paths_that_requests_may_name_begin_at_the_file() {
+    let file = format!("[router]\nadapter_paths = [\"here\", \"/there\", 7, \"\"]\n{SCRIPTED}");
+    let faults = load_text(&file, &Overrides::default(), &home()).expect_err("two are no paths");
+    assert!(faults.contains("adapter_paths[2]") && faults.contains("adapter_paths[3]"), "{faults}");
+    let good = file.replace(", 7, \"\"", "");
+    let paths = load_text(&good, &Overrides::default(), &home()).expect("nothing is wrong").router.adapter_paths;
+    assert!(paths[0].is_absolute() && paths[0].ends_with("here"), "{paths:?}");
+    assert_eq!(paths[1], Path::new("/there"));
+}
+
+#[test]
 fn every_fault_is_reported_together() {
     let file = r#"
         [cluster]
@@ -334,8 +382,8 @@ proptest::proptest! {
 
     #[test]
     fn no_value_is_too_strange_to_report(
-        section in "cluster|router|worker|model|limits|api|cluster.timers",
-        key in "name|listen|slots|routers|path|engine|body|usage_chunk|timers|pki",
+        section in "cluster|router|worker|model|adapter|limits|api|cluster.timers",
+        key in "name|listen|slots|routers|path|engine|body|usage_chunk|timers|pki|pin|adapter_paths",
         value in "-?[0-9]{1,25}|\"[a-z/:0-9.]{0,9}\"|[0-9]{1,400}\\.[0-9]|true|nan|\\[\\]|\\[\\[1\\],\\{\\}\\]|\\{a=1\\}|1979-05-27",
         twice: bool,
     ) {

@@ -18,6 +18,9 @@ use crate::app::App;
 /// connection under its writes, and it would never read the answer.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// Bytes of an upload that are still read once it was refused: what a fast network brings in that time.
+const LINGER_BYTES: usize = 64 << 20;
+
 /// The bytes of a body that calls itself JSON.
 #[derive(Debug)]
 pub struct JsonBody(pub Vec<u8>);
@@ -36,13 +39,27 @@ impl FromRequest<Arc<App>> for JsonBody {
 
 /// JSON may say so or say nothing: many small clients do not. A form (what `curl -d` says by default) is refused with a hint.
 fn check_media(headers: &HeaderMap) -> Result<(), MediaFault> {
-    if headers.get_all(CONTENT_ENCODING).iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        return Err(MediaFault::ContentEncoding);
-    }
+    check_encoding(headers)?;
     let Some(kind) = headers.get(CONTENT_TYPE) else { return Ok(()) };
     let essence = kind.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let is_json = essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
     if is_json { Ok(()) } else { Err(MediaFault::ContentType) }
+}
+
+/// What separates the parts of a body that is a form with files.
+pub(super) fn boundary(headers: &HeaderMap) -> Result<String, MediaFault> {
+    check_encoding(headers)?;
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let boundary = multer::parse_boundary(kind).map_err(|_| MediaFault::NotForm)?;
+    // RFC 2046 has 1 to 70 characters.
+    if (1..=70).contains(&boundary.len()) { Ok(boundary) } else { Err(MediaFault::NotForm) }
+}
+
+fn check_encoding(headers: &HeaderMap) -> Result<(), MediaFault> {
+    if headers.get_all(CONTENT_ENCODING).iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(MediaFault::ContentEncoding);
+    }
+    Ok(())
 }
 
 fn declared_length(headers: &HeaderMap) -> usize {
@@ -66,20 +83,29 @@ async fn read(mut body: Body, declared: usize, limit: usize) -> Result<Vec<u8>, 
     Ok(bytes)
 }
 
-/// Reads on for a moment, at most as much again, and keeps nothing.
 async fn refuse_long(mut body: Body, limit: usize) -> ApiError {
+    read_on(&mut body, limit).await;
+    ApiError::TooLarge { limit: limit as u64 }
+}
+
+/// Reads on in an upload that was refused, for as long as any other body.
+pub(super) async fn linger(body: &mut Body) {
+    read_on(body, LINGER_BYTES).await;
+}
+
+/// Reads on for a moment, at most `most` bytes, and keeps nothing.
+async fn read_on(body: &mut Body, most: usize) {
     let drain = async {
         let mut seen = 0;
         while let Some(Ok(frame)) = body.frame().await {
             seen += frame.data_ref().map_or(0, |data| data.len());
-            if seen > limit {
+            if seen > most {
                 break;
             }
         }
     };
     // Late or not, the answer is the same.
     let _ = timeout(LINGER, drain).await;
-    ApiError::TooLarge { limit }
 }
 
 fn broken_off() -> ApiError {

@@ -24,6 +24,9 @@ pub enum MediaFault {
     /// `Content-Type` is there and is not JSON.
     #[error("the body must be JSON; send it with the header 'content-type: application/json'")]
     ContentType,
+    /// A form with files is due, and this is none.
+    #[error("the body must be multipart/form-data with the parts adapter_config.json and adapter_model.safetensors")]
+    NotForm,
     /// `Content-Encoding` is there: compressed bodies are not taken, a few bytes could unpack to gigabytes.
     #[error("compressed bodies are not taken; send the body without content-encoding")]
     ContentEncoding,
@@ -38,6 +41,9 @@ pub enum BusyReason {
     /// No worker has room for the request.
     #[error("all workers of this model are full")]
     Workers,
+    /// Too many adapters are on their way in.
+    #[error("too many adapters are being uploaded")]
+    Uploads,
     /// Too many texts wait to be tokenised.
     #[error("too many texts wait to be tokenised")]
     Tokenizers,
@@ -65,6 +71,15 @@ pub enum ApiError {
         /// What is wrong: fixed words and a position, never the text itself.
         why: Cow<'static, str>,
     },
+    /// 400: an adapter of that name is there, and vLLM's endpoint was not told to replace it. In vLLM's words.
+    #[error(
+        "The lora adapter '{adapter}' has already been loaded. If you want to load the adapter in place, set \
+         'load_inplace' to True."
+    )]
+    AdapterLoaded {
+        /// Its name.
+        adapter: Name,
+    },
     /// 403: a page or a name of somewhere else.
     #[error(transparent)]
     Foreign(#[from] ForeignFault),
@@ -84,6 +99,8 @@ pub enum ApiError {
     AdapterNotFound {
         /// What the client asked for.
         adapter: Name,
+        /// Where it did.
+        param: &'static str,
     },
     /// 404: no such worker is connected.
     #[error("no worker '{worker}' is connected to this router; connected: {}", listed(.connected))]
@@ -105,11 +122,17 @@ pub enum ApiError {
         /// `limits.body_timeout`
         limit: Duration,
     },
+    /// 409: an adapter that a request cannot change.
+    #[error("{why}")]
+    AdapterOwned {
+        /// Whose it is.
+        why: String,
+    },
     /// 413: the body is too long.
     #[error("the body is longer than {limit} bytes")]
     TooLarge {
-        /// `limits.body`
-        limit: usize,
+        /// `limits.body`, or `limits.adapter_bytes`
+        limit: u64,
     },
     /// 415: another media type, or a compressed body.
     #[error(transparent)]
@@ -130,6 +153,20 @@ pub enum ApiError {
         retry_after: Duration,
         /// Where the room ran out.
         reason: BusyReason,
+    },
+    /// 503: an adapter that cannot be judged, or had, yet.
+    #[error("{why}")]
+    AdapterPending {
+        /// What it waits for.
+        why: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// 503: no worker has room for the adapter, or could load it in time.
+    #[error("the adapter could not be loaded by any worker; try again in {} s", retry_seconds(*.retry_after))]
+    AdapterUnavailable {
+        /// When to try again.
+        retry_after: Duration,
     },
     /// 503: the model is known but no worker serves it now.
     #[error("no worker serves this model at the moment")]
@@ -206,6 +243,13 @@ impl ApiError {
         Self::Invalid(vec![fault])
     }
 
+    /// An adapter that workers found they cannot use, with what one of them said: a 422.
+    pub fn adapter_refused(reason: Option<&str>) -> Self {
+        let said = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        let message = format!("no worker can use the adapter{said}");
+        Self::invalid(FieldFault::field("peft", FaultKind::Value, message))
+    }
+
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         self.class().0
@@ -229,12 +273,14 @@ impl ApiError {
         const SERVER: &str = "server_error";
         match self {
             Self::Malformed { .. } => (StatusCode::BAD_REQUEST, REQUEST, "malformed_body"),
+            Self::AdapterLoaded { .. } => (StatusCode::BAD_REQUEST, REQUEST, "adapter_loaded"),
             Self::Foreign(ForeignFault::Host) => (StatusCode::FORBIDDEN, REQUEST, "foreign_host"),
             Self::Foreign(ForeignFault::Origin) => (StatusCode::FORBIDDEN, REQUEST, "foreign_origin"),
             Self::OperatorsOnly => (StatusCode::FORBIDDEN, REQUEST, "operators_only"),
             Self::ModelNotFound { .. } => (StatusCode::NOT_FOUND, NOT_FOUND, "model_not_found"),
             Self::WorkerNotFound { .. } => (StatusCode::NOT_FOUND, NOT_FOUND, "worker_not_found"),
             Self::AdapterNotFound { .. } => (StatusCode::NOT_FOUND, NOT_FOUND, "adapter_not_found"),
+            Self::AdapterOwned { .. } => (StatusCode::CONFLICT, REQUEST, "adapter_owned"),
             Self::NotFound => (StatusCode::NOT_FOUND, NOT_FOUND, "not_found"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, "method_not_allowed"),
             Self::RequestTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, REQUEST, "request_timeout"),
@@ -244,6 +290,8 @@ impl ApiError {
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error"),
             Self::WorkerFailed => (StatusCode::BAD_GATEWAY, SERVER, "worker_failed"),
             Self::Busy { .. } => (StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, "busy"),
+            Self::AdapterPending { .. } => (StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, "adapter_pending"),
+            Self::AdapterUnavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, "adapter_unavailable"),
             Self::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, "no_worker"),
             Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, "shutting_down"),
             Self::DeadlinePassed => (StatusCode::GATEWAY_TIMEOUT, SERVER, "deadline_passed"),
@@ -254,7 +302,8 @@ impl ApiError {
         match self {
             Self::Malformed { param, .. } => param.clone(),
             Self::ModelNotFound { .. } => Some("model".to_owned()),
-            Self::AdapterNotFound { .. } => Some("peft".to_owned()),
+            Self::AdapterNotFound { param, .. } => Some((*param).to_owned()),
+            Self::AdapterLoaded { .. } => Some("lora_name".to_owned()),
             Self::Invalid(faults) => faults.first().and_then(FieldFault::param),
             _ => None,
         }
@@ -262,7 +311,10 @@ impl ApiError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Busy { retry_after, .. } | Self::Unavailable { retry_after } => Some(*retry_after),
+            Self::Busy { retry_after, .. }
+            | Self::AdapterPending { retry_after, .. }
+            | Self::AdapterUnavailable { retry_after }
+            | Self::Unavailable { retry_after } => Some(*retry_after),
             // Another router, or the next life of this one, is a matter of seconds.
             Self::ShuttingDown => Some(Duration::from_secs(1)),
             _ => None,

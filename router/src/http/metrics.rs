@@ -23,6 +23,10 @@ pub(crate) fn describe() {
     counter!("shoal_workers_refused_total", "Connections of workers that were not taken");
     counter!("shoal_prompt_log_dropped_total", "Lines that the prompt log had no room for");
     counter!("shoal_prompt_log_failed_total", "Lines that the prompt log could not write");
+    counter!("shoal_adapter_uploads_total", "Uploads of adapters, by outcome");
+    counter!("shoal_adapter_blob_bytes_total", "Bytes of adapters sent to workers");
+    counter!("shoal_adapter_blobs_not_found_total", "Adapters that workers asked for and that are not here");
+    gauge!("shoal_adapters", "Adapters registered, by state");
     gauge!("shoal_replicas", "Workers connected");
     gauge!("shoal_worker_sequences_running", "Sequences that hold KV, by worker");
     gauge!("shoal_worker_groups_waiting", "Groups that wait for room, by worker");

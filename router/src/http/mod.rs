@@ -4,6 +4,7 @@
 //! (loopback only: whose page sent it), then its handler, which takes the body through [`body`] and `validate`. Whatever
 //! goes wrong is an [`error::ApiError`].
 
+mod adapters;
 pub mod body;
 mod cluster;
 pub mod completions;
@@ -40,6 +41,10 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/cluster", get(cluster::show))
         .route("/v1/cluster/workers/{id}/drain", post(cluster::drain))
         .route("/v1/cluster/workers/{id}/undrain", post(cluster::undrain))
+        .route("/v1/adapters", get(adapters::list).post(adapters::register::register))
+        .route("/v1/adapters/{*id}", get(adapters::one).put(adapters::upload::upload).delete(adapters::remove))
+        .route("/v1/load_lora_adapter", post(adapters::vllm::load))
+        .route("/v1/unload_lora_adapter", post(adapters::vllm::unload))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/livez", get(health::live))

@@ -9,10 +9,11 @@ use shoal_common::ids::Name;
 use utoipa::ToSchema;
 
 use super::error::{ApiError, ErrorDocument};
+use crate::adapters::{Listing, State as AdapterState};
 use crate::app::App;
 use crate::catalogue::ServedModel;
 
-/// All served models.
+/// All served models and adapters.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ModelList {
     /// Always `list`.
@@ -22,7 +23,7 @@ pub(super) struct ModelList {
     data: Vec<Model>,
 }
 
-/// A served model.
+/// A served model, or an adapter.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Model {
     /// The name for `model`.
@@ -60,14 +61,34 @@ impl From<&ServedModel> for Model {
     }
 }
 
-/// Lists the served models.
+impl Model {
+    /// An adapter as a model of its own, where requests may have it and its base model is known.
+    fn of_adapter(app: &App, listing: &Listing) -> Option<Self> {
+        let version = listing.version.as_ref().filter(|_| listing.state == AdapterState::Ready)?;
+        let base = app.catalogue.model(&version.base)?;
+        Some(Self {
+            id: listing.name.to_string(),
+            created: version.created,
+            parent: Some(version.base.to_string()),
+            system_fingerprint: base.card.fingerprint_with(Some(version.generation)).to_string(),
+            ..Self::from(&*base)
+        })
+    }
+}
+
+/// Lists the served models, and the adapters that stand for their base model with them.
 #[utoipa::path(get, path = "/v1/models", tag = "models", responses((status = 200, body = ModelList)))]
 pub(super) async fn list(State(app): State<Arc<App>>) -> Json<ModelList> {
-    let data = app.catalogue.models().iter().map(|model| Model::from(&**model)).collect();
+    let models = app.catalogue.models();
+    let adapters = app.adapters.list();
+    // A name that both have is the model's.
+    let adapters = adapters.iter().filter(|adapter| models.iter().all(|model| model.card.name != adapter.name));
+    let adapters = adapters.filter_map(|adapter| Model::of_adapter(&app, adapter));
+    let data = models.iter().map(|model| Model::from(&**model)).chain(adapters).collect();
     Json(ModelList { object: "list", data })
 }
 
-/// Describes one model. Names may hold slashes.
+/// Describes one model or adapter. Names may hold slashes.
 #[utoipa::path(
     get, path = "/v1/models/{id}", tag = "models", params(("id" = String, Path, description = "The model's name")),
     responses((status = 200, body = Model), (status = 404, body = ErrorDocument))
@@ -75,5 +96,9 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json<ModelList> {
 pub(super) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
     // What is no name cannot be echoed, and nothing is served under it.
     let name = Name::new(id).map_err(|_| ApiError::NotFound)?;
-    Ok(Json(Model::from(&*app.served(&name)?)))
+    if let Some(model) = app.catalogue.model(&name) {
+        return Ok(Json(Model::from(&*model)));
+    }
+    let adapter = app.adapters.listing(&name).and_then(|listing| Model::of_adapter(&app, &listing));
+    adapter.map(Json).ok_or_else(|| app.unknown_model(&name))
 }

@@ -5,7 +5,7 @@ use utoipa::OpenApi;
 
 use super::error::{ErrorDocument, InvalidDocument};
 use super::schema::{Completion, CompletionRequestDoc};
-use super::{cluster, health, metrics, models, tokenize};
+use super::{adapters, cluster, health, metrics, models, tokenize};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -22,6 +22,13 @@ use super::{cluster, health, metrics, models, tokenize};
         cluster::show,
         cluster::drain,
         cluster::undrain,
+        adapters::list,
+        adapters::one,
+        adapters::register::register,
+        adapters::upload::upload,
+        adapters::remove,
+        adapters::vllm::load,
+        adapters::vllm::unload,
         tokenize::tokenize,
         tokenize::detokenize,
         health::live,
@@ -38,6 +45,7 @@ struct Contract;
         (status = 200, body = Completion, description = "The whole answer, or a stream of chunks of the same shape", headers(
             ("x-shoal-seed" = u64, description = "The seed that was used, if the request had none"),
             ("x-shoal-max-tokens" = u32, description = "max_tokens after it was cut to the context"),
+            ("x-shoal-adapter" = String, description = "The adapter that answers, as name@generation"),
             ("x-shoal-ignored" = String, description = "Unknown fields of the request")
         )),
         (status = 400, body = ErrorDocument, description = "Not strict JSON"),

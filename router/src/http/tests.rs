@@ -30,6 +30,7 @@ use crate::fleet::FleetView;
 use crate::fleet::pick::ByAdapter;
 use crate::operations::Operations;
 use crate::prompt_log::PromptLog;
+use crate::testing::no_adapters;
 use crate::text::Tokenizer;
 use crate::validate::tests::{body_of, table};
 
@@ -82,7 +83,7 @@ fn tiny() -> ServedModel {
     ServedModel { tokenizer: Arc::new(Tokenizer::from_bundle(&bundle, VOCAB).unwrap()), card, created: 7 }
 }
 
-fn app(limits: Limits) -> App {
+pub(super) fn app(limits: Limits) -> App {
     App {
         limits,
         api: ApiConfig::default(),
@@ -91,6 +92,7 @@ fn app(limits: Limits) -> App {
         catalogue: Arc::new(OneModel { model: Arc::new(tiny()), readiness: Readiness::Ready }),
         metrics: PrometheusBuilder::new().build_recorder().handle(),
         prompt_log: PromptLog::off(),
+        adapters: no_adapters(),
         dispatcher: Dispatcher::new(FleetView::new(watch::channel(Arc::default()).1), Arc::new(ByAdapter)),
         requests: Arc::new(Semaphore::new(16)),
         // Its trigger is gone, which would fire it for whoever waits; nothing here runs that long.
@@ -109,18 +111,18 @@ fn paths(limits: Limits) -> Router {
     router(Arc::new(app(limits)))
 }
 
-async fn ask(paths: &Router, request: Request<Body>) -> (StatusCode, HeaderMap, Value) {
+pub(super) async fn ask(paths: &Router, request: Request<Body>) -> (StatusCode, HeaderMap, Value) {
     let response = paths.clone().oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let bytes = to_bytes(body, 1 << 20).await.unwrap();
     (parts.status, parts.headers, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
 }
 
-async fn get(paths: &Router, path: &str) -> (StatusCode, HeaderMap, Value) {
+pub(super) async fn get(paths: &Router, path: &str) -> (StatusCode, HeaderMap, Value) {
     ask(paths, Request::get(path).body(Body::empty()).unwrap()).await
 }
 
-async fn post(paths: &Router, path: &str, body: impl Into<Body>) -> (StatusCode, HeaderMap, Value) {
+pub(super) async fn post(paths: &Router, path: &str, body: impl Into<Body>) -> (StatusCode, HeaderMap, Value) {
     ask(paths, Request::post(path).body(body.into()).unwrap()).await
 }
 
@@ -293,7 +295,7 @@ async fn on_socket(limits: Limits) -> (std::net::SocketAddr, Trigger, tokio::tas
 }
 
 /// What the server says to `bytes` until it closes the connection.
-async fn say(address: std::net::SocketAddr, bytes: &[u8]) -> String {
+pub(super) async fn say(address: std::net::SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     until_closed(&mut stream).await

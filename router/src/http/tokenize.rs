@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 use super::body::JsonBody;
 use super::error::{ApiError, ErrorDocument, FaultKind, FieldFault, InvalidDocument};
 use crate::app::App;
+use crate::resolve;
 use crate::text::{SpecialText, SpecialTokens, Tokenizer, TokenizerError};
 use crate::validate::{self, BosRule, TokenizeRequest};
 
@@ -19,7 +20,7 @@ use crate::validate::{self, BosRule, TokenizeRequest};
 #[schema(as = TokenizeRequest)]
 #[expect(dead_code, reason = "describes the request in /openapi.json; `validate` decodes it")]
 pub(super) struct TokenizeRequestDoc {
-    /// Whose tokenizer.
+    /// Whose tokenizer; an adapter has its base model's.
     model: String,
     /// Special tokens written out in it become those tokens.
     prompt: String,
@@ -68,7 +69,7 @@ pub(super) async fn tokenize(
     JsonBody(body): JsonBody,
 ) -> Result<Json<Tokenized>, ApiError> {
     let request = validate::tokenize(&body)?;
-    let model = app.served(&request.model)?;
+    let model = resolve::base(&app, &request.model)?;
     let tokenizer = Arc::clone(&model.tokenizer);
     let tokens =
         app.on_text_thread(move || encode(&tokenizer, &request)).await?.map_err(|error| untokenisable(&error))?;
@@ -97,7 +98,7 @@ pub(super) async fn detokenize(
     JsonBody(body): JsonBody,
 ) -> Result<Json<Detokenized>, ApiError> {
     let request = validate::detokenize(&body, &app.limits)?;
-    let model = app.served(&request.model)?;
+    let model = resolve::base(&app, &request.model)?;
     if let Some(place) = request.tokens.iter().position(|id| id.0 >= model.card.vocab_size) {
         let rule = format!("must be below {}, the size of the vocabulary", model.card.vocab_size);
         return Err(ApiError::invalid(FieldFault::new(["tokens".into(), place.into()], FaultKind::TooLarge, rule)));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use shoal_common::block_hash::CacheSalt;
 use shoal_common::config::Limits;
-use shoal_common::ids::TokenId;
+use shoal_common::ids::{Generation, TokenId};
 use shoal_common::wire::message::{BranchStart, EndRules, PromptIds, Submit};
 
 use crate::catalogue::ServedModel;
@@ -164,6 +164,8 @@ pub struct Terms {
     pub share_key: u64,
     /// Whose cached prefixes it may meet.
     pub cache_salt: CacheSalt,
+    /// The adapter, if it is not the base model that answers.
+    pub adapter: Option<Generation>,
 }
 
 /// Plans a request that passed [`check`].
@@ -260,8 +262,8 @@ impl GroupShape<'_> {
         let mut sampling = self.request.sampling.clone();
         sampling.seed = self.terms.seed;
         let submit = Submit {
-            fingerprint: self.model.card.fingerprint,
-            adapter: None,
+            fingerprint: self.model.card.fingerprint_with(self.terms.adapter),
+            adapter: self.terms.adapter,
             prompt: PromptIds(prompt.ids),
             branches: self.branches(index, max_tokens),
             sampling,

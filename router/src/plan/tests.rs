@@ -139,3 +139,22 @@ fn an_empty_prompt_is_the_start_of_a_document() {
     let plan = planned(&request, &Limits::default()).unwrap();
     assert_eq!(plan.groups[0].submit.prompt.0, [TokenId(1)]);
 }
+
+#[test]
+fn an_adapter_goes_to_the_worker_under_a_fingerprint_of_its_own() {
+    use shoal_common::ids::{Digest, Generation};
+
+    let generation = Generation(Digest::of(b"adapter"));
+    let plan_with = |adapter| {
+        let prompts = prompts::tokenise(&tokenizer(), &request("x")).unwrap();
+        let terms = Terms { adapter, ..TERMS };
+        plan(&request("x"), &model(), prompts, terms, &Limits::default()).unwrap().groups.remove(0).submit
+    };
+    let (base, adapted) = (plan_with(None), plan_with(Some(generation)));
+    assert_eq!((base.adapter, base.fingerprint), (None, model().card.fingerprint));
+    assert_eq!(
+        (adapted.adapter, adapted.fingerprint),
+        (Some(generation), model().card.fingerprint_with(Some(generation)))
+    );
+    assert_ne!(base.fingerprint, adapted.fingerprint);
+}

@@ -4,6 +4,7 @@
 //! Rules that hold for every field: `null` is absent; an integer may be written `5.0`; nothing is converted from strings or
 //! booleans; `-0` is refused, since a sign on nothing is a fault of the sender; unknown fields are named, not refused.
 
+mod adapters;
 mod fields;
 mod json;
 mod prompt;
@@ -16,6 +17,7 @@ use shoal_common::config::Limits;
 use shoal_common::ids::TokenId;
 use shoal_common::sampling::{Bias, MinP, Penalty, RepetitionPenalty, SamplingParams, Temperature, TopP};
 
+pub use self::adapters::{IfLoaded, LoadRequest, RegisterRequest, load_lora_adapter, register, unload_lora_adapter};
 use self::fields::{Broken, Fields, flag, integer_in, name, number, short_list, short_text, text, token_ids, value_of};
 use self::json::{Json, Object};
 pub use self::tokenize::{BosRule, DetokenizeRequest, TokenizeRequest, detokenize, tokenize};

@@ -26,7 +26,13 @@ async fn adapters_are_told_and_ordered_over_the_control_stream() {
     let (published, snapshots) = watch::channel(Arc::new(Snapshot { replicas: Vec::new(), models }));
     let mut view = FleetView::new(snapshots);
     let operations = crate::operations::Operations::start(name("test"), view.clone());
-    let arguments = RouterArguments { endpoint, timers: Timers::default(), published, operations };
+    let arguments = RouterArguments {
+        endpoint,
+        timers: Timers::default(),
+        published,
+        operations,
+        adapters: crate::testing::no_adapters(),
+    };
     let (root, ended) = Actor::spawn(None, RouterActor, arguments).await.unwrap();
 
     let identity = authority.issue(Role::Worker, &name("w")).unwrap();

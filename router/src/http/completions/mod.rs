@@ -20,6 +20,7 @@ use super::report::{Envelope, Reporter};
 use super::schema::FinishReason;
 use super::sse::{self, EventSink, Patience, SinkError};
 use super::trace::RequestId;
+use crate::adapters::Resolved;
 use crate::answer::{Answer, Progress};
 use crate::app::App;
 use crate::catalogue::ServedModel;
@@ -29,6 +30,7 @@ use crate::merge::ChoiceDelta;
 use crate::plan::{self, Plan, Terms, TokenisedPrompt};
 use crate::prompt_log::Outcome;
 use crate::request::{CompletionRequest, Delivery, StreamUsage};
+use crate::resolve::{self, Target};
 use crate::text::prompts::{self, PromptError};
 use crate::validate;
 
@@ -36,6 +38,8 @@ use crate::validate;
 const SEED: HeaderName = HeaderName::from_static("x-shoal-seed");
 /// What a full context left of `max_tokens`.
 const MAX_TOKENS: HeaderName = HeaderName::from_static("x-shoal-max-tokens");
+/// The adapter that answers, as `name@generation`.
+const ADAPTER: HeaderName = HeaderName::from_static("x-shoal-adapter");
 /// Fields that mean nothing here.
 const IGNORED: HeaderName = HeaderName::from_static("x-shoal-ignored");
 
@@ -54,23 +58,26 @@ pub async fn create(
         retry_after: app.dispatcher.view.expected_wait(),
         reason: BusyReason::Requests,
     })?;
-    let model = resolve(&app, &request)?;
+    let Target { model, adapter } = resolve::target(&app, &request.model, request.adapter.as_ref())?;
     plan::check(&request, &model, model.tokenizer.has_infill())?;
     let (mut request, prompts) = tokenise(&app, &model, request).await?;
     let seed = request.seed.unwrap_or_else(|| rand::random::<u64>() >> (u64::BITS - DRAWN_SEED_BITS));
     // The prompt log must say what would give this answer again.
     request.seed = Some(seed);
-    let terms = Terms { seed, share_key: share_key(&request), cache_salt: app.cache_salt };
+    let generation = adapter.as_ref().map(|adapter| adapter.generation);
+    let (share_key, cache_salt) = (share_key(&request), app.cache_salt);
+    let terms = Terms { seed, share_key, cache_salt, adapter: generation };
     let plan = plan::plan(&request, &model, prompts, terms, &app.limits)?;
     let deadline = app.limits.deadline.map(|limit| arrived + limit);
     let answer = start(&app, &model, &plan, deadline).await?;
-    let headers = headers(&request, &plan, seed);
+    let headers = headers(&request, &plan, seed, adapter.as_ref());
     let run = Run {
-        envelope: Envelope::new(&request.model, model.card.fingerprint, unix_seconds()),
+        envelope: Envelope::new(&request.model, model.card.fingerprint_with(generation), unix_seconds()),
         reporter: Reporter::new(&model.tokenizer, plan.logprobs),
         finishes: vec![None; plan.groups.len() * usize::from(plan.n)],
         app,
         request,
+        adapter,
         request_id,
         answer,
         deadline,
@@ -80,15 +87,6 @@ pub async fn create(
     match run.request.delivery {
         Delivery::Whole => Ok((headers, run.whole().await?).into_response()),
         Delivery::Stream { usage } => Ok(run.stream(usage, headers)),
-    }
-}
-
-/// The model that is asked for. Adapters do not exist yet, so neither name can be one.
-fn resolve(app: &App, request: &CompletionRequest) -> Result<Arc<ServedModel>, ApiError> {
-    let model = app.served(&request.model)?;
-    match &request.adapter {
-        Some(adapter) => Err(ApiError::AdapterNotFound { adapter: adapter.clone() }),
-        None => Ok(model),
     }
 }
 
@@ -131,9 +129,12 @@ fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn headers(request: &CompletionRequest, plan: &Plan, seed: u64) -> HeaderMap {
+fn headers(request: &CompletionRequest, plan: &Plan, seed: u64, adapter: Option<&Resolved>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(SEED, seed.into());
+    if let Some(adapter) = adapter.map(Resolved::to_string) {
+        headers.insert(ADAPTER, HeaderValue::from_str(&adapter).expect("a name and hex digits are visible ASCII"));
+    }
     if let Some(clamped) = plan.clamped {
         headers.insert(MAX_TOKENS, clamped.into());
     }
@@ -149,6 +150,8 @@ fn headers(request: &CompletionRequest, plan: &Plan, seed: u64) -> HeaderMap {
 struct Run {
     app: Arc<App>,
     request: CompletionRequest,
+    /// Held to the end: a replay may need its bytes.
+    adapter: Option<Resolved>,
     request_id: RequestId,
     envelope: Envelope,
     reporter: Reporter,
@@ -272,8 +275,14 @@ impl Drop for Run {
         metrics::counter!("shoal_prompt_tokens_total").increment(usage.prompt_tokens);
         metrics::counter!("shoal_completion_tokens_total").increment(usage.completion_tokens);
         metrics::histogram!("shoal_request_seconds").record(self.arrived.elapsed().as_secs_f64());
-        let outcome =
-            Outcome { request_id: self.request_id.as_str(), finish: &self.finishes, usage, at: SystemTime::now() };
+        let adapter = self.adapter.as_ref().map(|adapter| adapter.generation);
+        let outcome = Outcome {
+            request_id: self.request_id.as_str(),
+            adapter,
+            finish: &self.finishes,
+            usage,
+            at: SystemTime::now(),
+        };
         self.app.prompt_log.record(&self.request, &outcome);
     }
 }
@@ -290,14 +299,15 @@ impl From<DispatchError> for ApiError {
     fn from(error: DispatchError) -> Self {
         match error {
             DispatchError::Busy { retry_after } => Self::Busy { retry_after, reason: BusyReason::Workers },
-            DispatchError::Unavailable { retry_after } | DispatchError::AdapterUnavailable { retry_after } => {
-                Self::Unavailable { retry_after }
-            }
+            DispatchError::Unavailable { retry_after } => Self::Unavailable { retry_after },
+            DispatchError::AdapterUnavailable { retry_after } => Self::AdapterUnavailable { retry_after },
             DispatchError::Failed(GroupFailure::Deadline) => Self::DeadlinePassed,
-            DispatchError::Lost
-            | DispatchError::Failed(_)
-            | DispatchError::AdapterRefused { .. }
-            | DispatchError::Forbidden => Self::WorkerFailed,
+            DispatchError::Failed(GroupFailure::AdapterRefused) => Self::adapter_refused(None),
+            DispatchError::AdapterRefused { reason } => Self::adapter_refused(reason.as_deref()),
+            DispatchError::Failed(GroupFailure::AdapterUnavailable) => {
+                Self::AdapterUnavailable { retry_after: resolve::ADAPTER_WAIT }
+            }
+            DispatchError::Lost | DispatchError::Failed(_) | DispatchError::Forbidden => Self::WorkerFailed,
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::http::foreign::HostPolicy;
 use crate::http::router;
 use crate::operations::Operations;
 use crate::prompt_log::PromptLog;
+use crate::testing::no_adapters;
 
 /// The paths of a router whose workers stand on `stage`. Dropping the trigger cuts what runs.
 fn paths(stage: &Stage, limits: Limits) -> (Router, shutdown::Trigger) {
@@ -35,6 +36,7 @@ fn paths(stage: &Stage, limits: Limits) -> (Router, shutdown::Trigger) {
         catalogue: Arc::new(stage.dispatcher.view.clone()),
         metrics: PrometheusBuilder::new().build_recorder().handle(),
         prompt_log: PromptLog::off(),
+        adapters: no_adapters(),
         dispatcher: stage.dispatcher.clone(),
         cut,
         text_threads: Arc::new(Semaphore::new(1)),
