@@ -2,8 +2,8 @@
 //! and speaks with routers like any worker. The other **stages** have layers and KV, and serve one head each: they carry a
 //! step's rows through their layers and give them back.
 //!
-//! - On the head: [`replica`] dials the stages and keeps them together, an epoch at a time; [`line`](self) is the
-//!   connection to one; [`pipeline`] is the [`Backend`](crate::backend::Backend) that the engine sees.
+//! - On the head: [`replica`] dials the stages and keeps them together, an epoch at a time; `line` is the connection to one;
+//!   [`pipeline`] is the [`Backend`](crate::backend::Backend) that the engine sees.
 //! - On a stage: [`serve`] takes heads in, one at a time; `compute` is the thread that has the layers.
 //!
 //! A stage that is lost, or a connection to one, ends the epoch: all KV is taken for lost, on all stages, and the head's

@@ -132,7 +132,11 @@ impl Backend for Pipeline {
     }
 
     fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError> {
-        let epoch: Arc<Epoch> = self.current.get().ok_or(Broken::NotTogether)?;
+        let Some(epoch): Option<Arc<Epoch>> = self.current.get() else {
+            // There is nothing left to be copied.
+            self.copies.clear();
+            return Err(Broken::NotTogether.into());
+        };
         let tokens: usize = slices.iter().map(|slice| slice.tokens.len()).sum();
         self.rows.resize(tokens * self.first.width(), 0.0);
         self.first.begin(slices, &mut self.rows)?;

@@ -138,11 +138,13 @@ async fn attend(shared: Arc<Shared>, connection: Connection) {
 }
 
 async fn serve(shared: &Arc<Shared>, connection: &Connection) -> Result<std::convert::Infallible, HeadEnd> {
+    let certified = peer_worker(connection)?;
     let introduced = tokio::time::timeout(HELLO_WITHIN, hear(connection)).await.map_err(|_| HeadEnd::Timeout)??;
     let (hello, mut send, frames) = introduced;
     let (head, epoch) = (hello.head.clone(), hello.epoch);
-    if let Err(refusal) = shared.admit(hello, connection) {
+    if let Err(refusal) = shared.admit(hello, &certified, connection) {
         codec::write_frame(&mut send, &StageFrame::Refused(refusal.clone())).await?;
+        // Closing at once could overtake the frame: wait until the head has it, or has left.
         let _ = send.finish();
         let _ = tokio::time::timeout(FAREWELL, send.stopped()).await;
         return Err(HeadEnd::Refused(refusal));
@@ -160,14 +162,9 @@ async fn serve(shared: &Arc<Shared>, connection: &Connection) -> Result<std::con
 }
 
 async fn hear(connection: &Connection) -> Result<(StageHello, SendStream, FrameReader<RecvStream>), HeadEnd> {
-    let certified = peer_worker(connection)?;
-    let (mut send, recv) = connection.accept_bi().await?;
+    let (send, recv) = connection.accept_bi().await?;
     let mut frames = FrameReader::new(recv);
     let HeadFrame::Hello(hello) = frames.next().await? else { return Err(HeadEnd::Protocol) };
-    if hello.head != certified {
-        codec::write_frame(&mut send, &StageFrame::Refused(StageRefusal::WrongCertificate)).await?;
-        return Err(HeadEnd::Refused(StageRefusal::WrongCertificate));
-    }
     Ok((*hello, send, frames))
 }
 
@@ -246,7 +243,10 @@ impl Shared {
     }
 
     /// Whether this head is served on this connection; then it has the seat, and an earlier connection of it is closed.
-    fn admit(&self, hello: StageHello, connection: &Connection) -> Result<(), StageRefusal> {
+    fn admit(&self, hello: StageHello, certified: &Name, connection: &Connection) -> Result<(), StageRefusal> {
+        if hello.head != *certified {
+            return Err(StageRefusal::WrongCertificate);
+        }
         check(&self.offer, &hello)?;
         if self.closing.is_fired() {
             return Err(StageRefusal::Draining);

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use quinn::Endpoint;
 use shoal_common::config::{Quant, Timers};
+use shoal_common::fingerprint::NUMERICS_VERSION;
 use shoal_common::ids::{Digest, Incarnation, LayerRange, Name, TokenId};
 use shoal_common::pki::{Authority, Role};
 use shoal_common::quic;
 use shoal_common::shutdown::{self, Trigger};
+use shoal_common::wire::stage::StageHello;
 use tokio::runtime::Runtime;
 
 use super::replica::{Dial, HeadOffer};
@@ -208,29 +210,45 @@ fn a_stage_of_another_cut_or_model_is_not_used_and_says_why() {
     assert_eq!(head.bench.backend.kv_epoch(), None);
 }
 
+impl Cluster {
+    /// What a stage says to the worker `thief` that calls itself `head`, where it does not take it.
+    fn refusal(&self, stage: &Stage, head: &str) -> Option<String> {
+        let thief = self.authority.issue(Role::Worker, &name("thief")).unwrap();
+        let hello = StageHello {
+            head: name(head),
+            incarnation: Incarnation(1),
+            epoch: 99,
+            weights: weights(),
+            numerics_class: "int8".to_owned(),
+            numerics_version: NUMERICS_VERSION,
+            layers: layers(2, 4),
+            blocks: 1,
+        };
+        let opened = self.runtime.block_on(async {
+            let endpoint = quic::worker_endpoint(&thief, &self.timers).unwrap();
+            let to = (stage.address, &name("beta"));
+            let connection = quic::dial_stage(&endpoint, to, &thief, &self.timers).await.unwrap();
+            super::line::Line::open(connection, hello).await
+        });
+        opened.err().map(|error| error.to_string())
+    }
+}
+
+#[test]
+fn a_head_cannot_take_another_ones_name() {
+    let cluster = Cluster::new();
+    let beta = cluster.stage("beta", LOOPBACK, layers(2, 4));
+    let refusal = cluster.refusal(&beta, "head");
+    assert_eq!(refusal.as_deref(), Some("the stage refuses: the certificate is not for this head's name"));
+}
+
 #[test]
 fn a_stage_serves_one_head_at_a_time() {
     let (cluster, tokens) = (Cluster::new(), text(40));
     let beta = cluster.stage("beta", LOOPBACK, layers(2, 4));
     let mut head = cluster.head(layers(0, 2), &[("beta", &beta, layers(2, 4))]);
     head.together(None);
-    let thief = cluster.authority.issue(Role::Worker, &name("thief")).unwrap();
-    let connection = cluster.runtime.block_on(async {
-        let endpoint = quic::worker_endpoint(&thief, &cluster.timers).unwrap();
-        quic::dial_stage(&endpoint, (beta.address, &name("beta")), &thief, &cluster.timers).await.unwrap()
-    });
-    let hello = shoal_common::wire::stage::StageHello {
-        head: name("thief"),
-        incarnation: Incarnation(1),
-        epoch: 99,
-        weights: weights(),
-        numerics_class: "int8".to_owned(),
-        numerics_version: shoal_common::fingerprint::NUMERICS_VERSION,
-        layers: layers(2, 4),
-        blocks: 1,
-    };
-    let opened = cluster.runtime.block_on(super::line::Line::open(connection, hello));
-    let refusal = opened.err().map(|error| error.to_string());
+    let refusal = cluster.refusal(&beta, "thief");
     assert_eq!(refusal.as_deref(), Some("the stage refuses: the stage serves head"));
     assert_same_bits("undisturbed", &head.bench.alone(&tokens, 16), &whole(&tokens));
 }
