@@ -10,7 +10,8 @@
 //! 4. [`answer`] drives the groups; [`merge`] and [`choice`] turn their tokens into text and choices.
 //! 5. [`http::completions`] sends one document, [`http::sse`] a stream; [`prompt_log`] notes it where the client asked.
 //!
-//! [`operations`] is what an operator sees and orders; [`supervisor`] is the root actor; [`bind`] and [`Bound::serve`] start and end the whole.
+//! [`operations`] is what an operator sees and orders; [`supervisor`] is the root actor; [`bind`] and [`Bound::serve`] start
+//! and end the whole.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod adapters;

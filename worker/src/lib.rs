@@ -7,6 +7,9 @@
 //! 4. The [`engine`] is one OS thread: the [`scheduler`]'s policy plans a step, the backend computes it, the [`sampler`]
 //!    draws.
 //! 5. [`emit`] writes the step's tokens of all groups of a connection back to back.
+//!
+//! A group that names an adapter waits in its session until [`adapters`] has that in memory. [`stage`] splits a model over
+//! workers; nothing starts it yet.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod adapters;

@@ -188,7 +188,7 @@ impl Pace {
     /// Tokens from position `start` on that `spare` has room for.
     pub fn fits(&self, spare: &Spare, start: usize) -> usize {
         let tokens = match self.token_takes(start) {
-            // Of infinity, too, and to the greatest there is.
+            // Infinity becomes the greatest there is.
             Some(token) => (spare.seconds / token) as usize,
             None if spare.seconds == f64::INFINITY => usize::MAX,
             None => 0,
