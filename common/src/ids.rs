@@ -47,6 +47,27 @@ impl fmt::Display for Digest {
     }
 }
 
+/// Why a string is not a [`Digest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a digest is 64 hex digits")]
+pub struct BadDigest;
+
+impl FromStr for Digest {
+    type Err = BadDigest;
+
+    /// From hex digits of either case; [`Display`](fmt::Display) writes small ones.
+    fn from_str(text: &str) -> Result<Self, BadDigest> {
+        let mut bytes = [0; 32];
+        if text.len() != 2 * bytes.len() || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(BadDigest);
+        }
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).map_err(|_| BadDigest)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Digest({})", self.short())
@@ -190,6 +211,17 @@ mod tests {
         }
         for good in ["a", "SmolLM2-135M-Instruct.Q4_1", "org/name", "a/b..c", &"a".repeat(128)] {
             assert!(Name::new(good).is_ok(), "{good:?} was refused");
+        }
+    }
+
+    #[test]
+    fn a_digest_is_read_as_it_is_written_and_nothing_else_is_one() {
+        let digest = Digest::of(b"x");
+        let written = digest.to_string();
+        assert_eq!((written.parse(), written.to_uppercase().parse()), (Ok(digest), Ok(digest)));
+        let signed = format!("+{}", &written[1..]);
+        for bad in ["", &written[1..], &format!("{written}0"), &signed, &"ä".repeat(32), &" ".repeat(64)] {
+            assert_eq!(bad.parse::<Digest>(), Err(BadDigest), "{bad:?}");
         }
     }
 

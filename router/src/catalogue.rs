@@ -2,6 +2,7 @@
 //! No state here; [`crate::fleet::FleetView`] implements it.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use shoal_common::ids::Name;
 use shoal_common::wire::hello::ModelCard;
@@ -17,6 +18,11 @@ pub struct ServedModel {
     pub tokenizer: Arc<Tokenizer>,
     /// Unix seconds at which this router first saw it.
     pub created: u64,
+}
+
+/// Now, as clients are told when something was made.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Whether requests can be answered.

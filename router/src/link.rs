@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, call};
 use shoal_common::ids::{Digest, Incarnation, Name};
@@ -17,7 +17,7 @@ use tokio::io::AsyncReadExt;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::adapters::{Registry, serve};
-use crate::catalogue::ServedModel;
+use crate::catalogue::{ServedModel, unix_seconds};
 use crate::fleet::orders::Orders;
 use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Snapshot};
 use crate::operations::drains::{DrainOrders, Drains};
@@ -123,8 +123,7 @@ async fn admit(
         return Err(LinkError::Refused(Refusal::WrongCertificate));
     }
     let tokenizer = tokenizer_for(connection, &hello, &context.view).await?;
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let model = Arc::new(ServedModel { card: hello.model.clone(), tokenizer, created });
+    let model = Arc::new(ServedModel { card: hello.model.clone(), tokenizer, created: unix_seconds() });
     let offer = Box::new(Offer { hello, model, line: Arc::new(connection.clone()) });
     match call!(context.fleet, FleetMessage::Join, offer) {
         Ok(Ok(membership)) => Ok(membership),

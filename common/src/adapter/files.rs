@@ -12,8 +12,10 @@ use std::path::{Path, PathBuf};
 use super::bundle::MAX_CONFIG;
 use super::error::PICKLE;
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+/// PEFT's configuration.
+pub const CONFIG: &str = "adapter_config.json";
+/// PEFT's weights.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// The weights as PEFT wrote them before safetensors.
 const PICKLED: &str = "adapter_model.bin";
 

@@ -24,6 +24,9 @@ pub enum BlobHeader {
     NotFound,
 }
 
+/// QUIC priority of the streams that blobs come on. Those of groups have 0: a token never waits behind a blob.
+pub const BLOB_PRIORITY: i32 = -1;
+
 /// Largest tokenizer bundle that is sent or taken, in bytes: the largest public `tokenizer.json` is 33 MB.
 pub const MAX_TOKENIZER_BUNDLE: u64 = 64 << 20;
 

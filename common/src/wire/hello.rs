@@ -87,6 +87,12 @@ pub struct AdapterState {
 impl AdapterState {
     /// Longest reason in bytes.
     pub const MAX_REASON: usize = 512;
+
+    /// Cuts a reason to what may be told, at a character.
+    pub fn cut_reason(reason: &mut String) {
+        let end = (0..=Self::MAX_REASON.min(reason.len())).rev().find(|at| reason.is_char_boundary(*at));
+        reason.truncate(end.unwrap_or(0));
+    }
 }
 
 /// Longest silence of a worker's status, in milliseconds.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use shoal_common::adapter::Geometry;
 use shoal_common::ids::{Generation, Name};
@@ -21,7 +21,7 @@ use super::intake::Payload;
 use super::record::Record;
 use super::registry::Settings;
 use super::shelf::Lease;
-use crate::catalogue::Catalogue;
+use crate::catalogue::{Catalogue, unix_seconds};
 
 /// Who wants a name to point at what.
 #[derive(Clone, Debug)]
@@ -128,7 +128,7 @@ impl Inner {
             Some((lease, _)) => Bytes::Kept(lease),
             None => Bytes::Fresh(self.store.write(&files.bundle()).map_err(RegisterError::Storage)?),
         };
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let created = unix_seconds();
         let (generation, rank, length) = (facts.generation, facts.rank, facts.bytes);
         Ok(Checked { version: Version { generation, base, geometry, rank, bytes: length, created }, bytes })
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use shoal_common::adapter::Geometry;
-use shoal_common::ids::{Digest, Generation, Name};
+use shoal_common::ids::{Generation, Name};
 
 use super::entry::{Origin, Source, Version};
 use super::stamp::Stamp;
@@ -136,26 +136,18 @@ mod hex {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
 
-    use super::{Digest, Generation};
+    use super::Generation;
 
     pub(super) fn serialize<S: Serializer>(generation: &Generation, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(generation)
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Generation, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        parse(&text).ok_or_else(|| D::Error::custom("a generation is 64 hex digits"))
+        read(&String::deserialize(deserializer)?)
     }
 
-    fn parse(text: &str) -> Option<Generation> {
-        let mut bytes = [0; 32];
-        if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return None;
-        }
-        for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
-            *byte = u8::from_str_radix(&text[at..at + 2], 16).ok()?;
-        }
-        Some(Generation(Digest(bytes)))
+    fn read<E: Error>(text: &str) -> Result<Generation, E> {
+        text.parse().map(Generation).map_err(E::custom)
     }
 
     pub(super) mod optional {
@@ -174,9 +166,7 @@ mod hex {
         pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
             deserializer: D,
         ) -> Result<Option<Generation>, D::Error> {
-            let text = Option::<String>::deserialize(deserializer)?;
-            let read = |text: String| parse(&text).ok_or_else(|| D::Error::custom("a generation is 64 hex digits"));
-            text.map(read).transpose()
+            Option::<String>::deserialize(deserializer)?.map(|text| read(&text)).transpose()
         }
     }
 }

@@ -5,9 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use shoal_common::adapter::files;
 
 /// The files of a PEFT directory.
-pub const FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+pub const FILES: [&str; 2] = [files::CONFIG, files::WEIGHTS];
 
 /// Sizes, times and inodes of the two files, or why they have none. Equal stamps: nobody has written to them or replaced them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use shoal_common::wire::hello::AdapterOrder;
 use super::attempt::Trouble;
 use super::{DEFAULT_RETRY_AFTER, DispatchError, Dispatcher};
 use crate::fleet::demand::Growth;
-use crate::fleet::pick::{Access, Choice, Need, Unroutable};
+use crate::fleet::pick::{Access, AdapterNeed, Choice, Need, Unroutable};
 use crate::fleet::prefix::Overlaps;
 use crate::fleet::traffic::{Profile, Traffic};
 use crate::fleet::{Seat, Snapshot};
@@ -106,27 +106,25 @@ impl Route {
             let adapter = traffic.adapter(&self.profile, snapshot, Instant::now());
             (adapter, traffic.overlaps(&self.profile, &snapshot.replicas))
         });
-        let need = Need { adapter, overlaps: &overlaps, ..self.need(&overlaps) };
-        self.dispatcher.policy.pick(snapshot, &need)
+        self.dispatcher.policy.pick(snapshot, &self.need(adapter, &overlaps))
     }
 
     fn load_ahead(&self, snapshot: &Snapshot) {
         let adapter = self.remembering(|traffic| traffic.adapter(&self.profile, snapshot, Instant::now()));
         let Some(generation) = adapter.map(|adapter| adapter.generation) else { return };
         let overlaps = Overlaps::default();
-        let need = Need { adapter, ..self.need(&overlaps) };
-        for replica in self.dispatcher.policy.ahead(snapshot, &need) {
+        for replica in self.dispatcher.policy.ahead(snapshot, &self.need(adapter, &overlaps)) {
             tracing::debug!(%generation, worker = %replica.worker, "an adapter is loaded ahead");
             metrics::counter!("shoal_adapter_loads_ahead_total").increment(1);
             replica.orders.give(AdapterOrder::Load(generation));
         }
     }
 
-    fn need<'a>(&'a self, overlaps: &'a Overlaps) -> Need<'a> {
+    fn need<'a>(&'a self, adapter: Option<AdapterNeed>, overlaps: &'a Overlaps) -> Need<'a> {
         Need {
             model: &self.profile.model,
             fingerprint: self.profile.fingerprint,
-            adapter: None,
+            adapter,
             access: self.access,
             overlaps,
             excluded: &self.excluded,

@@ -211,7 +211,8 @@ impl Adapters {
 
     /// Takes in what the worker told.
     pub(super) fn note(&mut self, mut state: AdapterState, news: News) {
-        cut(&mut state.reason);
+        // What a worker tells is not believed to be within the bound.
+        state.reason.iter_mut().for_each(AdapterState::cut_reason);
         self.news += 1;
         let generation = state.generation;
         let before = self.forget(generation);
@@ -289,12 +290,4 @@ fn shard_of(generation: Generation) -> usize {
 /// Whether it holds memory.
 fn is_resident(state: &AdapterState) -> bool {
     matches!(state.tier, AdapterTier::Memory | AdapterTier::Loading)
-}
-
-/// Cuts a reason to what the protocol allows.
-fn cut(reason: &mut Option<String>) {
-    if let Some(text) = reason.as_mut().filter(|text| text.len() > AdapterState::MAX_REASON) {
-        let end = (0..=AdapterState::MAX_REASON).rev().find(|at| text.is_char_boundary(*at));
-        text.truncate(end.unwrap_or(0));
-    }
 }

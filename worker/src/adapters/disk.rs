@@ -147,14 +147,8 @@ impl Disk {
 /// The generation that a file is named after.
 fn named(path: &Path) -> Option<Generation> {
     let hex = path.file_name()?.to_str()?.strip_suffix(WHOLE)?.strip_suffix('.')?;
-    let mut digest = [0; 32];
-    if hex.len() != 2 * digest.len() || !hex.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
-        return None;
-    }
-    for (byte, digits) in digest.iter_mut().zip(hex.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(Generation(Digest(digest)))
+    // Only as we write it: one content has one file.
+    hex.parse().ok().map(Generation).filter(|generation| generation.to_string() == hex)
 }
 
 /// A file in the making. Deleted when dropped before [`Part::finish`].

@@ -79,11 +79,7 @@ impl Reason {
     /// `text` without control characters, cut at a character.
     pub fn new(text: &str) -> Self {
         let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let mut end = line.len().min(AdapterState::MAX_REASON);
-        while !line.is_char_boundary(end) {
-            end -= 1;
-        }
-        line.truncate(end);
+        AdapterState::cut_reason(&mut line);
         Self(line)
     }
 

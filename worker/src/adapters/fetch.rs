@@ -12,7 +12,7 @@ use std::time::Duration;
 use quinn::{Connection, ConnectionError};
 use shoal_common::ids::Generation;
 use shoal_common::quic::MAX_FETCHES;
-use shoal_common::wire::blob::{BlobHeader, BlobRequest};
+use shoal_common::wire::blob::{BLOB_PRIORITY, BlobHeader, BlobRequest};
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
 use shoal_common::wire::message::WorkerOpen;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -26,8 +26,6 @@ use super::error::Unavailable;
 const SILENCE: Duration = Duration::from_secs(10);
 /// Bytes taken off the stream before they are written: a few hundred microseconds of hashing and copying.
 const CHUNK: usize = 512 << 10;
-/// Blobs give way to tokens.
-const PRIORITY: i32 = -1;
 
 /// Why a fetch failed.
 #[derive(Debug, thiserror::Error)]
@@ -131,7 +129,7 @@ impl RouterSource {
     async fn ask(&self, generation: Generation) -> Result<(FrameReader<quinn::RecvStream>, BlobHeader), FetchError> {
         let (mut send, recv) = self.connection.open_bi().await?;
         // A closed stream is noticed by the write.
-        let _ = send.set_priority(PRIORITY);
+        let _ = send.set_priority(BLOB_PRIORITY);
         codec::write_frame(&mut send, &WorkerOpen::Blob(BlobRequest { digest: generation.0 })).await?;
         let _ = send.finish();
         let mut frames = FrameReader::new(recv);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use quinn::{RecvStream, SendStream};
 use shoal_common::quic::CloseCode;
-use shoal_common::wire::blob::{BlobHeader, BlobRequest};
+use shoal_common::wire::blob::{BLOB_PRIORITY, BlobHeader, BlobRequest};
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
 use shoal_common::wire::hello::WorkerState;
 use shoal_common::wire::message::{GroupFailure, GroupFrame, GroupOrder, StreamOpen, Submit};
@@ -25,8 +25,6 @@ const OPEN_WITHIN: Duration = Duration::from_secs(5);
 const BUSY_DRAINING: GroupFrame = GroupFrame::Busy { retry_after_ms: 1000 };
 /// Told when as many groups wait for their adapters as may wait for anything.
 const RETRY_AFTER_CROWD_MS: u32 = 1000;
-/// Blobs give way to tokens.
-const BLOB_PRIORITY: i32 = -1;
 
 /// What a stream's end means for its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

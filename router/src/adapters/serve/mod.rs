@@ -5,7 +5,7 @@
 use std::io;
 
 use shoal_common::quic::CloseCode;
-use shoal_common::wire::blob::{BlobHeader, BlobRequest};
+use shoal_common::wire::blob::{BLOB_PRIORITY, BlobHeader, BlobRequest};
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
 use shoal_common::wire::message::WorkerOpen;
 use tokio::fs::File;
@@ -13,9 +13,6 @@ use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
 
 use super::registry::{Blob, Registry};
-
-/// Streams of groups have 0: a token never waits behind an adapter.
-const PRIORITY: i32 = -1;
 
 /// Bytes read from the disk at once.
 const PIECE: usize = 64 << 10;
@@ -59,7 +56,7 @@ async fn stream(writer: quinn::SendStream, reader: quinn::RecvStream, registry: 
 
 async fn send(mut writer: quinn::SendStream, request: BlobRequest, registry: &Registry) -> Result<(), CodecError> {
     // Fails only where the stream is gone, and then writing fails, too.
-    let _ = writer.set_priority(PRIORITY);
+    let _ = writer.set_priority(BLOB_PRIORITY);
     let Some((blob, file)) = open(request, registry).await else {
         metrics::counter!("shoal_adapter_blobs_not_found_total").increment(1);
         codec::write_frame(&mut writer, &BlobHeader::NotFound).await?;

@@ -2,7 +2,7 @@
 //! shape of the response; what is computed and merged is [`crate::answer`]'s.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime};
 
 use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -23,7 +23,7 @@ use super::trace::RequestId;
 use crate::adapters::Resolved;
 use crate::answer::{Answer, Progress};
 use crate::app::App;
-use crate::catalogue::ServedModel;
+use crate::catalogue::{ServedModel, unix_seconds};
 use crate::choice::Delta;
 use crate::dispatch::DispatchError;
 use crate::merge::ChoiceDelta;
@@ -123,10 +123,6 @@ async fn start(app: &App, model: &ServedModel, plan: &Plan, deadline: Option<Ins
 fn share_key(request: &CompletionRequest) -> u64 {
     let hash = request.user.as_ref().map(|user| Digest::of(user.0.as_bytes()).0);
     hash.and_then(|hash| hash.first_chunk().copied()).map_or(0, u64::from_le_bytes)
-}
-
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn headers(request: &CompletionRequest, plan: &Plan, seed: u64, adapter: Option<&Resolved>) -> HeaderMap {
