@@ -48,18 +48,13 @@ async fn a_worker_that_cannot_have_the_adapter_is_passed_over_and_is_no_loss() {
             group.send(lacks()).await;
             kept.push(group);
         }
-        let mut group = workers[4].group().await;
-        group.send(GroupFrame::Accepted).await;
+        let mut group = workers[4].accepts().await;
         group.tokens(0, 0..6).await;
         group.writer.finish().unwrap();
         kept.push(group);
         kept
     };
-    let client = async {
-        run.start().await.unwrap();
-        rest(&mut run).await.unwrap()
-    };
-    let (_kept, seen) = tokio::join!(plays, client);
+    let (_kept, seen) = tokio::join!(plays, whole(&mut run));
     assert_eq!(seen, tokens_of(0));
     let excluded: Vec<_> = policy.asked().iter().map(|asked| asked.excluded.len()).collect();
     assert_eq!(excluded, [0, 1, 2, 3, 4]);
@@ -151,12 +146,7 @@ async fn where_a_prompt_was_taken_is_remembered_for_the_next_one_that_can_use_it
     };
     for submit in [long(None), long(None), long(Some(0))] {
         let (mut run, _stop) = stage.run(submit);
-        let plays = async {
-            let mut group = worker.group().await;
-            group.send(GroupFrame::Accepted).await;
-            group
-        };
-        let (_kept, started) = tokio::join!(plays, run.start());
+        let (_kept, started) = tokio::join!(worker.accepts(), run.start());
         started.unwrap();
     }
     let overlaps: Vec<_> = policy.asked().iter().map(|asked| asked.overlap).collect();

@@ -113,6 +113,20 @@ impl Played {
         PlayedGroup { submit: *submit, reader, writer }
     }
 
+    /// The next group, which the worker takes.
+    async fn accepts(&self) -> PlayedGroup {
+        let mut group = self.group().await;
+        group.send(GroupFrame::Accepted).await;
+        group
+    }
+
+    /// The worker dies once the router has all that was sent of `group`, which has no end.
+    async fn dies_after(&self, mut group: PlayedGroup) {
+        group.writer.finish().unwrap();
+        group.writer.stopped().await.unwrap();
+        self.die();
+    }
+
     fn die(&self) {
         self.connection.close(9u32.into(), b"");
     }
@@ -137,15 +151,19 @@ impl PlayedGroup {
             self.send(GroupFrame::Step(vec![token])).await;
         }
     }
-}
 
-impl PlayedGroup {
     /// Branches 0 and 1 end with their first tokens, in one step.
     pub(crate) async fn both_end(&mut self) {
         let end = Some(BranchEnd::Length);
         let token = |branch: u16| self.token(branch, 0, TokenId(100 + u32::from(branch)), end);
         self.send(GroupFrame::Step(vec![token(0), token(1)])).await;
     }
+}
+
+/// The tokens of a group that starts and comes to its end.
+async fn whole(run: &mut GroupRun) -> Vec<(u16, u32)> {
+    run.start().await.unwrap();
+    rest(run).await.unwrap()
 }
 
 /// The tokens of every event up to the end, as (branch, token).
@@ -169,12 +187,9 @@ async fn a_lost_worker_leaves_no_gap_and_no_duplicate() {
     let (first, second) = (stage.worker("a").await, stage.worker("b").await);
     let (mut run, _stop) = stage.group(1, None);
     let plays = async {
-        let mut group = first.group().await;
-        group.send(GroupFrame::Accepted).await;
+        let mut group = first.accepts().await;
         group.tokens(0, 0..3).await;
-        group.writer.finish().unwrap();
-        group.writer.stopped().await.unwrap();
-        first.die();
+        first.dies_after(group).await;
         let mut resumed = second.group().await;
         let emitted: Vec<u32> = resumed.submit.branches[0].emitted.0.iter().map(|token| token.0).collect();
         assert_eq!(emitted, [100, 101, 102], "the resumption does not say what was delivered");
@@ -183,11 +198,7 @@ async fn a_lost_worker_leaves_no_gap_and_no_duplicate() {
         resumed.writer.finish().unwrap();
         resumed
     };
-    let client = async {
-        run.start().await.unwrap();
-        rest(&mut run).await.unwrap()
-    };
-    let (_kept, seen) = tokio::join!(plays, client);
+    let (_kept, seen) = tokio::join!(plays, whole(&mut run));
     assert_eq!(seen, tokens_of(0));
 }
 
@@ -197,13 +208,10 @@ async fn only_open_branches_are_resumed_and_keep_their_names() {
     let (first, second) = (stage.worker("a").await, stage.worker("b").await);
     let (mut run, _stop) = stage.group(2, None);
     let plays = async {
-        let mut group = first.group().await;
-        group.send(GroupFrame::Accepted).await;
+        let mut group = first.accepts().await;
         group.tokens(0, 0..6).await;
         group.tokens(1, 0..2).await;
-        group.writer.finish().unwrap();
-        group.writer.stopped().await.unwrap();
-        first.die();
+        first.dies_after(group).await;
         let mut resumed = second.group().await;
         assert_eq!(resumed.submit.branches.len(), 1);
         assert_eq!(resumed.submit.branches[0].choice, 1, "the draws would be another choice's");
@@ -212,11 +220,7 @@ async fn only_open_branches_are_resumed_and_keep_their_names() {
         resumed.writer.finish().unwrap();
         resumed
     };
-    let client = async {
-        run.start().await.unwrap();
-        rest(&mut run).await.unwrap()
-    };
-    let (_kept, seen) = tokio::join!(plays, client);
+    let (_kept, seen) = tokio::join!(plays, whole(&mut run));
     assert_eq!(seen.iter().filter(|(branch, _)| *branch == 1).copied().collect::<Vec<_>>(), tokens_of(1));
 }
 
@@ -227,23 +231,17 @@ async fn a_gap_a_repetition_or_an_unknown_token_is_never_handed_on() {
         let (first, second) = (stage.worker("a").await, stage.worker("b").await);
         let (mut run, _stop) = stage.group(1, None);
         let plays = async {
-            let mut group = first.group().await;
-            group.send(GroupFrame::Accepted).await;
+            let mut group = first.accepts().await;
             group.tokens(0, 0..1).await;
             let (branch, position, token) = bad;
             let token = group.token(branch, position, TokenId(token), None);
             group.send(GroupFrame::Step(vec![token])).await;
-            let mut resumed = second.group().await;
-            resumed.send(GroupFrame::Accepted).await;
+            let mut resumed = second.accepts().await;
             resumed.tokens(0, 1..6).await;
             resumed.writer.finish().unwrap();
             (group, resumed)
         };
-        let client = async {
-            run.start().await.unwrap();
-            rest(&mut run).await.unwrap()
-        };
-        let (_kept, seen) = tokio::join!(plays, client);
+        let (_kept, seen) = tokio::join!(plays, whole(&mut run));
         assert_eq!(seen, tokens_of(0), "{bad:?}");
     }
 }
@@ -254,22 +252,16 @@ async fn of_a_step_with_a_wrong_token_nothing_is_lost() {
     let (first, second) = (stage.worker("a").await, stage.worker("b").await);
     let (mut run, _stop) = stage.group(2, None);
     let plays = async {
-        let mut group = first.group().await;
-        group.send(GroupFrame::Accepted).await;
+        let mut group = first.accepts().await;
         let (right, wrong) = (group.token(0, 0, TokenId(100), None), group.token(1, 3, TokenId(103), None));
         group.send(GroupFrame::Step(vec![right, wrong])).await;
-        let mut resumed = second.group().await;
-        resumed.send(GroupFrame::Accepted).await;
+        let mut resumed = second.accepts().await;
         resumed.tokens(0, 0..6).await;
         resumed.tokens(1, 0..6).await;
         resumed.writer.finish().unwrap();
         (group, resumed)
     };
-    let client = async {
-        run.start().await.unwrap();
-        rest(&mut run).await.unwrap()
-    };
-    let (_kept, seen) = tokio::join!(plays, client);
+    let (_kept, seen) = tokio::join!(plays, whole(&mut run));
     assert_eq!(seen, [tokens_of(0), tokens_of(1)].concat());
 }
 
@@ -279,8 +271,7 @@ async fn a_worker_that_does_not_end_is_not_listened_to() {
     let worker = stage.worker("a").await;
     let (mut run, _stop) = stage.group(1, None);
     let plays = async {
-        let mut group = worker.group().await;
-        group.send(GroupFrame::Accepted).await;
+        let mut group = worker.accepts().await;
         for position in 0..7 {
             let token = group.token(0, position, TokenId(100 + position), None);
             group.send(GroupFrame::Step(vec![token])).await;
@@ -311,14 +302,10 @@ async fn prompt_scores_are_told_once_across_a_replay() {
         scores: range.map(|position| score(TokenId(10 + position), -1.0)).collect(),
     };
     let plays = async {
-        let mut group = first.group().await;
-        group.send(GroupFrame::Accepted).await;
+        let mut group = first.accepts().await;
         group.send(scores(1..2)).await;
-        group.writer.finish().unwrap();
-        group.writer.stopped().await.unwrap();
-        first.die();
-        let mut resumed = second.group().await;
-        resumed.send(GroupFrame::Accepted).await;
+        first.dies_after(group).await;
+        let mut resumed = second.accepts().await;
         resumed.send(scores(1..3)).await;
         resumed.send(scores(3..4)).await;
         resumed.writer.finish().unwrap();
@@ -376,11 +363,7 @@ async fn a_group_that_no_worker_survives_is_given_up() {
     let (mut run, _stop) = stage.group(1, None);
     let plays = async {
         for worker in &workers[..3] {
-            let mut group = worker.group().await;
-            group.send(GroupFrame::Accepted).await;
-            group.writer.finish().unwrap();
-            group.writer.stopped().await.unwrap();
-            worker.die();
+            worker.dies_after(worker.accepts().await).await;
         }
     };
     let client = async {
@@ -396,12 +379,7 @@ async fn dropping_a_group_cancels_it_on_its_worker() {
     let mut stage = Stage::new();
     let worker = stage.worker("a").await;
     let (mut run, _stop) = stage.group(1, None);
-    let plays = async {
-        let mut group = worker.group().await;
-        group.send(GroupFrame::Accepted).await;
-        group
-    };
-    let (mut group, started) = tokio::join!(plays, run.start());
+    let (mut group, started) = tokio::join!(worker.accepts(), run.start());
     started.unwrap();
     drop(run);
     assert_eq!(group.writer.stopped().await.unwrap(), Some(0u32.into()), "the worker may still send");
@@ -415,8 +393,7 @@ async fn a_stopped_branch_is_stopped_on_its_worker_while_others_go_on() {
     let worker = stage.worker("a").await;
     let (mut run, stop) = stage.group(2, None);
     let plays = async {
-        let mut group = worker.group().await;
-        group.send(GroupFrame::Accepted).await;
+        let mut group = worker.accepts().await;
         group.tokens(0, 0..1).await;
         let order: GroupOrder = group.reader.next().await.unwrap();
         assert_eq!(order, GroupOrder::StopBranch(BranchIndex(0)));
