@@ -1,17 +1,23 @@
-//! `shoal check`: shows who would host what, and what the models take of memory ([`memory`]); [`perplexity`] is `--ppl`.
-//! Called by `main`; reads the model files as a worker does, and starts nothing.
+//! `shoal check`: shows who would host what, what the models take of memory ([`memory`]), and the [`adapters`]; [`perplexity`]
+//! is `--ppl`. Called by `main`; reads the files as router and worker do, and starts nothing.
 
+mod adapters;
 mod memory;
 pub(crate) mod perplexity;
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use indicatif::HumanBytes;
+use shoal_common::adapter::Geometry;
 use shoal_common::config::{Config, ModelConfig, WorkerConfig};
+use shoal_common::ids::Name;
 use shoal_worker::weights::WeightsError;
+
+use adapters::AdapterFault;
 
 /// Why a file that a model names cannot hold one.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +28,8 @@ pub(crate) enum CheckError {
     NotGguf { model: String, path: PathBuf },
     #[error("model {model} cannot be used")]
     Unusable { model: String, source: WeightsError },
+    #[error("adapter {adapter} ({})", path.display())]
+    Adapter { adapter: String, path: PathBuf, source: AdapterFault },
     #[error("model {model}: {} has no {missing}; a Hugging Face directory has config.json and *.safetensors", .path.display())]
     NotDirectory { model: String, path: PathBuf, missing: &'static str },
 }
@@ -43,41 +51,60 @@ impl fmt::Display for Weights {
     }
 }
 
-/// The plan as a table, and what is wrong with the model files.
+/// The plan as a table, and what is wrong with the files of models and adapters.
 pub(crate) fn plan(config: &Config) -> (String, Vec<CheckError>) {
-    let mut faults = Vec::new();
-    let mut table = String::new();
-    let mut line = |what: &str, text: String| {
-        writeln!(table, "{what:<8} {text}").expect("a String takes all that is written to it");
-    };
+    let (mut table, mut faults) = (Table::default(), Vec::new());
     let pki = config.cluster.pki.as_ref().map_or_else(
         || "no certificates: `shoal dev` only".to_owned(),
         |dir| format!("certificates in {}", dir.display()),
     );
-    line("cluster", format!("{}: {pki}", config.cluster.name));
+    table.line("cluster", &format!("{}: {pki}", config.cluster.name));
     let router = &config.router;
-    line(
-        "router",
-        format!("http://{}, workers dial {}, data in {}", router.listen, router.quic, router.data_dir.display()),
-    );
+    let watched = adapters::watched(router.adapters.as_deref());
+    let data = router.data_dir.display();
+    let text = format!("http://{}, workers dial {}, data in {data}{watched}", router.listen, router.quic);
+    table.line("router", &text);
+    let widths = models(config, &mut table, &mut faults);
+    for worker in &config.workers {
+        table.line("worker", &format!("{}: hosts {}, {}", worker.name, worker.model, sizes(worker)));
+    }
+    let found = adapters::check(config, &widths);
+    found.lines.iter().for_each(|text| table.line("adapter", text));
+    let of_adapter = |(adapter, path, source)| CheckError::Adapter { adapter, path, source };
+    faults.extend(found.faults.into_iter().map(of_adapter));
+    (table.0, faults)
+}
+
+/// Lines with a word in front.
+#[derive(Default)]
+struct Table(String);
+
+impl Table {
+    fn line(&mut self, what: &str, text: &str) {
+        writeln!(self.0, "{what:<8} {text}").expect("a String takes all that is written to it");
+    }
+}
+
+/// The lines of the models, and the widths that adapters must have.
+fn models(config: &Config, table: &mut Table, faults: &mut Vec<CheckError>) -> BTreeMap<Name, Geometry> {
+    let mut widths = BTreeMap::new();
     for model in &config.models {
         match weights(model) {
-            Ok(weights) => line("model", format!("{}: {weights}{}", model.name, hosts(config, model))),
+            Ok(weights) => table.line("model", &format!("{}: {weights}{}", model.name, hosts(config, model))),
             Err(fault) => {
                 faults.push(fault);
                 continue;
             }
         }
         match memory::lines(config, model) {
-            None => {}
-            Some(Ok(lines)) => lines.into_iter().for_each(|text| line("", text)),
-            Some(Err(source)) => faults.push(CheckError::Unusable { model: model.name.to_string(), source }),
+            Ok((lines, geometry)) => {
+                lines.iter().for_each(|text| table.line("", text));
+                widths.insert(model.name.clone(), geometry);
+            }
+            Err(source) => faults.push(CheckError::Unusable { model: model.name.to_string(), source }),
         }
     }
-    for worker in &config.workers {
-        line("worker", format!("{}: hosts {}, {}", worker.name, worker.model, sizes(worker)));
-    }
-    (table, faults)
+    widths
 }
 
 fn hosts(config: &Config, model: &ModelConfig) -> String {
@@ -194,5 +221,29 @@ mod tests {
         let (plan, faults) = plan_of(&tiny("base"));
         assert!(faults.is_empty(), "{faults:?}");
         assert!(plan.contains("safetensors, 1 files, "), "{plan}");
+    }
+
+    #[test]
+    fn adapters_are_listed_and_what_is_wrong_with_one_is_told() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (name, golden) in [("good", "tiny/tiny-qv"), ("other", "adapters/upper"), ("m", "tiny/tiny-qv")] {
+            let golden = tiny("..").join(golden);
+            std::fs::create_dir(dir.path().join(name)).expect("a directory");
+            for file in ["adapter_config.json", "adapter_model.safetensors"] {
+                std::fs::copy(golden.join(file), dir.path().join(name).join(file)).expect("a copy");
+            }
+        }
+        std::fs::create_dir(dir.path().join("two words")).expect("a directory");
+        let source = ModelFlagSource::Path(tiny("gguf/tiny-q8_0.gguf"));
+        let model = Some(ModelFlag { name: Some("m".to_owned()), source });
+        let adapters = Some(dir.path().to_owned());
+        let overrides = Overrides { scope: Scope::Dev, model, adapters, ..Overrides::default() };
+        let (plan, faults) = plan(&load(None, &overrides).expect("nothing is wrong"));
+        assert!(plan.contains("adapter  good: for m, rank 4, 17.04 KiB\n"), "{plan}");
+        let faults: Vec<String> = faults.into_iter().map(|fault| format!("{:#}", anyhow::Error::from(fault))).collect();
+        assert_eq!(faults.len(), 3, "{faults:?}");
+        assert!(faults[0].contains("two words") && faults[0].contains("its name"), "{faults:?}");
+        assert!(faults[1].starts_with("adapter m ") && faults[1].contains("name of a model"), "{faults:?}");
+        assert!(faults[2].starts_with("adapter other ") && faults[2].contains("for another base model"), "{faults:?}");
     }
 }
