@@ -220,7 +220,8 @@ impl Inner {
 
     /// Lets go of a generation whose bytes are not what they should be; returns its names.
     pub(super) fn verify(&self, _ledger: OwnedMutexGuard<Ledger>, generation: Generation) -> Vec<Name> {
-        if self.book().shelf().lease(generation).is_none() || self.store.verify(generation).is_ok_and(|whole| whole) {
+        let is_kept = self.book().shelf().lease(generation).is_some();
+        if !is_kept || self.store.verify(generation).is_ok_and(|whole| whole) {
             return Vec::new();
         }
         let lost = self.book().lost(generation, "its stored copy is damaged; register it again");

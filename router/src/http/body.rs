@@ -62,7 +62,7 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), MediaFault> {
     Ok(())
 }
 
-fn declared_length(headers: &HeaderMap) -> usize {
+pub(super) fn declared_length(headers: &HeaderMap) -> usize {
     headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0)
 }
 

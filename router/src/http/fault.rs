@@ -107,7 +107,7 @@ impl FaultKind {
 /// One value that breaks a rule of the contract.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldFault {
-    /// From the body down to the element; begins with `body`.
+    /// From the body down to the element; begins with `body`, or with `path` or `query` where the fault is there.
     pub loc: Vec<Loc>,
     /// The rule, never the value.
     pub msg: Cow<'static, str>,

@@ -3,20 +3,23 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use serde_json::{Value, json};
 use shoal_common::config::Limits;
+use shoal_common::shutdown;
 use shoal_common::wire::hello::{AdapterState, AdapterTier};
+use tokio::net::TcpListener;
 
 use super::*;
 use crate::adapters::allow::Allowed;
 use crate::adapters::intake::Payload;
 use crate::adapters::{Registry, Settings, WorkerAdapter};
-use crate::http::router;
-use crate::http::tests::{app, ask, get, post};
+use crate::http::tests::{app, ask, get, post, say};
+use crate::http::{router, server};
 use crate::testing::{Fleet, Heard, adapter_settings, golden, order};
 
 struct Scene {
@@ -209,6 +212,32 @@ async fn an_upload_has_a_limit_of_its_own() {
     assert_eq!(error["error"]["message"], format!("the body is longer than {} bytes", exact - 1));
     assert_eq!(refused((status, error)), other(413, "body_too_large"));
     assert!(scene.registry.list().is_empty());
+}
+
+#[tokio::test]
+async fn an_upload_that_is_too_large_reads_its_answer_whether_it_says_its_length_or_not() {
+    let scene = Scene::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (_trigger, shutdown) = shutdown::channel();
+    let paths = scene.paths.clone();
+    tokio::spawn(async move {
+        server::serve(listener, paths, &Limits::default(), Duration::from_millis(200), shutdown).await;
+    });
+    let part = b"--X\r\nContent-Disposition: form-data; name=\"adapter_model.safetensors\"\r\n\r\n";
+    let body = [&part[..], &vec![b'x'; 6 << 20]].concat();
+    let head = "PUT /v1/adapters/a HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=X\r\n";
+    let declared = [format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat();
+    let size = format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n", body.len());
+    let chunked = [size.as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
+    for request in [declared, chunked] {
+        let answer = say(address, &request).await;
+        assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("4194304 bytes"), "{answer}");
+    }
+    let waiting = format!("{head}Content-Length: {}\r\nExpect: 100-continue\r\n\r\n", body.len());
+    let answer = say(address, waiting.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 413"), "it was told to send: {answer}");
+    assert!(scene.registry.spool().is_ok());
 }
 
 #[tokio::test]

@@ -7,6 +7,8 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
+use axum::http::HeaderMap;
+use axum::http::header::EXPECT;
 use serde::Deserialize;
 use shoal_common::ids::Name;
 use tokio::task::spawn_blocking;
@@ -17,7 +19,7 @@ use super::document::Adapter;
 use super::parts::{Parts, Rules};
 use super::refusal::{Places, fault, refusal};
 use crate::adapters::intake::Payload;
-use crate::adapters::spool::SpoolError;
+use crate::adapters::spool::{Spool, SpoolError};
 use crate::adapters::{Listing, Order};
 use crate::app::App;
 use crate::http::body;
@@ -70,17 +72,47 @@ pub(in crate::http) async fn upload(
     request: Request,
 ) -> Result<Json<Adapter>, ApiError> {
     let (head, mut body) = request.into_parts();
-    let outcome = match order(id, query) {
-        Ok(order) => take(&app, order, &head.headers, &mut body).await,
-        Err(error) => Err(error),
+    let outcome = match admit(&app, id, query, &head.headers).await {
+        Ok(admitted) => take(&app, admitted, &mut body).await,
+        Err(error) => {
+            // Who waits to be told to go on has not begun to send.
+            let waits = head.headers.contains_key(EXPECT);
+            Err(Refused { error, reading: if waits { Reading::Over } else { Reading::Cut } })
+        }
     };
-    let outcome_name = if outcome.is_ok() { "registered" } else { "refused" };
-    metrics::counter!("shoal_adapter_uploads_total", "outcome" => outcome_name).increment(1);
-    if outcome.is_err() {
-        // A client that still sends would otherwise lose the answer with its connection.
-        body::linger(&mut body).await;
+    let word = if outcome.is_ok() { "registered" } else { "refused" };
+    metrics::counter!("shoal_adapter_uploads_total", "outcome" => word).increment(1);
+    match outcome {
+        Ok(listing) => Ok(Json(Adapter::new(&app, listing))),
+        Err(Refused { error, reading }) => {
+            if reading == Reading::Cut {
+                // A client that still sends would otherwise lose the answer with its connection.
+                body::linger(&mut body).await;
+            }
+            Err(error)
+        }
     }
-    Ok(Json(Adapter::new(&app, outcome?)))
+}
+
+/// An upload that is not registered.
+struct Refused {
+    error: ApiError,
+    reading: Reading,
+}
+
+/// Whether its body was read to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    Over,
+    Cut,
+}
+
+/// An upload whose body may be taken.
+struct Admitted {
+    order: Order,
+    boundary: String,
+    rules: Rules,
+    spool: Spool,
 }
 
 fn order(id: String, query: Result<Query<UploadQuery>, QueryRejection>) -> Result<Order, ApiError> {
@@ -91,11 +123,18 @@ fn order(id: String, query: Result<Query<UploadQuery>, QueryRejection>) -> Resul
     Ok(by_request(name(id, places.name)?, base))
 }
 
-async fn take(app: &App, order: Order, headers: &axum::http::HeaderMap, body: &mut Body) -> Result<Listing, ApiError> {
-    let name = order.name.clone();
-    let refuse = |error| refusal(error, &name, &Places::OF_UPLOAD);
+/// Judges everything but the files.
+async fn admit(
+    app: &App,
+    id: String,
+    query: Result<Query<UploadQuery>, QueryRejection>,
+    headers: &HeaderMap,
+) -> Result<Admitted, ApiError> {
+    let order = order(id, query)?;
     let boundary = body::boundary(headers)?;
-    app.adapters.may(&order).map_err(refuse)?;
+    let rules = Rules { limit: app.adapters.adapter_bytes(), patience: app.limits.body_timeout };
+    rules.declared(body::declared_length(headers) as u64)?;
+    app.adapters.may(&order).map_err(|error| refusal(error, &order.name, &Places::OF_UPLOAD))?;
     let adapters = app.adapters.clone();
     let spool = spawn_blocking(move || adapters.spool()).await.map_err(|_| ApiError::Internal)?;
     let spool = spool.map_err(|error| match error {
@@ -105,7 +144,15 @@ async fn take(app: &App, order: Order, headers: &axum::http::HeaderMap, body: &m
             ApiError::Internal
         }
     })?;
-    let rules = Rules { limit: app.adapters.adapter_bytes(), patience: app.limits.body_timeout };
-    let Parts { config, weights } = Parts::receive(body, boundary, rules, spool).await?;
-    app.adapters.register(order, Payload::Upload { config, weights }).await.map_err(refuse)
+    Ok(Admitted { order, boundary, rules, spool })
+}
+
+/// Takes the files and registers them.
+async fn take(app: &App, admitted: Admitted, body: &mut Body) -> Result<Listing, Refused> {
+    let Admitted { order, boundary, rules, spool } = admitted;
+    let parts = Parts::receive(body, boundary, rules, spool).await;
+    let Parts { config, weights } = parts.map_err(|error| Refused { error, reading: Reading::Cut })?;
+    let name = order.name.clone();
+    let registered = app.adapters.register(order, Payload::Upload { config, weights }).await;
+    registered.map_err(|error| Refused { error: refusal(error, &name, &Places::OF_UPLOAD), reading: Reading::Over })
 }

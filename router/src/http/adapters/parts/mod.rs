@@ -50,6 +50,12 @@ pub(super) struct Rules {
 }
 
 impl Rules {
+    /// Whether a body of so many bytes is worth beginning.
+    pub(super) fn declared(&self, bytes: u64) -> Result<(), ApiError> {
+        let most = self.limit.saturating_add(OVERHEAD);
+        if bytes > most { Err(ApiError::TooLarge { limit: self.limit }) } else { Ok(()) }
+    }
+
     /// How long `taken` bytes may take.
     fn allowed(&self, taken: u64) -> Duration {
         self.patience + Duration::from_secs(taken / MIN_RATE)
