@@ -2,14 +2,17 @@
 //! reads the model's files, and packs nothing.
 
 use indicatif::HumanBytes;
+use shoal_common::adapter::Geometry;
 use shoal_common::config::{Config, ModelConfig};
 use shoal_worker::cpu::Footprint;
+use shoal_worker::scripted;
 use shoal_worker::weights::{ModelFile, WeightsError};
 
-/// The lines about one model, each without a line break.
-pub(super) fn lines(config: &Config, model: &ModelConfig) -> Option<Result<Vec<String>, WeightsError>> {
-    let (path, engine) = model.files()?;
-    Some(ModelFile::open(path).map(|file| describe(config, &file, Footprint::of(&file, engine))))
+/// The lines about one model, each without a line break, and the widths that its adapters must have.
+pub(super) fn lines(config: &Config, model: &ModelConfig) -> Result<(Vec<String>, Geometry), WeightsError> {
+    let Some((path, engine)) = model.files() else { return Ok((Vec::new(), scripted::GEOMETRY)) };
+    let file = ModelFile::open(path)?;
+    Ok((describe(config, &file, Footprint::of(&file, engine)), file.config.geometry()))
 }
 
 fn describe(config: &Config, file: &ModelFile, footprint: Footprint) -> Vec<String> {

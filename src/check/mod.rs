@@ -1,15 +1,18 @@
-//! `shoal check`: shows who would host what, and what the models take of memory ([`memory`]); [`perplexity`] is `--ppl`.
-//! Called by `main`; reads the model files as a worker does, and starts nothing.
+//! `shoal check`: shows who would host what, what the models take of memory ([`memory`]), and the [`adapters`]; [`perplexity`]
+//! is `--ppl`. Called by `main`; reads the files as router and worker do, and starts nothing.
 
+mod adapters;
 mod memory;
 pub(crate) mod perplexity;
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use indicatif::HumanBytes;
+use shoal_common::adapter::Geometry;
 use shoal_common::config::{Config, Host, ModelConfig, WorkerConfig};
 use shoal_common::ids::Name;
 use shoal_common::pki::{Identity, PkiError, Role};
@@ -17,6 +20,7 @@ use shoal_worker::weights::WeightsError;
 
 use crate::cli::Part;
 use crate::roles;
+use adapters::AdapterFault;
 
 /// Why a file that a model names cannot hold one.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +31,8 @@ pub(crate) enum CheckError {
     NotGguf { model: String, path: PathBuf },
     #[error("model {model} cannot be used")]
     Unusable { model: String, source: WeightsError },
+    #[error("adapter {adapter} ({})", path.display())]
+    Adapter { adapter: String, path: PathBuf, source: AdapterFault },
     #[error("model {model}: {} has no {missing}; a Hugging Face directory has config.json and *.safetensors", .path.display())]
     NotDirectory { model: String, path: PathBuf, missing: &'static str },
     #[error(transparent)]
@@ -61,10 +67,14 @@ pub(crate) fn plan(config: &Config, part: &Part) -> (String, Vec<CheckError>) {
             for (worker, host) in config.workers.iter().zip(&config.hosts.workers) {
                 plan.worker(worker, host);
             }
+            if config.hosts.router == Host::Here {
+                plan.adapters(config);
+            }
         }
         Part::Router => {
             plan.router(config);
             plan.certificate(config, &roles::router_name(), Role::Router);
+            plan.adapters(config);
         }
         Part::Worker(name) => {
             let found = config.workers.iter().zip(&config.hosts.workers).find(|(worker, _)| worker.name == *name);
@@ -83,6 +93,8 @@ pub(crate) fn plan(config: &Config, part: &Part) -> (String, Vec<CheckError>) {
 struct Plan {
     table: String,
     faults: Vec<CheckError>,
+    /// What adapters of the models that were read must fit.
+    widths: BTreeMap<Name, Geometry>,
 }
 
 impl Plan {
@@ -101,7 +113,9 @@ impl Plan {
     fn router(&mut self, config: &Config) {
         let (router, host) = (&config.router, at(&config.hosts.router));
         let data = router.data_dir.display();
-        self.line("router", &format!("{host}http://{}, workers dial {}, data in {data}", router.listen, router.quic));
+        let watched = adapters::watched(router.adapters.as_deref());
+        let text = format!("{host}http://{}, workers dial {}, data in {data}{watched}", router.listen, router.quic);
+        self.line("router", &text);
     }
 
     fn model(&mut self, config: &Config, model: &ModelConfig) {
@@ -115,14 +129,23 @@ impl Plan {
             Err(fault) => return self.faults.push(fault),
         }
         match memory::lines(config, model) {
-            None => {}
-            Some(Ok(lines)) => lines.iter().for_each(|text| self.line("", text)),
-            Some(Err(source)) => self.faults.push(CheckError::Unusable { model: model.name.to_string(), source }),
+            Ok((lines, geometry)) => {
+                lines.iter().for_each(|text| self.line("", text));
+                self.widths.insert(model.name.clone(), geometry);
+            }
+            Err(source) => self.faults.push(CheckError::Unusable { model: model.name.to_string(), source }),
         }
     }
 
     fn worker(&mut self, worker: &WorkerConfig, host: &Host) {
         self.line("worker", &format!("{}: {}hosts {}, {}", worker.name, at(host), worker.model, sizes(worker)));
+    }
+
+    fn adapters(&mut self, config: &Config) {
+        let found = adapters::check(config, &self.widths);
+        found.lines.iter().for_each(|text| self.line("adapter", text));
+        let of_adapter = |(adapter, path, source)| CheckError::Adapter { adapter, path, source };
+        self.faults.extend(found.faults.into_iter().map(of_adapter));
     }
 
     fn certificate(&mut self, config: &Config, name: &Name, role: Role) {
@@ -306,5 +329,29 @@ mod tests {
         let (plan, faults) = plan_of(&tiny("base"));
         assert!(faults.is_empty(), "{faults:?}");
         assert!(plan.contains("safetensors, 1 files, "), "{plan}");
+    }
+
+    #[test]
+    fn adapters_are_listed_and_what_is_wrong_with_one_is_told() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (name, golden) in [("good", "tiny/tiny-qv"), ("other", "adapters/upper"), ("m", "tiny/tiny-qv")] {
+            let golden = tiny("..").join(golden);
+            std::fs::create_dir(dir.path().join(name)).expect("a directory");
+            for file in ["adapter_config.json", "adapter_model.safetensors"] {
+                std::fs::copy(golden.join(file), dir.path().join(name).join(file)).expect("a copy");
+            }
+        }
+        std::fs::create_dir(dir.path().join("two words")).expect("a directory");
+        let source = ModelFlagSource::Path(tiny("gguf/tiny-q8_0.gguf"));
+        let model = Some(ModelFlag { name: Some("m".to_owned()), source });
+        let adapters = Some(dir.path().to_owned());
+        let overrides = Overrides { scope: Scope::Dev, model, adapters, ..Overrides::default() };
+        let (plan, faults) = plan(&load(None, &overrides).expect("nothing is wrong"), &Part::Whole);
+        assert!(plan.contains("adapter  good: for m, rank 4, 17.04 KiB\n"), "{plan}");
+        let faults: Vec<String> = faults.into_iter().map(|fault| format!("{:#}", anyhow::Error::from(fault))).collect();
+        assert_eq!(faults.len(), 3, "{faults:?}");
+        assert!(faults[0].contains("two words") && faults[0].contains("its name"), "{faults:?}");
+        assert!(faults[1].starts_with("adapter m ") && faults[1].contains("name of a model"), "{faults:?}");
+        assert!(faults[2].starts_with("adapter other ") && faults[2].contains("for another base model"), "{faults:?}");
     }
 }

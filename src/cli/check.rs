@@ -8,7 +8,7 @@ use shoal_common::ids::Name;
 
 pub(super) const CHECK_HELP: &str = "\
 Reads the configuration as the other commands do, with the same environment, and the model files as a worker does, and \
-starts nothing. Says who hosts what and what it takes of memory. Exit code 0: it is good. 1: it is not, and every fault is \
+starts nothing. Says who hosts what, what it takes of memory, and which adapters there are. Exit code 0: it is good. 1: it is not, and every fault is \
 on stderr with its place, its reason and what to do.
 
 Examples:

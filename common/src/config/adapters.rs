@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use config::ValueKind;
 
+use super::hosts::is_elsewhere;
 use super::models::required_name;
 use super::report::Report;
 use super::section::{Section, describe, nearest};
@@ -60,7 +61,14 @@ fn base_model(section: &Section<'_>, models: &[Name], report: &mut Report) -> Op
 /// `router.adapters`, which must be there wherever a router runs.
 pub(super) fn watched(router: &Section<'_>, scope: &Scope, report: &mut Report) -> Option<PathBuf> {
     let path = router.path("adapters", report)?;
-    if !matches!(scope, Scope::Worker(_)) && !path.is_dir() {
+    let is_here = match scope {
+        Scope::Dev | Scope::Router => true,
+        Scope::Whole => {
+            !matches!(&router.value("host").map(|host| &host.kind), Some(ValueKind::String(host)) if is_elsewhere(host))
+        }
+        Scope::Worker(_) | Scope::Plan => false,
+    };
+    if is_here && !path.is_dir() {
         let remedy = "make it; every directory in it is an adapter of that name";
         router.fault("adapters", format!("there is no directory {}", path.display()), remedy, report);
     }

@@ -76,7 +76,7 @@ async fn run(mut watcher: Watcher, view: FleetView) {
                 verified = true;
                 watcher.read_again(&lost.unwrap_or_default());
             }
-            () = tokio::time::sleep(wait) => {}
+            () = tokio::time::sleep(wait) => watcher.retry(),
         }
     }
 }
@@ -136,7 +136,7 @@ impl Watcher {
 
     /// Looks everywhere once and takes in what is quiet; returns when to look again.
     async fn turn(&mut self, now: Instant) -> Duration {
-        let Some(places) = self.places().await else { return self.rhythm.poll };
+        let places = self.places().await;
         self.remove_others(&places).await;
         for (name, place) in &places {
             if self.announced.insert(name.clone()) {
@@ -154,7 +154,7 @@ impl Watcher {
         if look.restless.is_empty() { self.rhythm.poll } else { self.rhythm.quiet }
     }
 
-    /// Looks again at what could not be judged before.
+    /// Looks again at what could not be judged, or stored, before.
     fn retry(&mut self) {
         self.waiting.iter().for_each(|name| self.quiet.again(name));
     }
@@ -164,20 +164,26 @@ impl Watcher {
         names.iter().for_each(|name| self.quiet.again(name));
     }
 
-    /// Every place, by name; `None` where the directory cannot be read: what was there is kept.
-    async fn places(&mut self) -> Option<BTreeMap<Name, Place>> {
-        let directory = self.sources.directory.clone();
-        let scanned = spawn_blocking(move || directory.map_or_else(|| Ok(Scan::default()), |path| scan::scan(&path)));
-        let scan = match scanned.await.ok()? {
-            Ok(scan) => scan,
-            Err(error) => {
-                if self.unreadable.replace(error.kind()) != Some(error.kind()) {
-                    tracing::error!(%error, directory = ?self.sources.directory, "the adapters' directory cannot be read");
-                }
-                return None;
+    /// What lies in the directory; nothing where it cannot be read.
+    async fn scan(&mut self) -> Scan {
+        let Some(directory) = self.sources.directory.clone() else { return Scan::default() };
+        let scanned = spawn_blocking(move || scan::scan(&directory)).await;
+        let error = match scanned.map_err(std::io::Error::other).flatten() {
+            Ok(scan) => {
+                self.unreadable = None;
+                return scan;
             }
+            Err(error) => error,
         };
-        self.unreadable = None;
+        if self.unreadable.replace(error.kind()) != Some(error.kind()) {
+            tracing::error!(%error, directory = ?self.sources.directory, "the adapters' directory cannot be read");
+        }
+        Scan::default()
+    }
+
+    /// Every place, by name.
+    async fn places(&mut self) -> BTreeMap<Name, Place> {
+        let scan = self.scan().await;
         for name in &scan.strange {
             if self.strange.insert(name.clone()) {
                 tracing::warn!(name, "a directory's name is none for an adapter");
@@ -193,12 +199,13 @@ impl Watcher {
             (adapter.name.clone(), Place { path: adapter.path.clone(), order })
         });
         // A name that both have is the configuration's.
-        Some(found.chain(configured).collect())
+        found.chain(configured).collect()
     }
 
-    /// Removes the adapters of these sources that are nowhere any more.
+    /// Removes the adapters of these sources that are nowhere any more. What was in a directory that cannot be read is kept.
     async fn remove_others(&mut self, places: &BTreeMap<Name, Place>) {
-        for source in [Source::Directory, Source::Config] {
+        let readable = self.unreadable.is_none().then_some(Source::Directory);
+        for source in readable.into_iter().chain([Source::Config]) {
             for name in self.registry.names_of(source) {
                 if places.get(&name).is_some_and(|place| place.order.origin.source >= source) {
                     continue;

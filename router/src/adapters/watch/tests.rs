@@ -193,8 +193,16 @@ async fn a_directory_that_cannot_be_read_for_a_while_takes_nothing_away() {
     scene.turn().await;
     let (here, away) = (scene.watched.path().to_owned(), scene.data.path().join("away"));
     fs::rename(&here, &away).unwrap();
+    let configured = AdapterConfig {
+        name: name("c"),
+        path: golden("tiny/tiny-all"),
+        model: Some(name("tiny")),
+        pinning: Pinning::Evictable,
+    };
+    scene.watcher.sources.configured.push(configured);
     scene.turn().await;
     assert_eq!(scene.listing("a").state, State::Ready);
+    assert_eq!(scene.listing("c").state, State::Ready, "the configuration's own are held up");
     fs::rename(&away, &here).unwrap();
     scene.turn().await;
     assert_eq!(scene.listing("a").state, State::Ready);

@@ -37,7 +37,7 @@ pub(crate) struct Played {
 
 /// A group as the played worker sees it.
 pub(crate) struct PlayedGroup {
-    submit: Submit,
+    pub(crate) submit: Submit,
     reader: FrameReader<quinn::RecvStream>,
     writer: quinn::SendStream,
 }

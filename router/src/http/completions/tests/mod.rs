@@ -1,5 +1,7 @@
 //! Completions on workers that are played by the test, over real QUIC on loopback.
 
+mod adapters;
+
 use std::future::pending;
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
 use super::*;
+use crate::adapters::Registry;
 use crate::dispatch::tests::Stage;
 use crate::http::foreign::HostPolicy;
 use crate::http::router;
@@ -26,6 +29,10 @@ use crate::testing::no_adapters;
 
 /// The paths of a router whose workers stand on `stage`. Dropping the trigger cuts what runs.
 fn paths(stage: &Stage, limits: Limits) -> (Router, shutdown::Trigger) {
+    paths_with(stage, limits, no_adapters())
+}
+
+fn paths_with(stage: &Stage, limits: Limits, adapters: Registry) -> (Router, shutdown::Trigger) {
     let (trigger, cut) = shutdown::channel();
     let app = App {
         requests: Arc::new(Semaphore::new(limits.requests)),
@@ -36,7 +43,7 @@ fn paths(stage: &Stage, limits: Limits) -> (Router, shutdown::Trigger) {
         catalogue: Arc::new(stage.dispatcher.view.clone()),
         metrics: PrometheusBuilder::new().build_recorder().handle(),
         prompt_log: PromptLog::off(),
-        adapters: no_adapters(),
+        adapters,
         dispatcher: stage.dispatcher.clone(),
         cut,
         text_threads: Arc::new(Semaphore::new(1)),
