@@ -10,7 +10,7 @@ use crate::adapters::recipe::Recipe;
 use crate::backend::bench::golden_adapter;
 
 /// Of the tiny golden model.
-const GEOMETRY: Geometry = Geometry { layers: 4, hidden: 64, intermediate: 160, queries: 64, keys: 32 };
+pub(crate) const TINY_GEOMETRY: Geometry = Geometry { layers: 4, hidden: 64, intermediate: 160, queries: 64, keys: 32 };
 
 /// A sequence's adapter, or none.
 pub(super) type Worn = Option<Arc<Adapter>>;
@@ -18,9 +18,9 @@ pub(super) type Worn = Option<Arc<Adapter>>;
 /// No adapter, and five that differ in what they change, in rank and in the width of their numbers.
 pub(super) fn crowd() -> [Worn; 6] {
     let made = |linears, rank, dtype| {
-        Some(Arc::new(Recipe { geometry: GEOMETRY, linears, rank, dtype, seed: rank as u32 }.adapter()))
+        Some(Arc::new(Recipe { geometry: TINY_GEOMETRY, linears, rank, dtype, seed: rank as u32 }.adapter()))
     };
-    let golden = |name| Some(golden_adapter(name, &GEOMETRY));
+    let golden = |name| Some(golden_adapter(name, &TINY_GEOMETRY));
     [
         None,
         golden("tiny/tiny-qv"),

@@ -14,6 +14,7 @@ use super::split::Split;
 use super::tables::Name;
 use super::{Backend, LogitsOf};
 use crate::adapters::Adapter;
+pub(crate) use crowd::TINY_GEOMETRY;
 use crowd::{Worn, crowd, extremes, name};
 
 /// Opens a backend; `None` for an instruction set that this CPU does not have.

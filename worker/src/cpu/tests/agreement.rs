@@ -6,13 +6,17 @@ use shoal_common::config::{Engine, Quant};
 
 use super::open;
 use crate::backend::Backend;
-use crate::backend::bench::{Bench, Instructions, Layers, Setup, argmax, assert_same_bits, golden, lines, tokens};
+use crate::backend::bench::{
+    Bench, Instructions, Layers, Setup, argmax, assert_same_bits, golden, golden_adapter, lines, tokens,
+};
+use crate::backend::contract::TINY_GEOMETRY;
 use crate::cpu::{Cpu, Footprint};
 use crate::reference::Reference;
 use crate::weights::ModelFile;
 
 #[derive(serde::Deserialize)]
 struct Line {
+    model: Option<String>,
     prompt_ids: Vec<u32>,
     greedy_ids: Vec<u32>,
 }
@@ -67,6 +71,33 @@ fn every_family_in_every_format_is_close_to_the_reference() {
         let error = error / rows as f64;
         assert!(error < 0.15, "{format}: {error}");
         assert!(agree * 100 >= rows * 88, "{format}: {agree} of {rows} rows have the same best token");
+    }
+}
+
+#[test]
+fn every_adapter_is_close_to_the_reference() {
+    let all = lines::<Line>("tiny/goldens.jsonl");
+    for format in ["tiny/base", "tiny/gguf/tiny-q4_1.gguf"] {
+        let path = golden(format);
+        let mut ours = Bench::over(
+            open(Setup { model: &path, threads: 2, instructions: Instructions::Best, layers: Layers::All }).unwrap(),
+        );
+        let mut reference = Bench::over(Box::new(Reference::load(&ModelFile::open(&path).unwrap(), 2).unwrap()));
+        for name in ["tiny-qv", "tiny-all", "tiny-pattern"] {
+            let adapter = golden_adapter(&format!("tiny/{name}"), &TINY_GEOMETRY);
+            let (mut error, mut rows, mut agree) = (0f64, 0, 0);
+            for line in all.iter().filter(|line| line.model.as_deref() == Some(name)) {
+                let text = tokens(&[&line.prompt_ids[..], &line.greedy_ids].concat());
+                let [ours, exact] =
+                    [&mut ours, &mut reference].map(|bench| bench.alone_with(Some(&adapter), &text, 64));
+                error += exact.iter().zip(&ours).map(|(exact, ours)| relative_error(exact, ours)).sum::<f64>();
+                agree += exact.iter().zip(&ours).filter(|(exact, ours)| argmax(exact) == argmax(ours)).count();
+                rows += ours.len();
+            }
+            let error = error / rows as f64;
+            assert!(error < 0.15, "{format} {name}: {error}");
+            assert!(agree * 100 >= rows * 85, "{format} {name}: {agree} of {rows} rows have the same best token");
+        }
     }
 }
 

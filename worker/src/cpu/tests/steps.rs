@@ -3,8 +3,41 @@
 use shoal_common::ids::TokenId;
 
 use super::open;
-use crate::backend::bench::{Instructions, Layers, Setup, golden};
+use crate::backend::bench::{Instructions, Layers, Setup, golden, golden_adapter};
+use crate::backend::contract::TINY_GEOMETRY;
 use crate::backend::{BlockId, LogitsBuffer, LogitsOf, Slice};
+
+#[test]
+fn a_step_with_adapters_allocates_nothing_after_the_first_of_its_size() {
+    let setup = Setup {
+        model: &golden("tiny/gguf/tiny-q4_1.gguf"),
+        threads: 2,
+        instructions: Instructions::Best,
+        layers: Layers::All,
+    };
+    let mut backend = open(setup).unwrap();
+    backend.reserve(64).unwrap();
+    let tables: Vec<Vec<BlockId>> = (0..9).map(|at| (7 * at..7 * at + 7).map(BlockId).collect()).collect();
+    let adapters = ["tiny/tiny-qv", "tiny/tiny-all"].map(|name| golden_adapter(name, &TINY_GEOMETRY));
+    let (prompt, mut logits) = (vec![TokenId(5); 24], LogitsBuffer::default());
+    let mut step = |number: usize| {
+        // The step is as large as before, but who has which adapter changes.
+        let adapter = |at: usize| [None, Some(&*adapters[0]), Some(&*adapters[1])][(number + at) % 3];
+        let slice = |at: usize| Slice {
+            start: if at < 8 { 17 } else { 0 },
+            tokens: if at < 8 { &prompt[..1] } else { &prompt },
+            blocks: &tables[at],
+            adapter: adapter(at),
+            logits: LogitsOf::All,
+        };
+        let slices: [Slice<'_>; 9] = std::array::from_fn(slice);
+        allocation_counter::measure(|| backend.forward(&slices, &mut logits).unwrap()).count_total
+    };
+    (0..3).for_each(|number| {
+        step(number);
+    });
+    assert_eq!((3..30).map(&mut step).sum::<u64>(), 0);
+}
 
 #[test]
 fn a_step_allocates_nothing_after_the_first_of_its_size() {

@@ -8,11 +8,13 @@ mod real_model;
 mod refusals;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use shoal_common::ids::TokenId;
 
 use super::Reference;
 use super::kernel::Machine;
+use crate::adapters::Adapter;
 use crate::backend::Backend;
 use crate::backend::bench::{Bench, Instructions, Layers, Setup, argmax, golden, tokens};
 use crate::backend::contract::keeps_the_contract;
@@ -43,12 +45,21 @@ fn tiny(format: &str, threads: usize) -> Bench {
     bench(&golden(format), threads)
 }
 
-/// Greedy answers, up to the first step whose golden margin is below `margin`, equal `golden`.
-fn assert_greedy(bench: &mut Bench, what: &str, prompt: &[u32], (golden, margins): (&[u32], &[f32]), margin: f32) {
-    let sequence = bench.name();
+/// Margin below which two tokens are as good as each other.
+const MARGIN: f32 = 1e-3;
+
+/// Greedy answers with an adapter or without, up to the first step whose golden margin is below [`MARGIN`], equal `golden`.
+fn assert_greedy(
+    bench: &mut Bench,
+    adapter: Option<&Arc<Adapter>>,
+    what: &str,
+    prompt: &[u32],
+    (golden, margins): (&[u32], &[f32]),
+) {
+    let sequence = bench.tables.name_with(adapter);
     let mut row = bench.extend(sequence, 0, &tokens(prompt), usize::MAX).pop().unwrap();
     for (step, (&expected, &by)) in golden.iter().zip(margins).enumerate() {
-        if by < margin {
+        if by < MARGIN {
             break;
         }
         assert_eq!(argmax(&row), expected as usize, "{what}: step {step}, margin {by}");

@@ -1,14 +1,17 @@
 //! Agreement with goldens of SmolLM2-135M-Instruct Q4_1. `SHOAL_TEST_MODEL` is the path of its GGUF file.
 
 use serde::Deserialize;
+use shoal_common::adapter::Geometry;
 
-use super::assert_greedy;
+use super::{MARGIN, assert_greedy};
 use crate::backend::LogitsOf;
-use crate::backend::bench::{Bench, Part, argmax, assert_same_bits, lines, logprob, real_model, tokens};
+use crate::backend::bench::{
+    Bench, Part, argmax, assert_same_bits, golden_adapter, lines, logprob, real_model, tokens,
+};
 use crate::backend::tables::Name;
 
-/// Margin below which two tokens are as good as each other.
-const MARGIN: f32 = 1e-3;
+/// Of the default model.
+const GEOMETRY: Geometry = Geometry { layers: 30, hidden: 576, intermediate: 1536, queries: 576, keys: 192 };
 /// Largest difference of a log-probability.
 const LOGPROB: f64 = 1e-3;
 
@@ -20,8 +23,10 @@ fn bench() -> Bench {
 struct Greedy {
     id: String,
     prompt_ids: Vec<u32>,
+    adapter: Option<String>,
     greedy_ids: Vec<u32>,
     margins: Vec<f32>,
+    logprobs: Vec<f64>,
 }
 
 #[derive(Deserialize)]
@@ -80,7 +85,7 @@ fn real_model_answers_a_long_prompt_like_the_goldens() {
     let mut bench = bench();
     let all = lines::<Greedy>("public/greedy.jsonl");
     let line = all.iter().max_by_key(|line| line.prompt_ids.len()).unwrap();
-    assert_greedy(&mut bench, &line.id, &line.prompt_ids, (&line.greedy_ids[..16], &line.margins), MARGIN);
+    assert_greedy(&mut bench, None, &line.id, &line.prompt_ids, (&line.greedy_ids[..16], &line.margins));
 }
 
 #[test]
@@ -92,6 +97,22 @@ fn real_model_scores_prompts_like_the_goldens() {
             let golden = line.token_logprobs[position + 1].unwrap();
             let ours = logprob(row, line.prompt_ids[position + 1]);
             assert!((ours - golden).abs() <= LOGPROB, "prompt {}, position {position}: {ours}, {golden}", line.n);
+        }
+    }
+}
+
+#[test]
+fn real_model_with_an_adapter_gives_its_golden_answers_their_logprobs() {
+    let (mut bench, all) = (bench(), lines::<Greedy>("public/adapters_greedy.jsonl"));
+    for name in ["upper", "pirate", "json", "french"] {
+        let adapter = golden_adapter(&format!("adapters/{name}"), &GEOMETRY);
+        for line in all.iter().filter(|line| line.adapter.as_deref() == Some(name)).take(3) {
+            let text = tokens(&[&line.prompt_ids[..], &line.greedy_ids].concat());
+            let rows = bench.alone_with(Some(&adapter), &text, usize::MAX);
+            for (step, &token) in line.greedy_ids.iter().enumerate() {
+                let (ours, golden) = (logprob(&rows[line.prompt_ids.len() - 1 + step], token), line.logprobs[step]);
+                assert!((ours - golden).abs() <= LOGPROB, "{name} {}, step {step}: {ours}, {golden}", line.id);
+            }
         }
     }
 }
