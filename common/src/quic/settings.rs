@@ -52,15 +52,18 @@ const WORKER: Inbound =
     Inbound { streams: MAX_GROUP_STREAMS + MAX_BLOB_STREAMS, stream_window: 256 << 10, window: 8 << 20 };
 
 /// A stage reads a step's activations at once: 512 rows of 4,096 values are 8 MiB, and a window of two of them keeps the
-/// sender going. The head opens one stream; the stage none.
+/// sender going. The head opens one stream.
 const STAGE: Inbound = Inbound { streams: 1, stream_window: 16 << 20, window: 16 << 20 };
+
+/// A head reads them at once, too; and its stages open a stream for each adapter that they fetch.
+const HEAD: Inbound = Inbound { streams: MAX_FETCHES, ..STAGE };
 
 /// Bytes sent and not yet acknowledged, over all streams of a connection.
 const SEND_WINDOW: u64 = 8 << 20;
 const STAGE_SEND_WINDOW: u64 = 16 << 20;
 
-fn stage_transport(timers: &Timers) -> Result<Arc<TransportConfig>, QuicError> {
-    let mut transport = transport_of(STAGE, timers)?;
+fn stage_transport(inbound: Inbound, timers: &Timers) -> Result<Arc<TransportConfig>, QuicError> {
+    let mut transport = transport_of(inbound, timers)?;
     transport.send_window(STAGE_SEND_WINDOW);
     Ok(Arc::new(transport))
 }
@@ -139,7 +142,7 @@ pub(super) fn stage_server(identity: &Identity, timers: &Timers) -> Result<Serve
     let mut tls = server_tls(identity)?;
     tls.alpn_protocols = vec![STAGE_ALPN.to_vec()];
     let mut config = server_with(tls, timers)?;
-    config.transport_config(stage_transport(timers)?);
+    config.transport_config(stage_transport(STAGE, timers)?);
     Ok(config)
 }
 
@@ -148,7 +151,7 @@ pub(super) fn stage_client(identity: &Identity, timers: &Timers) -> Result<Clien
     let mut tls = client_tls(identity)?;
     tls.alpn_protocols = vec![STAGE_ALPN.to_vec()];
     let mut config = client_with(tls, timers)?;
-    config.transport_config(stage_transport(timers)?);
+    config.transport_config(stage_transport(HEAD, timers)?);
     Ok(config)
 }
 

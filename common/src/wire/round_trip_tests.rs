@@ -312,7 +312,9 @@ fn head_frame() -> impl Strategy<Value = HeadFrame> {
         .prop_map(|(start, count, blocks, adapter)| StageSlice { start, count, blocks, adapter });
     let step = (number(), vec((number32(), number32()), 0..5), vec(slice, 0..20))
         .prop_map(|(step, copies, slices)| HeadFrame::Step(StageStep { step, copies, slices }));
-    prop_oneof![hello, step, generation().prop_map(HeadFrame::Adapter)]
+    let of_adapters = [HeadFrame::Adapter as fn(_) -> _, HeadFrame::Release];
+    let of_adapters = (generation(), prop::sample::select(of_adapters.to_vec())).prop_map(|(of, frame)| frame(of));
+    prop_oneof![hello, step, of_adapters]
 }
 
 fn bundle() -> impl Strategy<Value = TokenizerBundle> {

@@ -296,6 +296,7 @@ fn head_frame_name(frame: &HeadFrame) -> &'static str {
         HeadFrame::Hello(_) => "head_frame_hello",
         HeadFrame::Step(_) => "head_frame_step",
         HeadFrame::Adapter(_) => "head_frame_adapter",
+        HeadFrame::Release(_) => "head_frame_release",
     }
 }
 
@@ -312,7 +313,8 @@ fn head_frames() -> Vec<HeadFrame> {
     };
     let slice = StageSlice { start: 100, count: 12, blocks: vec![0, 250, 251, 65_536], adapter: Some(generation()) };
     let step = StageStep { step: 9, copies: vec![(3, 4)], slices: vec![slice] };
-    vec![HeadFrame::Hello(Box::new(hello)), HeadFrame::Step(step), HeadFrame::Adapter(generation())]
+    let of_adapters = [HeadFrame::Adapter(generation()), HeadFrame::Release(generation())];
+    [HeadFrame::Hello(Box::new(hello)), HeadFrame::Step(step)].into_iter().chain(of_adapters).collect()
 }
 
 fn stage_frame_name(frame: &StageFrame) -> &'static str {

@@ -25,8 +25,11 @@ pub enum HeadFrame {
     Hello(Box<StageHello>),
     /// Compute. The rows' activations follow.
     Step(StageStep),
-    /// Have an adapter's part ready for the steps to come; answered in its own time.
+    /// Have an adapter's part ready for the steps to come; answered in its own time. The stage fetches what it lacks from the
+    /// head: it opens a stream and begins it with a [`WorkerOpen`](super::message::WorkerOpen).
     Adapter(Generation),
+    /// No step to come names this adapter, unless it is asked for again.
+    Release(Generation),
 }
 
 /// What a head must know to be right about a stage.

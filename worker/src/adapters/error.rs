@@ -54,6 +54,9 @@ pub enum Unavailable {
     /// It did not come in time, or there was no room in memory in time.
     #[error("it was not loaded in time")]
     Late,
+    /// Another part of a split model does not have it.
+    #[error("a stage does not have it")]
+    Stage,
     /// A task panicked; a bug.
     #[error("the load was aborted")]
     Aborted,
@@ -66,6 +69,7 @@ impl Unavailable {
         match self {
             Self::Corrupt | Self::DiskFull | Self::DiskFailed | Self::Aborted => true,
             Self::NotFound | Self::Unreachable | Self::TooLarge | Self::NoRoom | Self::Crowded | Self::Late => false,
+            Self::Stage => false,
         }
     }
 }

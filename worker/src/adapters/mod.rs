@@ -2,11 +2,13 @@
 //!
 //! 1. [`store`] has them and gets them: a session asks it for a group's adapter and holds the [`Lease`] on behalf of the group.
 //!    What it decides is in `book`, what it does in `fetch` (from a router), `disk` and `loader` (from disk into memory).
+//!    Where a model is split, the others' parts are held with it (`elsewhere`).
 //! 2. `load` makes an [`Adapter`] of a bundle's bytes; backends find in it what to add where.
 
 mod adapter;
 mod book;
 mod disk;
+mod elsewhere;
 mod error;
 mod fetch;
 mod lease;
@@ -18,6 +20,7 @@ pub mod store;
 
 pub use adapter::{Adapter, Site};
 pub use book::Limits;
+pub use elsewhere::{Elsewhere, Held, Hold, Holding};
 pub use error::{AcquireError, Reason, Unavailable};
 pub use fetch::{Blob, FetchError, Opening, RouterSource, Source};
 pub use lease::Lease;

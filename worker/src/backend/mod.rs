@@ -19,6 +19,9 @@ pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 pub use shoal_common::block_hash::BLOCK_TOKENS;
 use shoal_common::ids::TokenId;
 
@@ -127,6 +130,9 @@ pub struct BackendError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvEpoch(pub u64);
 
+/// Called from any thread when [`Backend::collect`] may have something that it had not before.
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
+
 /// The backend hosts whole models only.
 #[derive(Debug, thiserror::Error)]
 #[error("it cannot host a part of a model")]
@@ -165,6 +171,27 @@ pub trait Backend: Send {
     /// [`StepCheck`] refuses is an error and changes nothing; after any other error the KV of the positions that the step
     /// was to write is undefined, and that of all others is what it was.
     fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError>;
+
+    /// Steps that are worth being under way at once. With 1 they are run by [`Backend::forward`], one after the other; with
+    /// more, by [`Backend::launch`] and [`Backend::collect`], for the backend is several machines.
+    fn depth(&self) -> usize {
+        1
+    }
+
+    /// Whom to wake when a launched step is back. Told once, before the first one.
+    fn wake_with(&mut self, _wake: Wake) {}
+
+    /// Begins a step, and returns while it is under way. Steps and copies have their effects in the order in which they were
+    /// begun, as if each had ended before the next began: what a later one reads, an earlier one has written.
+    fn launch(&mut self, _slices: &[Slice<'_>]) -> Result<(), BackendError> {
+        Err(not_split())
+    }
+
+    /// Ends the oldest step that was launched, if it is back, and as [`Backend::forward`] does; tells what it took where it took
+    /// longest. An epoch's end is the end of all steps that are under way: none of them is told.
+    fn collect(&mut self, _logits: &mut LogitsBuffer) -> Option<Result<Duration, BackendError>> {
+        None
+    }
 
     /// Begins a step on the first stage: its layers' output goes to `rows`, `[tokens of all slices, width]`.
     fn begin(&mut self, _slices: &[Slice<'_>], _rows: &mut [f32]) -> Result<(), BackendError> {

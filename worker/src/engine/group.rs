@@ -93,6 +93,11 @@ impl LiveGroup {
         self.adapter.as_deref()
     }
 
+    /// Whether nothing can be computed with it any more.
+    pub(super) fn has_lost_adapter(&self) -> bool {
+        self.adapter.as_ref().is_some_and(Lease::is_lost)
+    }
+
     /// The tokens of a planned slice.
     pub(super) fn tokens(&self, slice: &PlannedSlice) -> &[TokenId] {
         match slice.start.checked_sub(self.prompt.len()) {
@@ -128,6 +133,11 @@ impl LiveGroup {
         let scores: Vec<_> = scored.iter().enumerate().map(score).collect();
         let first = u32::try_from(first).expect("a prompt fits the context, which is a u32");
         (!scores.is_empty()).then_some(GroupFrame::PromptScores { first, scores })
+    }
+
+    /// Whether the branch has not ended. A router may end one while a step is under way.
+    pub(super) fn is_open(&self, at: BranchIndex) -> bool {
+        self.branches.get(at.index()).is_some_and(|branch| branch.life == Life::Open)
     }
 
     /// Draws the branch's next token from `row`, or from the prompt's row.

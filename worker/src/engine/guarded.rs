@@ -1,8 +1,9 @@
 //! A backend whose panics are errors: whatever a backend does, the thread that drives it lives.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
-use crate::backend::{Backend, BackendError, BlockId, KvEpoch, LogitsBuffer, Slice};
+use crate::backend::{Backend, BackendError, BlockId, KvEpoch, LogitsBuffer, Slice, Wake};
 
 /// The backend panicked; the panic hook has told where.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +25,22 @@ impl Guarded {
 
     pub(super) fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError> {
         guard(|| self.0.forward(slices, logits))
+    }
+
+    pub(super) fn depth(&self) -> usize {
+        self.0.depth()
+    }
+
+    pub(super) fn wake_with(&mut self, wake: Wake) {
+        self.0.wake_with(wake);
+    }
+
+    pub(super) fn launch(&mut self, slices: &[Slice<'_>]) -> Result<(), BackendError> {
+        guard(|| self.0.launch(slices))
+    }
+
+    pub(super) fn collect(&mut self, logits: &mut LogitsBuffer) -> Option<Result<Duration, BackendError>> {
+        guard(|| self.0.collect(logits).transpose()).transpose()
     }
 
     pub(super) fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), BackendError> {

@@ -44,7 +44,7 @@ impl Waker {
 }
 
 /// Shared state of one group. Bound: at most [`UNSENT_FRAMES`] frames or [`UNSENT_BYTES`] bytes wait for its stream, and
-/// the frames of the one step that exceeded it.
+/// the frames of the steps that were under way when they exceeded it.
 #[derive(Debug)]
 pub struct GroupLink {
     cancelled: AtomicBool,

@@ -10,6 +10,7 @@ mod group;
 pub(crate) mod guarded;
 mod hashes;
 pub mod link;
+mod overlap;
 mod rate;
 pub mod sink;
 mod step;
@@ -122,8 +123,10 @@ fn assemble(served: Served, bounds: Bounds, backend: Box<dyn Backend>) -> (Engin
     let orders = Arc::new(Orders(AtomicU8::new(Mode::Serve as u8)));
     let waker = Arc::new(Waker::new(commands.clone()));
     let links = Links { inbox, publish, orders: orders.clone(), wake_queued: waker.queued() };
+    let weak = Arc::downgrade(&waker);
     let handle = EngineHandle { commands, waker, orders, status, served };
     let mut engine = Engine::new(bounds, backend, links);
+    engine.backend.wake_with(Arc::new(move || weak.upgrade().iter().for_each(|waker| waker.wake())));
     // A backend may begin with a part of the model away.
     engine.publish();
     (handle, engine)

@@ -7,6 +7,7 @@ use shoal_common::wire::message::{BranchToken, GroupFrame};
 use tokio::sync::mpsc;
 
 use super::link::{GroupLink, UNSENT_FRAMES};
+use super::overlap;
 
 /// A stream among those of its connection. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,10 +37,10 @@ pub enum Outgoing {
 #[derive(Debug, Default)]
 pub struct StepReport(pub Vec<Outgoing>);
 
-/// Reports that can be unread on a connection with `streams` streams: each stream's unsent frames, its acceptance, those of the step
-/// that exceeded its bound, and its end.
+/// Reports that can be unread on a connection with `streams` streams: each stream's unsent frames, its acceptance, those of the
+/// steps that exceeded its bound, and its end.
 pub fn report_bound(streams: usize) -> usize {
-    streams * (UNSENT_FRAMES + 5)
+    streams * (UNSENT_FRAMES + 4 + overlap::MOST)
 }
 
 /// The engine's end of a connection's reports.

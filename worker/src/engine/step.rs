@@ -1,12 +1,15 @@
-//! One step, in the order of its plan: copy, compute, score, draw, say. A backend that fails takes the groups of its step
+//! One step, in the order of its plan: copy, compute, score, draw, say. Where several are under way at once, `overlap` has
+//! them begin and end. A backend that fails takes the groups of its step
 //! with it and nobody else.
 
 use std::collections::BTreeSet;
+use std::num::NonZero;
 use std::time::Instant;
 
 use shoal_common::telemetry::Chain;
 use shoal_common::wire::message::GroupFailure;
 
+use super::overlap;
 use super::turn::{Engine, Turn};
 use crate::backend::{BackendError, LogitsOf, Slice};
 use crate::metrics;
@@ -15,39 +18,57 @@ use crate::scheduler::{Draw, Drawn, GroupId, Phase, Row, SequenceId, StepPlan};
 /// Memory of a step, used again from step to step.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    pub(super) plan: StepPlan,
-    slices: Vec<Slice<'static>>,
+    plan: StepPlan,
+    pub(super) slices: Vec<Slice<'static>>,
+    pub(super) words: Words,
+}
+
+/// Memory of what a step says.
+#[derive(Debug, Default)]
+pub(super) struct Words {
     /// Where each slice's rows begin.
     first_rows: Vec<usize>,
     drawn: Vec<(SequenceId, Drawn)>,
     finished: Vec<GroupId>,
 }
 
+impl Words {
+    /// How much a step has computed or, where it computed nothing, drawn.
+    pub(super) fn amount(&self, plan: &StepPlan) -> usize {
+        plan.tokens().max(self.drawn.len())
+    }
+}
+
+/// How a backend is made to compute a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Run {
+    /// To its end.
+    ToTheEnd,
+    /// It ends when it is collected.
+    UnderWay,
+}
+
 impl Engine {
-    /// Plans a step and carries it out.
+    /// Plans a step and carries it out; or several at once, where the backend is several machines.
     pub(super) fn step(&mut self) -> Turn {
         let mut scratch = std::mem::take(&mut self.scratch);
-        let turn = self.step_with(&mut scratch);
+        let depth = NonZero::new(self.backend.depth().min(overlap::MOST)).unwrap_or(NonZero::<usize>::MIN);
+        self.policy.spread_over(depth);
+        let turn = if depth.get() == 1 && self.flights.are_landed() {
+            self.step_with(&mut scratch)
+        } else {
+            self.overlap(depth, &mut scratch)
+        };
         self.scratch = scratch;
         turn
     }
 
     fn step_with(&mut self, scratch: &mut Scratch) -> Turn {
-        let Scratch { plan, slices, first_rows, drawn, finished } = scratch;
-        let totals = self.policy.totals();
-        self.policy.plan(&self.pace, plan);
-        metrics::scheduler(totals, self.policy.totals());
+        let Scratch { plan, slices, words } = scratch;
+        self.plan(plan);
         let began = Instant::now();
-        drawn.clear();
-        let computed = self.compute(plan, slices);
-        match &computed {
-            Ok(()) => self.speak(plan, first_rows, drawn),
-            Err(error) => self.fail_step(plan, error),
-        }
-        self.say_drawn(drawn);
-        finished.clear();
-        self.policy.complete(plan, drawn, finished);
-        finished.drain(..).for_each(|id| self.end(id));
+        let computed = self.compute(plan, slices, Run::ToTheEnd);
+        self.conclude(plan, &computed, words);
         if plan.is_empty() {
             return Turn::Idle;
         }
@@ -55,12 +76,38 @@ impl Engine {
         if computed.is_ok() {
             self.pace.observe(plan.tokens_of(Phase::Decode), plan.prefills(), took.as_secs_f64());
         }
-        self.rate.observe(plan.tokens().max(drawn.len()), took);
+        self.rate.observe(words.amount(plan), took);
         metrics::step(plan, took);
         Turn::Busy
     }
 
-    fn compute(&mut self, plan: &StepPlan, memory: &mut Vec<Slice<'static>>) -> Result<(), BackendError> {
+    /// The policy's next step.
+    pub(super) fn plan(&mut self, plan: &mut StepPlan) {
+        let totals = self.policy.totals();
+        self.policy.plan(&self.pace, plan);
+        metrics::scheduler(totals, self.policy.totals());
+    }
+
+    /// The step of `plan` has been computed, or could not be: says what came of it, and tells the policy.
+    pub(super) fn conclude(&mut self, plan: &StepPlan, computed: &Result<(), BackendError>, words: &mut Words) {
+        let Words { first_rows, drawn, finished } = words;
+        drawn.clear();
+        match computed {
+            Ok(()) => self.speak(plan, first_rows, drawn),
+            Err(error) => self.fail_step(plan, error),
+        }
+        self.say_drawn(drawn);
+        finished.clear();
+        self.policy.complete(plan, drawn, finished);
+        finished.drain(..).for_each(|id| self.end(id));
+    }
+
+    pub(super) fn compute(
+        &mut self,
+        plan: &StepPlan,
+        memory: &mut Vec<Slice<'static>>,
+        run: Run,
+    ) -> Result<(), BackendError> {
         plan.copies.iter().try_for_each(|copy| self.backend.copy_block(copy.from, copy.to))?;
         if plan.slices.is_empty() {
             return Ok(());
@@ -76,7 +123,10 @@ impl Engine {
                 logits: planned.logits,
             }
         }));
-        let computed = self.backend.forward(&slices, &mut self.logits);
+        let computed = match run {
+            Run::ToTheEnd => self.backend.forward(&slices, &mut self.logits),
+            Run::UnderWay => self.backend.launch(&slices),
+        };
         *memory = recycled(slices);
         computed
     }
@@ -101,6 +151,9 @@ impl Engine {
         }
         for Draw { sequence, row } in &plan.draws {
             let Some(group) = self.groups.get_mut(&sequence.group) else { continue };
+            if !group.is_open(sequence.branch) {
+                continue;
+            }
             let row = match row {
                 Row::Prompt => None,
                 Row::Slice(at) => Some(self.logits.row(first_rows[*at] + plan.slices[*at].rows() - 1)),

@@ -14,10 +14,12 @@ use tokio::sync::watch;
 use super::admission::Arrival;
 use super::group::{LiveGroup, Parking};
 use super::guarded::Guarded;
+use super::overlap::Flights;
 use super::rate::Rate;
 use super::sink::Outbox;
 use super::step::Scratch;
 use super::{COMMANDS, Command, IDLE_TICK, Mode, Orders, admission};
+use crate::adapters::Lease;
 use crate::backend::{Backend, KvEpoch, LogitsBuffer};
 use crate::metrics;
 use crate::sampler::Sampler;
@@ -45,6 +47,7 @@ pub(super) struct Engine {
     pub(super) rate: Rate,
     pub(super) pace: Pace,
     pub(super) scratch: Scratch,
+    pub(super) flights: Flights,
     /// Groups of a turn, memory used again.
     ids: Vec<GroupId>,
     next_group: u64,
@@ -80,6 +83,7 @@ impl Engine {
             rate: Rate::default(),
             pace: Pace::new(bounds.slots),
             scratch: Scratch::default(),
+            flights: Flights::default(),
             ids: Vec::new(),
             next_group: 0,
             progress: 0,
@@ -143,9 +147,10 @@ impl Engine {
             self.outbox.say(sink, GroupFrame::Accepted);
             return self.outbox.end(sink);
         }
+        let is_lost = self.epoch.is_none() || arrival.adapter.as_ref().is_some_and(Lease::is_lost);
         let refusal = if self.links.orders.mode() != Mode::Serve {
             Some(self.busy())
-        } else if self.epoch.is_none() {
+        } else if is_lost {
             Some(GroupFrame::Failed(GroupFailure::Incomplete))
         } else {
             match self.policy.admit(id, admission::shape(submit, hashes)) {
@@ -179,9 +184,12 @@ impl Engine {
             return;
         }
         tracing::warn!(?before, ?now, "the kv is lost");
-        let lost = |id: &GroupId| now.is_none() || self.policy.has_begun(*id);
-        let ids: Vec<_> = self.groups.keys().copied().filter(lost).collect();
+        let is_lost = |(id, group): &(&GroupId, &LiveGroup)| {
+            now.is_none() || self.policy.has_begun(**id) || group.has_lost_adapter()
+        };
+        let ids: Vec<_> = self.groups.iter().filter(is_lost).map(|(id, _)| *id).collect();
         ids.into_iter().for_each(|id| self.fail(id, GroupFailure::Incomplete));
+        self.flights.clear();
         self.policy.forget_kv();
     }
 

@@ -8,7 +8,7 @@ use super::Policy;
 use super::group::{Flow, Group, GroupId, Life, Rows};
 use super::pace::{Pace, Spare};
 use super::plan::{BlockCopy, Draw, Phase, PlannedSlice, Row, StepPlan};
-use super::sequence::{Sequence, SequenceId};
+use super::sequence::{Draws, Sequence, SequenceId};
 use crate::backend::{BLOCK_TOKENS, LogitsOf};
 
 /// Rows of prompt scores in one step, over all groups: with a vocabulary of 128 k they are 32 MB of logits.
@@ -65,7 +65,8 @@ enum Readiness {
 }
 
 impl Policy {
-    /// The next step, into `plan`. Empty when nothing can go on before something is told. [`Policy::complete`] must follow.
+    /// The next step, into `plan`. Empty when nothing can go on before something is told. [`Policy::complete`] must follow; before
+    /// it does, other steps may be planned, and they end in the order in which they were planned.
     pub fn plan(&mut self, pace: &Pace, plan: &mut StepPlan) {
         plan.clear();
         self.step += 1;
@@ -73,7 +74,7 @@ impl Policy {
             copies: &mut plan.copies,
             pace,
             spare: Spare::UNLIMITED,
-            tokens_left: self.bounds.step_tokens,
+            tokens_left: self.bounds.step_tokens.div_ceil(self.spread.get()),
             score_rows_left: SCORE_ROWS,
         };
         let decodes = self.decode(&mut draft);
@@ -98,7 +99,8 @@ impl Policy {
         draft.spare.join(spare);
     }
 
-    /// Serves the decodes, in rotation when they do not all fit, and returns how many.
+    /// Serves the decodes, in rotation when they do not all fit, and returns how many. With several steps under way each gets its
+    /// part of them; whoever is served together comes back together, and so stays together.
     fn decode(&mut self, draft: &mut Draft<'_>) -> usize {
         // Where more sequences decode than a step holds, prompts still get a quarter of it: else nobody could begin until
         // somebody ends.
@@ -108,14 +110,24 @@ impl Policy {
         let mut decodes = std::mem::take(&mut self.candidates);
         decodes.clear();
         decodes.extend(self.open().filter(|sequence| self.phase(sequence) == Some(Phase::Decode)).map(|it| it.id));
-        if decodes.len() > draft.tokens_left {
+        let part = self.part_of_decodes(decodes.len());
+        if decodes.len() > draft.tokens_left.min(part) {
             decodes.sort_unstable_by_key(|id| self.running.get(*id).map(|sequence| (sequence.last_served, *id)));
         }
         // Else oldest first: who is preempted is younger and has not been served yet.
-        let served = decodes.iter().filter(|id| self.pick(**id, draft)).count();
+        let served = decodes.iter().filter(|id| self.pick(**id, draft)).take(part).count();
         self.candidates = decodes;
         draft.tokens_left += for_prompts;
         served
+    }
+
+    /// How many of the decodes a step gets, where `here` of them can go on now and the others are in steps under way.
+    fn part_of_decodes(&self, here: usize) -> usize {
+        if self.spread.get() == 1 {
+            return usize::MAX;
+        }
+        let away = self.open().filter(|sequence| sequence.draw == Draws::WithStepUnderWay).count();
+        (here + away).div_ceil(self.spread.get())
     }
 
     /// Serves the prompts under way, each once, in the order of their keys' turns and in rotation within a key.
@@ -239,8 +251,8 @@ impl Policy {
     fn is_in_the_making(&self, id: SequenceId, group: &Group) -> bool {
         self.open().any(|other| {
             let theirs = &self.groups[&other.id.group];
-            // Where it stood when the step began: what the step adds cannot be found before its end.
-            let at = (other.computed - other.picked) / BLOCK_TOKENS;
+            // Without what steps under way add, and this one: that cannot be found before their ends.
+            let at = other.done() / BLOCK_TOKENS;
             let ours = group.hash(id.branch, at).filter(|_| at < group.cacheable(id.branch));
             ours.is_some_and(|hash| theirs.hash(other.id.branch, at) == Some(hash) && self.blocks.find(hash).is_none())
         })
@@ -317,7 +329,8 @@ impl Policy {
         for sequence in self.running.iter_mut() {
             let Some(group) = self.groups.get_mut(&sequence.id.group) else { continue };
             let known = group.known(sequence.id.branch);
-            let draws = sequence.computed == known && group.draws() && group.flow == Flow::Open;
+            let may_draw = group.draws() && group.flow == Flow::Open && sequence.draw == Draws::Later;
+            let draws = sequence.computed == known && may_draw;
             let mut row = Row::Prompt;
             if sequence.picked > 0 {
                 row = Row::Slice(plan.slices.len());
@@ -325,8 +338,9 @@ impl Policy {
             }
             if draws {
                 plan.draws.push(Draw { sequence: sequence.id, row });
+                sequence.draw = Draws::WithStepUnderWay;
             }
-            sequence.picked = 0;
+            sequence.away += std::mem::take(&mut sequence.picked);
         }
     }
 }

@@ -7,10 +7,15 @@
 //! - Full blocks are registered under their hash once the step that filled them is done. Whatever starts begins with the
 //!   longest prefix that is registered.
 //! - A group's prompt is computed once: its branches share its blocks, and each copies the last one when it writes to it.
+//! - Several steps may be under way at once, and they end in the order in which they were planned. A sequence that waits for a
+//!   token from one of them is in no other, and nobody preempts it; a prompt's chunks may follow each other through several.
+//!   A backend has each step's effects before the next one's, so that the blocks of whoever is cancelled can be given
+//!   away at once.
 //! - What starts next is decided by `shares`; the one whose turn it is waits for room, and the others wait behind it, so
 //!   that small groups cannot starve a large one.
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
 
 use shoal_common::ids::BranchIndex;
 
@@ -18,7 +23,7 @@ use super::blocks::Blocks;
 use super::bounds::Bounds;
 use super::group::{Flow, Group, GroupId, GroupShape, Life};
 use super::plan::{Drawn, PlannedSlice, StepPlan};
-use super::sequence::{Running, SequenceId};
+use super::sequence::{Draws, Running, SequenceId};
 use super::shares::Shares;
 use crate::backend::{BLOCK_TOKENS, BlockId};
 
@@ -72,6 +77,8 @@ pub struct Policy {
     /// Sequences served so far, over all steps.
     pub(super) served: u64,
     pub(super) totals: Totals,
+    /// Steps that are to be under way at once.
+    pub(super) spread: NonZero<usize>,
     /// Memory of `fill`, used again.
     pub(super) candidates: Vec<SequenceId>,
 }
@@ -89,8 +96,14 @@ impl Policy {
             step: 0,
             served: 0,
             totals: Totals::default(),
+            spread: NonZero::<usize>::MIN,
             candidates: Vec::new(),
         }
+    }
+
+    /// From now on as many steps as `steps` are to be under way at once, with about as many tokens in each.
+    pub fn spread_over(&mut self, steps: NonZero<usize>) {
+        self.spread = steps;
     }
 
     /// Takes a group in. `id` must be new; later ids are younger.
@@ -195,6 +208,7 @@ impl Policy {
     /// The step of `plan` is done; tells what came of its draws, and hears which groups are over (`finished`). Groups that
     /// are gone are passed over.
     pub fn complete(&mut self, plan: &StepPlan, drawn: &[(SequenceId, Drawn)], finished: &mut Vec<GroupId>) {
+        self.bring_home(plan);
         for slice in &plan.slices {
             self.register(slice);
             let SequenceId { group: id, branch } = slice.sequence;
@@ -213,6 +227,20 @@ impl Policy {
             }
         }
         self.shares.settle(|id| self.groups.get(&id).is_some_and(|group| group.flow == Flow::Open));
+    }
+
+    /// The step is under way no more for those it was for.
+    fn bring_home(&mut self, plan: &StepPlan) {
+        for slice in &plan.slices {
+            if let Some(sequence) = self.running.get_mut(slice.sequence) {
+                sequence.away -= slice.count;
+            }
+        }
+        for draw in &plan.draws {
+            if let Some(sequence) = self.running.get_mut(draw.sequence) {
+                sequence.draw = Draws::Later;
+            }
+        }
     }
 
     /// The blocks that a slice has filled can be found from now on.

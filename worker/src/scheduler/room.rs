@@ -8,13 +8,14 @@ use crate::backend::{BLOCK_TOKENS, BlockId};
 
 impl Policy {
     /// Makes the table of a sequence cover `count` more tokens, with blocks that are its own alone where it writes. Returns
-    /// for how many of them there is room. 0: nobody younger could be preempted, so that it was preempted itself.
+    /// for how many of them there is room. 0: nobody younger could be preempted, so that it was preempted itself; or else
+    /// somebody can be once a step that is under way has ended.
     pub(super) fn make_room(&mut self, id: SequenceId, count: usize, copies: &mut Vec<BlockCopy>) -> usize {
         let room = self.find_blocks(id, count, copies);
         // A fork shares its sibling's block, which may have been filled and registered since; left alone with it, it writes
         // over what its sibling has generated.
         let next = |sequence: &Sequence| sequence.table.get(sequence.computed / BLOCK_TOKENS).copied();
-        if let Some(block) = self.running.get(id).and_then(next) {
+        if let Some(block) = self.running.get(id).filter(|_| room > 0).and_then(next) {
             self.blocks.forget(block);
         }
         room
@@ -32,12 +33,18 @@ impl Policy {
                 self.give(id, block, copies);
             } else if let Some(victim) = self.parked().or_else(|| self.younger_than(id)) {
                 self.preempt(victim);
-            } else if room > 0 {
+            } else if room > 0 || self.must_wait(id) {
                 return room;
             } else {
                 self.preempt(id);
             }
         }
+    }
+
+    /// Whether steps under way keep blocks that the sequence may have after them, or its own.
+    fn must_wait(&self, id: SequenceId) -> bool {
+        let gives_way = |other: &Sequence| other.id >= id || self.groups[&other.id.group].flow == Flow::Parked;
+        self.running.iter().any(|other| other.is_away() && gives_way(other))
     }
 
     /// Positions after the computed ones that the sequence has blocks of its own for.
@@ -81,15 +88,20 @@ impl Policy {
         known - sequence.table.len() + usize::from(self.is_last_shared(sequence))
     }
 
-    /// The youngest sequence whose client does not read.
+    /// The youngest sequence whose client does not read, of those that no step under way is for.
     pub(super) fn parked(&self) -> Option<SequenceId> {
         let is_parked = |id: &SequenceId| self.groups[&id.group].flow == Flow::Parked;
-        self.running.iter().rev().map(|sequence| sequence.id).find(is_parked)
+        self.at_home().map(|sequence| sequence.id).find(is_parked)
     }
 
-    /// The youngest sequence, if that is not `id` itself.
+    /// The youngest of those that no step under way is for, if it is younger than `id`.
     fn younger_than(&self, id: SequenceId) -> Option<SequenceId> {
-        self.running.iter().next_back().map(|youngest| youngest.id).filter(|youngest| *youngest > id)
+        self.at_home().next().map(|youngest| youngest.id).filter(|youngest| *youngest > id)
+    }
+
+    /// The sequences that no step under way is for, youngest first.
+    fn at_home(&self) -> impl Iterator<Item = &Sequence> {
+        self.running.iter().rev().filter(|sequence| !sequence.is_away())
     }
 
     /// Takes slot and blocks from a sequence; it waits and will be computed again. Its full blocks stay in the cache as

@@ -21,14 +21,37 @@ pub(super) struct Sequence {
     pub(super) id: SequenceId,
     /// Block `i` holds the positions from `BLOCK_TOKENS * i` on.
     pub(super) table: Vec<BlockId>,
-    /// Positions whose KV is there once the step that is being planned is done.
+    /// Positions whose KV is there once all steps under way and the one that is being planned are done.
     pub(super) computed: usize,
     /// How many of them the step that is being planned adds.
     pub(super) picked: usize,
+    /// Positions that steps under way compute.
+    pub(super) away: usize,
+    /// Whether its next token is drawn when a step that is under way ends.
+    pub(super) draw: Draws,
     /// When it was served last, in servings of all sequences.
     pub(super) last_served: u64,
     /// The step in which it was forked: what it shares may be in the making, so that it computes nothing yet.
     pub(super) forked_in: Option<u64>,
+}
+
+/// Whether a sequence's next token is about to be drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Draws {
+    Later,
+    WithStepUnderWay,
+}
+
+impl Sequence {
+    /// Whether a step under way computes or draws for it. Then it keeps its blocks: what comes of the step is for them.
+    pub(super) fn is_away(&self) -> bool {
+        self.away > 0 || self.draw == Draws::WithStepUnderWay
+    }
+
+    /// Positions whose KV is there now: steps that are under way and the one that is being planned apart.
+    pub(super) fn done(&self) -> usize {
+        self.computed - self.picked - self.away
+    }
 }
 
 /// All that run.
@@ -79,7 +102,8 @@ impl Running {
     /// A new sequence without blocks.
     pub(super) fn start(&mut self, id: SequenceId) -> &mut Sequence {
         let table = self.spare.pop().unwrap_or_default();
-        let sequence = Sequence { id, table, computed: 0, picked: 0, last_served: 0, forked_in: None };
+        let (away, draw) = (0, Draws::Later);
+        let sequence = Sequence { id, table, computed: 0, picked: 0, away, draw, last_served: 0, forked_in: None };
         let at = self.place(id).expect_err("a branch that waits does not run");
         self.sequences.insert(at, sequence);
         &mut self.sequences[at]

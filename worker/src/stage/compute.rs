@@ -11,6 +11,7 @@ use shoal_common::telemetry::Chain;
 use shoal_common::wire::stage::{StageSlice, StageStep};
 use tokio::sync::{oneshot, watch};
 
+use crate::adapters::{Adapter, Lease};
 use crate::backend::{Backend, BackendError, BlockId, LogitsOf, Slice};
 use crate::engine::guarded::guard;
 
@@ -22,7 +23,14 @@ enum Work {
     /// Room for so many blocks.
     Reserve { blocks: usize, done: oneshot::Sender<Result<(), BackendError>> },
     /// A step; its rows are overwritten with the layers' output.
-    Step { step: StageStep, rows: Vec<f32>, done: oneshot::Sender<Option<Computed>> },
+    Step { step: Worn, rows: Vec<f32>, done: oneshot::Sender<Option<Computed>> },
+}
+
+/// A step with the adapters that its slices name.
+pub(super) struct Worn {
+    pub(super) step: StageStep,
+    /// One for each slice; held until the step is done.
+    pub(super) adapters: Vec<Option<Lease>>,
 }
 
 /// A step that was computed.
@@ -76,11 +84,7 @@ impl Compute {
     }
 
     /// Has a step computed after those before. Resolves to nothing where it failed.
-    pub(super) fn step(
-        &self,
-        step: StageStep,
-        rows: Vec<f32>,
-    ) -> Result<oneshot::Receiver<Option<Computed>>, TakesNoMore> {
+    pub(super) fn step(&self, step: Worn, rows: Vec<f32>) -> Result<oneshot::Receiver<Option<Computed>>, TakesNoMore> {
         let (done, computed) = oneshot::channel();
         self.work.try_send(Work::Step { step, rows, done })?;
         Ok(computed)
@@ -109,7 +113,7 @@ impl Layers {
         }
     }
 
-    fn step(&mut self, step: &StageStep, mut rows: Vec<f32>) -> Option<Computed> {
+    fn step(&mut self, step: &Worn, mut rows: Vec<f32>) -> Option<Computed> {
         let began = Instant::now();
         if let Err(error) = guard(|| carry(&mut *self.backend, step, &mut rows)) {
             tracing::error!(error = %Chain(&error), "a step failed");
@@ -124,7 +128,8 @@ impl Layers {
     }
 }
 
-fn carry(backend: &mut dyn Backend, step: &StageStep, rows: &mut [f32]) -> Result<(), BackendError> {
+fn carry(backend: &mut dyn Backend, worn: &Worn, rows: &mut [f32]) -> Result<(), BackendError> {
+    let Worn { step, adapters } = worn;
     step.copies.iter().try_for_each(|(from, to)| backend.copy_block(BlockId(*from), BlockId(*to)))?;
     let longest = step.slices.iter().map(|slice| slice.count).max().unwrap_or(0);
     // The layers count tokens and look at none.
@@ -133,12 +138,12 @@ fn carry(backend: &mut dyn Backend, step: &StageStep, rows: &mut [f32]) -> Resul
     let slices: Vec<Slice<'_>> = step
         .slices
         .iter()
-        .zip(&tables)
-        .map(|(StageSlice { start, count, .. }, blocks)| Slice {
+        .zip(tables.iter().zip(adapters))
+        .map(|(StageSlice { start, count, .. }, (blocks, adapter))| Slice {
             start: *start as usize,
             tokens: &tokens[..*count as usize],
             blocks,
-            adapter: None,
+            adapter: adapter.as_deref().map(|adapter: &Adapter| adapter),
             logits: LogitsOf::None,
         })
         .collect();

@@ -1,16 +1,20 @@
 //! The head's end of its connection to one stage: asks what the engine asks, in order, and hands the answers back. A line that
 //! ends, for whatever reason, answers everybody who waits on it by dropping them.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::mpsc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::{Connection, RecvStream, SendStream};
 use shoal_common::ids::{Generation, Incarnation};
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
-use shoal_common::wire::stage::{HeadFrame, StageAdapter, StageFrame, StageHello, StageRefusal, StageStep};
-use tokio::sync::{mpsc as queue, oneshot};
+use shoal_common::wire::stage::{HeadFrame, StageAdapter, StageFrame, StageHello, StageRefusal};
+use tokio::sync::{Notify, mpsc as queue, oneshot};
 
+use super::holds::{Holds, Returned, Wanted};
+use super::journey::Journey;
+use super::meter::Meter;
+use super::ring::Leg;
 use super::rows::{self, VALUE};
 
 /// Asks that wait for the line: steps in flight, and adapters to come.
@@ -38,25 +42,42 @@ pub(super) enum LineError {
     Protocol,
 }
 
-/// A step that came back.
-#[derive(Debug)]
-pub(super) struct Carried {
-    pub(super) rows: Vec<f32>,
-    /// What the stage took, without the way.
-    pub(super) took: Duration,
-}
-
 /// What is asked of a stage.
+#[derive(Debug)]
 pub(super) enum Ask {
-    /// Carry the rows; answered with nothing where the stage could not.
-    Step { step: StageStep, rows: Vec<f32>, done: mpsc::SyncSender<Option<Carried>> },
-    /// Have an adapter ready.
-    Adapter { generation: Generation, done: oneshot::Sender<StageAdapter> },
+    /// Carry the rows.
+    Step(Box<Journey>),
+    /// Have an adapter ready, and hold it.
+    Adapter { generation: Generation, done: oneshot::Sender<Result<LineHold, StageAdapter>> },
 }
 
 /// The way to a stage that is ready.
 #[derive(Clone, Debug)]
-pub(super) struct Line(queue::Sender<Ask>);
+pub(super) struct Line {
+    asks: queue::Sender<Ask>,
+    meter: Arc<Meter>,
+}
+
+/// An adapter that the stage holds until this is dropped.
+#[derive(Debug)]
+pub(super) struct LineHold {
+    generation: Generation,
+    given_back: Arc<GivenBack>,
+}
+
+impl Drop for LineHold {
+    fn drop(&mut self) {
+        self.given_back.generations.lock().unwrap_or_else(PoisonError::into_inner).push(self.generation);
+        self.given_back.some.notify_one();
+    }
+}
+
+/// What the line has yet to hear was given back. Bound: as many as there were holds.
+#[derive(Debug, Default)]
+struct GivenBack {
+    generations: Mutex<Vec<Generation>>,
+    some: Notify,
+}
 
 impl Line {
     /// Introduces the head; the future it returns is the line's life and resolves with its end.
@@ -67,18 +88,32 @@ impl Line {
         let introduced = tokio::time::timeout(READY_WITHIN, introduce(&connection, hello));
         let (incarnation, send, frames) = introduced.await.map_err(|_| LineError::Timeout)??;
         let (asks, asked) = queue::channel(ASKS);
-        let talk = Talk { send, frames, steps: VecDeque::new(), adapters: HashMap::new() };
-        Ok((Self(asks), incarnation, talk.run(asked, connection)))
+        let line = Self { asks, meter: Arc::default() };
+        let talk = Talk {
+            send,
+            frames,
+            next_step: 0,
+            steps: VecDeque::new(),
+            holds: Holds::default(),
+            given_back: Arc::default(),
+            meter: line.meter.clone(),
+        };
+        Ok((line, incarnation, talk.run(asked, connection)))
     }
 
     /// Asks from a thread that may block. False when the line has ended.
     pub(super) fn ask_blocking(&self, ask: Ask) -> bool {
-        self.0.blocking_send(ask).is_ok()
+        self.asks.blocking_send(ask).is_ok()
     }
 
     /// Asks from a task. False when the line has ended.
     pub(super) async fn ask(&self, ask: Ask) -> bool {
-        self.0.send(ask).await.is_ok()
+        self.asks.send(ask).await.is_ok()
+    }
+
+    /// The part of the last seconds in which the stage did not compute; absent before its first step.
+    pub(super) fn idle(&self) -> Option<f32> {
+        self.meter.idle()
     }
 }
 
@@ -100,22 +135,27 @@ async fn introduce(
 struct InFlight {
     step: u64,
     values: usize,
-    done: mpsc::SyncSender<Option<Carried>>,
+    journey: Box<Journey>,
 }
 
 struct Talk {
     send: SendStream,
     frames: FrameReader<RecvStream>,
+    next_step: u64,
     /// In the order in which they were asked, which is that of the answers.
     steps: VecDeque<InFlight>,
-    adapters: HashMap<Generation, Vec<oneshot::Sender<StageAdapter>>>,
+    holds: Holds<oneshot::Sender<Result<LineHold, StageAdapter>>>,
+    given_back: Arc<GivenBack>,
+    meter: Arc<Meter>,
 }
 
 impl Talk {
     async fn run(mut self, mut asked: queue::Receiver<Ask>, connection: Connection) -> LineError {
+        let given_back = self.given_back.clone();
         loop {
             let turned = tokio::select! {
                 Some(ask) = asked.recv() => self.pass_on(ask).await,
+                () = given_back.some.notified() => self.release().await,
                 frame = self.frames.next() => match frame {
                     Ok(frame) => self.take(frame).await,
                     Err(error) => Err(error.into()),
@@ -131,20 +171,46 @@ impl Talk {
 
     async fn pass_on(&mut self, ask: Ask) -> Result<(), LineError> {
         match ask {
-            Ask::Step { step, rows, done } => {
-                self.steps.push_back(InFlight { step: step.step, values: rows.len(), done });
-                let mut bytes = Vec::with_capacity(rows.len() * VALUE + 1024);
-                codec::encode_frame(&HeadFrame::Step(step), &mut bytes)?;
-                rows::encode(&rows, &mut bytes);
-                self.send.write_all(&bytes).await.map_err(|error| CodecError::Io(error.into()))?;
-            }
-            Ask::Adapter { generation, done } => {
-                let waiting = self.adapters.entry(generation).or_default();
-                waiting.push(done);
-                // The first asks for all.
-                if waiting.len() == 1 {
-                    codec::write_frame(&mut self.send, &HeadFrame::Adapter(generation)).await?;
+            Ask::Step(journey) => self.pass_step_on(journey).await,
+            Ask::Adapter { generation, done } => match self.holds.want(generation, done) {
+                Wanted::Ask => Ok(codec::write_frame(&mut self.send, &HeadFrame::Adapter(generation)).await?),
+                Wanted::Wait => Ok(()),
+                Wanted::Held(done) => {
+                    self.tell_held(generation, done);
+                    Ok(())
                 }
+            },
+        }
+    }
+
+    async fn pass_step_on(&mut self, mut journey: Box<Journey>) -> Result<(), LineError> {
+        let mut bytes = Vec::with_capacity(journey.rows.len() * VALUE + 1024);
+        let mut step = std::mem::take(&mut journey.step);
+        step.step = self.next_step;
+        let frame = HeadFrame::Step(step);
+        codec::encode_frame(&frame, &mut bytes)?;
+        if let HeadFrame::Step(step) = frame {
+            journey.step = step;
+        }
+        rows::encode(&journey.rows, &mut bytes);
+        journey.asked = std::time::Instant::now();
+        self.steps.push_back(InFlight { step: self.next_step, values: journey.rows.len(), journey });
+        self.next_step += 1;
+        self.send.write_all(&bytes).await.map_err(|error| CodecError::Io(error.into()))?;
+        Ok(())
+    }
+
+    /// Whoever left meanwhile gives it back by not taking it.
+    fn tell_held(&self, generation: Generation, done: oneshot::Sender<Result<LineHold, StageAdapter>>) {
+        let _ = done.send(Ok(LineHold { generation, given_back: self.given_back.clone() }));
+    }
+
+    async fn release(&mut self) -> Result<(), LineError> {
+        let generations =
+            std::mem::take(&mut *self.given_back.generations.lock().unwrap_or_else(PoisonError::into_inner));
+        for generation in generations {
+            if self.holds.give_back(generation) == Returned::Last {
+                codec::write_frame(&mut self.send, &HeadFrame::Release(generation)).await?;
             }
         }
         Ok(())
@@ -153,18 +219,23 @@ impl Talk {
     async fn take(&mut self, frame: StageFrame) -> Result<(), LineError> {
         match frame {
             StageFrame::Done { step, took_us } => {
-                let InFlight { values, done, .. } = self.next_step(step)?;
+                let InFlight { values, mut journey, .. } = self.next_answer(step)?;
                 let mut bytes = Vec::with_capacity(values * VALUE);
                 self.frames.raw(values * VALUE, &mut bytes).await?;
-                let mut carried = Carried { rows: vec![0.0; values], took: Duration::from_micros(took_us) };
-                rows::decode(&bytes, &mut carried.rows);
-                // The engine may have given up on it.
-                let _ = done.try_send(Some(carried));
+                rows::decode(&bytes, &mut journey.rows);
+                let leg = Leg { took: Duration::from_micros(took_us), around: journey.asked.elapsed() };
+                self.meter.add(leg.took);
+                journey.go_on(leg).await;
             }
-            StageFrame::Failed { step } => drop(self.next_step(step)?.done.try_send(None)),
-            StageFrame::Adapter(generation, what) => {
-                for waiting in self.adapters.remove(&generation).ok_or(LineError::Protocol)? {
-                    let _ = waiting.send(what);
+            StageFrame::Failed { step } => self.next_answer(step)?.journey.fail(),
+            StageFrame::Adapter(generation, StageAdapter::Ready) => {
+                for waiting in self.holds.held(generation).ok_or(LineError::Protocol)? {
+                    self.tell_held(generation, waiting);
+                }
+            }
+            StageFrame::Adapter(generation, why_not) => {
+                for waiting in self.holds.refused(generation).ok_or(LineError::Protocol)? {
+                    let _ = waiting.send(Err(why_not));
                 }
             }
             StageFrame::Ready { .. } | StageFrame::Refused(_) => return Err(LineError::Protocol),
@@ -173,7 +244,7 @@ impl Talk {
     }
 
     /// The oldest step in flight, which must be the one that is answered.
-    fn next_step(&mut self, step: u64) -> Result<InFlight, LineError> {
+    fn next_answer(&mut self, step: u64) -> Result<InFlight, LineError> {
         self.steps.pop_front().filter(|in_flight| in_flight.step == step).ok_or(LineError::Protocol)
     }
 }

@@ -3,24 +3,31 @@
 //! [`Pipeline`](super::Pipeline) reads the current epoch.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::{join_all, select_all};
 use quinn::{Connection, Endpoint};
 use shoal_common::config::Timers;
 use shoal_common::fingerprint::NUMERICS_VERSION;
-use shoal_common::ids::{Digest, Generation, Incarnation, LayerRange, Name};
+use shoal_common::ids::{Digest, Incarnation, LayerRange, Name};
 use shoal_common::pki::Identity;
 use shoal_common::quic::{self, CloseCode, QuicError};
 use shoal_common::shutdown::Shutdown;
 use shoal_common::telemetry::Chain;
-use shoal_common::wire::stage::{StageAdapter, StageHello};
-use tokio::sync::{Notify, oneshot, watch};
+use shoal_common::wire::stage::StageHello;
+use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
-use super::line::{Ask, Line, LineError};
+use super::holding::StageAdapters;
+use super::lend::lend;
+use super::line::{Line, LineError};
+use super::meter::Meter;
+use crate::adapters::AdapterStore;
 use crate::session::backoff::Backoff;
+
+/// Between two looks at how idle the stages are.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A stage as the head is told of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +56,7 @@ pub struct HeadOffer {
 }
 
 /// A stage as the head sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StageState {
     /// Which.
     pub member: Member,
@@ -57,6 +64,9 @@ pub struct StageState {
     pub incarnation: Option<Incarnation>,
     /// Why it is not.
     pub reason: Option<String>,
+    /// The part of the last seconds in which it did not compute, between 0 and 1; absent before its first step, and while it is
+    /// not connected.
+    pub idle: Option<f32>,
 }
 
 /// All stages, ready for steps.
@@ -73,25 +83,36 @@ pub(super) struct Current(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    epoch: Mutex<Option<Arc<Epoch>>>,
+    epoch: watch::Sender<Option<Arc<Epoch>>>,
     /// Somebody found that the epoch is over.
     over: Notify,
 }
 
 impl Current {
     pub(super) fn get(&self) -> Option<Arc<Epoch>> {
-        self.0.epoch.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.epoch.borrow().clone()
+    }
+
+    /// Waits for an epoch.
+    pub(super) async fn together(&self) -> Option<Arc<Epoch>> {
+        let mut epochs = self.0.epoch.subscribe();
+        epochs.wait_for(Option::is_some).await.ok()?.clone()
     }
 
     fn set(&self, epoch: Option<Arc<Epoch>>) {
-        *self.0.epoch.lock().unwrap_or_else(PoisonError::into_inner) = epoch;
+        self.0.epoch.send_replace(epoch);
     }
 
     /// A step of epoch `number` did not come back: the epoch is over.
     pub(super) fn give_up(&self, number: u64) {
-        let mut epoch = self.0.epoch.lock().unwrap_or_else(PoisonError::into_inner);
-        if epoch.as_ref().is_some_and(|epoch| epoch.number == number) {
-            *epoch = None;
+        let is_over = self.0.epoch.send_if_modified(|epoch| {
+            let is_this = epoch.as_ref().is_some_and(|epoch| epoch.number == number);
+            if is_this {
+                *epoch = None;
+            }
+            is_this
+        });
+        if is_over {
             self.0.over.notify_one();
         }
     }
@@ -104,6 +125,10 @@ pub struct Replica {
     members: Vec<Member>,
     current: Current,
     states: watch::Sender<Vec<StageState>>,
+    /// Of the head's own layers.
+    meter: Arc<Meter>,
+    /// What stages fetch adapters from.
+    lent: OnceLock<AdapterStore>,
 }
 
 /// What connections are made with.
@@ -128,9 +153,32 @@ struct Ready {
 impl Replica {
     /// None of `members` is connected yet.
     pub fn new(offer: HeadOffer, members: Vec<Member>) -> Self {
-        let state = |member: &Member| StageState { member: member.clone(), incarnation: None, reason: None };
+        let state =
+            |member: &Member| StageState { member: member.clone(), incarnation: None, reason: None, idle: None };
         let (states, _) = watch::channel(members.iter().map(state).collect());
-        Self { offer, members, current: Current::default(), states }
+        let (current, meter, lent) = (Current::default(), Arc::default(), OnceLock::new());
+        Self { offer, members, current, states, meter, lent }
+    }
+
+    /// From now on the stages can fetch the adapters of `store`. Said once, before [`Replica::keep`].
+    pub fn lend(&self, store: AdapterStore) {
+        if self.lent.set(store).is_err() {
+            tracing::error!("adapters are lent twice; the first store stays");
+        }
+    }
+
+    /// The part of the last seconds in which the head's own layers did not compute; absent before the first step.
+    pub fn head_idle(&self) -> Option<f32> {
+        self.meter.idle()
+    }
+
+    pub(super) fn meter(&self) -> Arc<Meter> {
+        self.meter.clone()
+    }
+
+    /// How many stages there are beside the head.
+    pub(super) fn stages(&self) -> usize {
+        self.members.len()
     }
 
     pub(super) fn current(&self) -> Current {
@@ -144,7 +192,7 @@ impl Replica {
 
     /// Asks every stage to have an adapter ready.
     pub fn adapters(&self) -> StageAdapters {
-        StageAdapters(self.current.clone())
+        StageAdapters::new(self.current.clone())
     }
 
     /// Keeps the stages together until `closing` fires.
@@ -179,7 +227,8 @@ impl Replica {
         for (at, attempt) in join_all(attempts).await.into_iter().enumerate() {
             match attempt {
                 Ok(stage) => {
-                    guard.0.push((stage.connection.clone(), stage.life.abort_handle()));
+                    let lending = tokio::spawn(lend(stage.connection.clone(), self.lent.get().cloned()));
+                    guard.0.push((stage.connection.clone(), [stage.life.abort_handle(), lending.abort_handle()]));
                     self.tell(at, Some(stage.incarnation), None);
                     ready.push(stage);
                 }
@@ -189,8 +238,8 @@ impl Replica {
         if ready.len() < self.members.len() {
             return Together::NotAll;
         }
-        let lines = ready.iter().map(|stage| stage.line.clone()).collect();
-        self.current.set(Some(Arc::new(Epoch { number, lines })));
+        let lines: Vec<Line> = ready.iter().map(|stage| stage.line.clone()).collect();
+        self.current.set(Some(Arc::new(Epoch { number, lines: lines.clone() })));
         tracing::info!(epoch = number, stages = ready.len(), "all stages are there");
         let lives = select_all(ready.into_iter().map(|stage| stage.life));
         tokio::select! {
@@ -198,10 +247,23 @@ impl Replica {
                 self.current.set(None);
                 self.lost(at, &end.unwrap_or(LineError::Protocol));
             }
+            never = self.watch_idle(&lines) => match never {},
             () = self.current.0.over.notified() => tracing::warn!(epoch = number, "a step did not come back"),
         }
         (0..self.members.len()).for_each(|at| self.tell(at, None, None));
         Together::Were
+    }
+
+    /// Tells how idle the stages are, for as long as they are together.
+    async fn watch_idle(&self, lines: &[Line]) -> std::convert::Infallible {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            self.states.send_if_modified(|states| {
+                let before: Vec<_> = states.iter().map(|state| state.idle).collect();
+                states.iter_mut().zip(lines).for_each(|(state, line)| state.idle = line.idle());
+                states.iter().map(|state| state.idle).ne(before)
+            });
+        }
     }
 
     async fn reach(&self, member: &Member, epoch: u64, dial: &Dial) -> Result<Ready, ReachError> {
@@ -225,7 +287,7 @@ impl Replica {
             let state = &mut states[at];
             let reason = reason.or_else(|| state.reason.take().filter(|_| incarnation.is_none()));
             let is_new = (state.incarnation, &state.reason) != (incarnation, &reason);
-            (state.incarnation, state.reason) = (incarnation, reason);
+            (state.incarnation, state.reason, state.idle) = (incarnation, reason, None);
             is_new
         });
     }
@@ -265,36 +327,13 @@ async fn connect(member: &Member, dial: &Dial) -> Result<Connection, ReachError>
 
 /// Closes the connections of an epoch when it ends, however it ends.
 #[derive(Default)]
-struct Connections(Vec<(Connection, AbortHandle)>);
+struct Connections(Vec<(Connection, [AbortHandle; 2])>);
 
 impl Drop for Connections {
     fn drop(&mut self) {
-        for (connection, life) in &self.0 {
+        for (connection, tasks) in &self.0 {
             CloseCode::Shutdown.close(connection);
-            life.abort();
+            tasks.iter().for_each(AbortHandle::abort);
         }
-    }
-}
-
-/// Has adapters made ready on all stages.
-#[derive(Clone, Debug)]
-pub struct StageAdapters(Current);
-
-impl StageAdapters {
-    /// Resolves when every stage can use the adapter, or with the first that cannot.
-    pub async fn prepare(&self, generation: Generation, within: Duration) -> StageAdapter {
-        let Some(epoch) = self.0.get() else { return StageAdapter::Unavailable };
-        let asked = epoch.lines.iter().map(|line| async move {
-            let (done, answered) = oneshot::channel();
-            if !line.ask(Ask::Adapter { generation, done }).await {
-                return StageAdapter::Unavailable;
-            }
-            answered.await.unwrap_or(StageAdapter::Unavailable)
-        });
-        let answers = tokio::time::timeout(within, join_all(asked)).await.unwrap_or_default();
-        if answers.len() < epoch.lines.len() {
-            return StageAdapter::Unavailable;
-        }
-        answers.into_iter().find(|answer| *answer != StageAdapter::Ready).unwrap_or(StageAdapter::Ready)
     }
 }

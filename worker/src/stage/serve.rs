@@ -1,7 +1,7 @@
 //! A stage as its head sees it: takes heads' connections, serves one head at a time, the latest epoch of it, and passes its
 //! steps to the compute thread. Run by the supervisor of a worker whose layers are not the first.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
@@ -12,14 +12,13 @@ use shoal_common::quic::{Acceptor, CloseCode, peer_worker};
 use shoal_common::shutdown::Shutdown;
 use shoal_common::telemetry::Chain;
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
-use shoal_common::wire::stage::{
-    HeadFrame, MAX_ACTIVATIONS, MAX_ROWS, StageAdapter, StageFrame, StageHello, StageRefusal, StageStep,
-};
-use tokio::sync::{mpsc, oneshot, watch};
+use shoal_common::wire::stage::{HeadFrame, StageFrame, StageHello, StageRefusal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::compute::{Busy, Compute, Computed, STEPS};
-use super::rows::{self, VALUE};
+use super::compute::{Busy, Compute};
+use super::talk::Talk;
+use crate::adapters::{AdapterStore, RouterSource, Via};
 use crate::backend::Backend;
 
 /// For a head to say who it is.
@@ -58,6 +57,8 @@ struct Seat {
 struct Shared {
     offer: StageOffer,
     compute: Compute,
+    /// Of its layers' parts; without it no adapter can be used.
+    adapters: OnceLock<AdapterStore>,
     seat: Mutex<Option<Seat>>,
     closing: Shutdown,
 }
@@ -76,7 +77,16 @@ impl StageServer {
     /// no more.
     pub fn new(offer: StageOffer, backend: Box<dyn Backend>, closing: Shutdown) -> std::io::Result<Self> {
         let compute = Compute::spawn(backend)?;
-        Ok(Self(Arc::new(Shared { offer, compute, seat: Mutex::new(None), closing })))
+        let (adapters, seat) = (OnceLock::new(), Mutex::new(None));
+        Ok(Self(Arc::new(Shared { offer, compute, adapters, seat, closing })))
+    }
+
+    /// From now on adapters can be used: `store` gets them from the head, and loads them for the layers of this stage. Said
+    /// once, before [`StageServer::run`].
+    pub fn use_adapters(&self, store: AdapterStore) {
+        if self.0.adapters.set(store).is_err() {
+            tracing::error!("a stage has its store of adapters already; the first stays");
+        }
     }
 
     /// How busy the layers are.
@@ -103,7 +113,7 @@ impl StageServer {
 
 /// Why a head's connection ended.
 #[derive(Debug, thiserror::Error)]
-enum HeadEnd {
+pub(super) enum HeadEnd {
     #[error("the head was refused: {0}")]
     Refused(StageRefusal),
     #[error("the connection broke")]
@@ -152,11 +162,11 @@ async fn serve(shared: &Arc<Shared>, connection: &Connection) -> Result<std::con
     shared.compute.reserve(shared.offer.blocks as usize).await.map_err(HeadEnd::NoRoom)?;
     codec::write_frame(&mut send, &StageFrame::Ready { incarnation: shared.offer.incarnation }).await?;
     tracing::info!(%head, epoch, "serving a head");
-    // Answers wait for the layers in the order of the steps; more than the head may have in flight never wait.
-    let (answers, waiting) = mpsc::channel(STEPS);
+    let via = shared.adapters.get().map(|store| store.via(Arc::new(RouterSource::new(connection.clone()))));
+    via.iter().for_each(Via::offer);
+    let talk = Talk::new(&shared.compute, shared.offer.width, via);
     tokio::select! {
-        end = read(shared, frames, answers) => Err(end),
-        end = answer(send, waiting) => Err(end),
+        end = talk.run(send, frames) => Err(end),
         closed = connection.closed() => Err(closed.into()),
     }
 }
@@ -166,75 +176,6 @@ async fn hear(connection: &Connection) -> Result<(StageHello, SendStream, FrameR
     let mut frames = FrameReader::new(recv);
     let HeadFrame::Hello(hello) = frames.next().await? else { return Err(HeadEnd::Protocol) };
     Ok((*hello, send, frames))
-}
-
-/// What is told next.
-enum Answer {
-    Step { step: u64, computed: oneshot::Receiver<Option<Computed>> },
-    Adapter(StageFrame),
-}
-
-/// Reads what the head asks. Ends with the stream, or with a fault.
-async fn read(shared: &Shared, mut frames: FrameReader<RecvStream>, answers: mpsc::Sender<Answer>) -> HeadEnd {
-    let mut expected = 0;
-    loop {
-        let answer = match frames.next().await {
-            Ok(HeadFrame::Step(step)) if step.step == expected => match take(shared, step, &mut frames).await {
-                Ok(answer) => answer,
-                Err(end) => return end,
-            },
-            Ok(HeadFrame::Adapter(generation)) => {
-                Answer::Adapter(StageFrame::Adapter(generation, StageAdapter::Unavailable))
-            }
-            Ok(HeadFrame::Step(_) | HeadFrame::Hello(_)) => return HeadEnd::Protocol,
-            Err(error) => return error.into(),
-        };
-        expected += u64::from(matches!(answer, Answer::Step { .. }));
-        if answers.send(answer).await.is_err() {
-            return HeadEnd::Superseded;
-        }
-    }
-}
-
-/// Takes a step's rows off the stream and hands both to the layers.
-async fn take(shared: &Shared, step: StageStep, frames: &mut FrameReader<RecvStream>) -> Result<Answer, HeadEnd> {
-    let (count, width) = (step.rows(), shared.offer.width);
-    let size = count.checked_mul(width * VALUE).filter(|size| count <= MAX_ROWS && *size <= MAX_ACTIVATIONS);
-    let size = size.ok_or(HeadEnd::Protocol)?;
-    let mut bytes = Vec::new();
-    frames.raw(size, &mut bytes).await?;
-    let mut rows = vec![0.0; count * width];
-    rows::decode(&bytes, &mut rows);
-    let number = step.step;
-    let computed = shared.compute.step(step, rows).map_err(|_| HeadEnd::Protocol)?;
-    Ok(Answer::Step { step: number, computed })
-}
-
-/// Tells the answers in their order.
-async fn answer(mut send: SendStream, mut waiting: mpsc::Receiver<Answer>) -> HeadEnd {
-    let mut bytes = Vec::new();
-    while let Some(answer) = waiting.recv().await {
-        bytes.clear();
-        let encoded = match answer {
-            Answer::Adapter(frame) => codec::encode_frame(&frame, &mut bytes),
-            Answer::Step { step, computed } => match computed.await.ok().flatten() {
-                None => codec::encode_frame(&StageFrame::Failed { step }, &mut bytes),
-                Some(Computed { rows, took }) => {
-                    let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-                    let frame = codec::encode_frame(&StageFrame::Done { step, took_us }, &mut bytes);
-                    rows::encode(&rows, &mut bytes);
-                    frame
-                }
-            },
-        };
-        if let Err(error) = encoded {
-            return error.into();
-        }
-        if let Err(error) = send.write_all(&bytes).await {
-            return HeadEnd::Codec(CodecError::Io(error.into()));
-        }
-    }
-    HeadEnd::Superseded
 }
 
 impl Shared {

@@ -12,6 +12,7 @@ use super::desk::SourceId;
 use super::{Inner, discard};
 use crate::adapters::book::{File, Room, Settled};
 use crate::adapters::disk::ReadError;
+use crate::adapters::elsewhere::Hold;
 use crate::adapters::error::{AcquireError, Reason, Unavailable};
 use crate::adapters::fetch::{self, Blob, FetchError, Source};
 use crate::adapters::loader::{Loaded, Unusable};
@@ -69,6 +70,8 @@ impl Flight {
             self.room().await?;
             match self.load(bytes).await {
                 Ok(loaded) => {
+                    // Whoever is told that it is ready may use it at once.
+                    let _held = self.elsewhere().await?;
                     let (settled, evicted) = self.inner.with(|desk| desk.settle(self.generation, loaded));
                     discard(evicted);
                     if let Settled::Kept(_) = settled {
@@ -201,6 +204,15 @@ impl Flight {
             loaded.await.unwrap_or_else(|panic| Err(LoadFault::Unusable(Reason::new(&Chain(&panic).to_string()))));
         self.took += began.elapsed();
         loaded
+    }
+
+    /// Everybody else who must have it has it, too.
+    async fn elsewhere(&mut self) -> Result<Option<Hold>, AcquireError> {
+        let patience = self.inner.with(|desk| desk.book.patience(self.generation)).ok_or(Unavailable::Aborted)?;
+        let began = Instant::now();
+        let held = self.inner.hold_elsewhere(self.generation, patience.saturating_duration_since(began)).await;
+        self.took += began.elapsed();
+        held
     }
 
     /// The file is of no use; nor is the slot for now.

@@ -9,9 +9,10 @@ mod flight;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use shoal_common::ids::Generation;
@@ -22,6 +23,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use self::desk::{Answer, Desk, SourceId};
 use super::book::{For, LetGo, Limits, Told, WaiterId};
 use super::disk::{Disk, Quota};
+use super::elsewhere::{Elsewhere, Hold};
 use super::error::{AcquireError, Unavailable};
 use super::fetch::Source;
 use super::lease::Lease;
@@ -53,6 +55,8 @@ struct Inner {
     disk: Disk,
     loader: Arc<dyn Loader>,
     loading: Semaphore,
+    /// Who else must have an adapter.
+    elsewhere: OnceLock<Arc<dyn Elsewhere>>,
     /// Something was given back or decided: who waits for room looks again.
     moved: Arc<Notify>,
     /// The book's count of changes.
@@ -73,6 +77,7 @@ impl AdapterStore {
             disk,
             loader,
             loading: Semaphore::new(LOADING),
+            elsewhere: OnceLock::new(),
             moved: Arc::default(),
             changes: watch::Sender::new(0),
         };
@@ -89,6 +94,25 @@ impl AdapterStore {
     /// The way in for the session whose router is `source`.
     pub fn via(&self, source: Arc<dyn Source>) -> Via {
         Via { store: self.clone(), id: self.0.with(Desk::next_source), source }
+    }
+
+    /// From now on an adapter is ready only where these have it too. Said once, before anything is asked for.
+    pub fn require(&self, elsewhere: Arc<dyn Elsewhere>) {
+        if self.0.elsewhere.set(elsewhere).is_err() {
+            tracing::error!("adapters are required elsewhere twice; the first stays");
+        }
+    }
+
+    /// The file of an adapter and its length, for somebody else who lacks it. Blocks for as long as it takes to open it.
+    pub fn file(&self, generation: Generation) -> Option<(u64, File)> {
+        let book::File::Here(bytes) = self.0.with(|desk| desk.book.file(generation)) else { return None };
+        match self.0.disk.open(generation, bytes) {
+            Ok(file) => Some((bytes, file)),
+            Err(error) => {
+                tracing::warn!(adapter = %generation.0.short(), error = %Chain(&error), "an adapter file cannot be sent");
+                None
+            }
+        }
     }
 
     /// Groups that wait for their adapter.
@@ -118,15 +142,24 @@ impl Via {
         self.store.0.with(|desk| desk.offer(self.id, self.source.clone()));
     }
 
-    /// The adapter, as soon as it is in memory: at once, or when the one load that is under way is over. A caller that goes
-    /// away leaves nothing behind, and the load goes on.
+    /// The adapter, as soon as it is in memory, and everywhere else where it must be: at once, or when the one load that is under
+    /// way is over. A caller that goes away leaves nothing behind, and the load goes on.
     ///
     /// # Errors
     /// It cannot be used, or it cannot be had within [`PATIENCE`] and within `deadline`.
     pub async fn acquire(&self, generation: Generation, deadline: Option<Duration>) -> Result<Lease, AcquireError> {
-        let inner = &self.store.0;
         let now = Instant::now();
         let until = now + deadline.unwrap_or(PATIENCE).min(PATIENCE);
+        let lease = self.acquire_here(generation, until, now).await?;
+        let held = self.store.0.hold_elsewhere(generation, until.saturating_duration_since(Instant::now())).await?;
+        Ok(match held {
+            None => lease,
+            Some(held) => lease.with(held),
+        })
+    }
+
+    async fn acquire_here(&self, generation: Generation, until: Instant, now: Instant) -> Result<Lease, AcquireError> {
+        let inner = &self.store.0;
         let (waiter, outcome) = match inner.with(|desk| desk.ask(generation, until, now, &inner.moved)) {
             Answer::Ready(lease) => return Ok(lease),
             Answer::Refused(error) => return Err(error),
@@ -234,6 +267,14 @@ impl Inner {
             self.moved.notify_waiters();
         }
         result
+    }
+
+    /// Has everybody else hold the adapter who must have it.
+    async fn hold_elsewhere(&self, generation: Generation, within: Duration) -> Result<Option<Hold>, AcquireError> {
+        match self.elsewhere.get() {
+            None => Ok(None),
+            Some(elsewhere) => elsewhere.hold(generation, within).await.map(Some),
+        }
     }
 
     fn find_files(&self) -> io::Result<()> {

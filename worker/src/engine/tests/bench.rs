@@ -186,6 +186,20 @@ impl Bench {
         while self.turn() == Turn::Busy {}
     }
 
+    /// Turns until nothing is left to do, with steps that end in their own time.
+    pub(crate) fn run_waiting(&mut self) {
+        let mut turn = Turn::Busy;
+        loop {
+            self.engine.read_commands(turn);
+            turn = self.engine.turn();
+            self.listen();
+            let Status { running, waiting, .. } = self.status();
+            if turn == Turn::Idle && (running, waiting) == (0, 0) {
+                return;
+            }
+        }
+    }
+
     pub(crate) fn heard(&self, key: StreamKey) -> &Heard {
         &self.streams[&key].heard
     }

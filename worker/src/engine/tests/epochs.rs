@@ -1,13 +1,18 @@
 //! A life of the pool's content ends at any moment, as a stage's loss ends it: nothing is computed from what was before.
 
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use proptest::prelude::*;
+use shoal_common::ids::{BranchIndex, Digest, Generation};
 use shoal_common::wire::hello::WorkerState;
 use shoal_common::wire::message::{GroupFailure, GroupFrame, Submit};
 
 use super::backend::HashBackend;
 use super::bench::{Bench, ROOMY, alone, card, submission};
+use crate::adapters::{Adapter, Held, Lease};
 use crate::backend::{BLOCK_TOKENS, Backend, BackendError, BlockId, KvEpoch, LogitsBuffer, Slice};
 use crate::engine::sink::StreamKey;
 use crate::engine::turn::Turn;
@@ -42,6 +47,9 @@ struct Mortal {
     inner: HashBackend,
     lives: Arc<Mutex<Lives>>,
     pinned: Option<KvEpoch>,
+    depth: usize,
+    /// Steps that were launched: computed, and not collected.
+    away: VecDeque<LogitsBuffer>,
     computed_in: Vec<[Option<KvEpoch>; BLOCK_TOKENS]>,
 }
 
@@ -69,6 +77,9 @@ impl Backend for Mortal {
 
     fn pin_epoch(&mut self) -> Option<KvEpoch> {
         let mut lives = self.lives.lock().unwrap();
+        if self.pinned != lives.now {
+            self.away.clear();
+        }
         self.pinned = lives.now;
         if let Some(change) = lives.next.take() {
             lives.change(change);
@@ -90,6 +101,22 @@ impl Backend for Mortal {
         self.inner.forward(slices, logits)
     }
 
+    fn depth(&self) -> usize {
+        self.depth
+    }
+
+    fn launch(&mut self, slices: &[Slice<'_>]) -> Result<(), BackendError> {
+        let mut logits = LogitsBuffer::default();
+        self.forward(slices, &mut logits)?;
+        self.away.push_back(logits);
+        Ok(())
+    }
+
+    fn collect(&mut self, logits: &mut LogitsBuffer) -> Option<Result<Duration, BackendError>> {
+        *logits = self.away.pop_front()?;
+        Some(self.alive().map(|_| Duration::from_millis(1)))
+    }
+
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), BackendError> {
         self.alive()?;
         self.computed_in[to.index()] = self.computed_in[from.index()];
@@ -104,9 +131,20 @@ struct World {
 
 impl World {
     fn new(bounds: Bounds) -> Self {
+        Self::overlapping(bounds, 1)
+    }
+
+    /// With so many steps under way at once.
+    fn overlapping(bounds: Bounds, depth: usize) -> Self {
         let lives = Arc::new(Mutex::new(Lives { now: Some(KvEpoch(0)), ..Lives::default() }));
-        let (pinned, computed_in) = (None, Vec::new());
-        let backend = Mortal { inner: HashBackend::default(), lives: lives.clone(), pinned, computed_in };
+        let backend = Mortal {
+            inner: HashBackend::default(),
+            lives: lives.clone(),
+            pinned: None,
+            depth,
+            away: VecDeque::new(),
+            computed_in: Vec::new(),
+        };
         Self { bench: Bench::over(&card(), bounds, Box::new(backend)), lives }
     }
 
@@ -193,6 +231,40 @@ fn a_step_that_was_planned_in_an_earlier_life_is_not_computed_in_the_next() {
     world.assert_nothing_leaked(ROOMY);
 }
 
+/// What stages of an earlier life hold.
+#[derive(Debug, Default)]
+struct Elsewhere(AtomicBool);
+
+impl Held for Elsewhere {
+    fn is_lost(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+#[test]
+fn a_group_that_waits_with_an_adapter_of_an_earlier_life_fails_with_it() {
+    let mut world = World::new(Bounds { slots: 1, ..ROOMY });
+    let elsewhere = Arc::new(Elsewhere::default());
+    let generation = Generation(Digest([1; 32]));
+    let ask = |world: &mut World| {
+        let mut submit = submission(&prompt(1, 10), 20, 1);
+        submit.adapter = Some(generation);
+        submit.fingerprint = card().fingerprint_with(submit.adapter);
+        let hold: Arc<Elsewhere> = elsewhere.clone();
+        world.bench.submit_with(submit, Some(Lease::of(Adapter::empty(generation)).with(hold)))
+    };
+    world.bench.submit(submission(&prompt(2, 10), 20, 1));
+    let waits = ask(&mut world);
+    world.turns(2);
+    assert_eq!(world.last_frame(waits), None);
+    elsewhere.0.store(true, Ordering::Release);
+    world.change(Change::Another);
+    world.turns(1);
+    let late = ask(&mut world);
+    world.bench.run();
+    assert_eq!([world.last_frame(waits), world.last_frame(late)], [Some(&LOST); 2]);
+}
+
 #[derive(Clone, Debug)]
 enum Act {
     /// One of few prompts, so that some are found in the cache.
@@ -203,6 +275,9 @@ enum Act {
         branches: u32,
     },
     Turn,
+    /// The router gives up on a group, or on a branch.
+    Cancel(usize),
+    StopBranch(usize, u16),
     Now(Change),
     WithinTheStep(Change),
 }
@@ -214,6 +289,8 @@ fn any_act() -> impl Strategy<Value = Act> {
             story, length, max_tokens, branches,
         }),
         30 => Just(Act::Turn),
+        1 => (0..8usize).prop_map(Act::Cancel),
+        1 => (0..8usize, 0..4u16).prop_map(|(group, branch)| Act::StopBranch(group, branch)),
         1 => change.clone().prop_map(Act::Now),
         1 => change.prop_map(Act::WithinTheStep),
     ]
@@ -222,9 +299,13 @@ fn any_act() -> impl Strategy<Value = Act> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]
-    fn no_token_is_ever_computed_from_kv_of_an_earlier_life(acts in prop::collection::vec(any_act(), 1..120)) {
+    fn no_token_is_ever_computed_from_kv_of_an_earlier_life(
+        acts in prop::collection::vec(any_act(), 1..120),
+        depth in 1..5usize,
+    ) {
         let bounds = Bounds { slots: 3, blocks: 14, step_tokens: 24, ..ROOMY };
-        let mut world = World::new(bounds);
+        let mut world = World::overlapping(bounds, depth);
+        let mut given_up = BTreeSet::new();
         let mut asked: Vec<(StreamKey, Submit)> = Vec::new();
         for act in acts {
             match act {
@@ -233,6 +314,18 @@ proptest! {
                     asked.push((world.bench.submit(submit.clone()), submit));
                 }
                 Act::Turn => world.turns(1),
+                Act::Cancel(at) => {
+                    for (key, _) in asked.iter().rev().nth(at) {
+                        world.bench.streams[key].link.cancel();
+                        given_up.insert(*key);
+                    }
+                }
+                Act::StopBranch(at, branch) => {
+                    for (key, _) in asked.iter().rev().nth(at) {
+                        world.bench.streams[key].link.stop_branch(BranchIndex(branch));
+                        given_up.insert(*key);
+                    }
+                }
                 Act::Now(change) => world.change(change),
                 Act::WithinTheStep(change) => world.lives.lock().unwrap().next = Some(change),
             }
@@ -247,7 +340,8 @@ proptest! {
             for branch in 0..submit.branches.len() as u16 {
                 let (tokens, whole) = (heard.tokens(branch), expected.tokens(branch));
                 prop_assert!(whole.starts_with(&tokens));
-                prop_assert_eq!(tokens.len() < whole.len(), heard.frames.last() == Some(&LOST) && heard.end(branch).is_none());
+                let is_lost = heard.frames.last() == Some(&LOST) && heard.end(branch).is_none();
+                prop_assert!(given_up.contains(&key) || is_lost == (tokens.len() < whole.len()));
             }
         }
         world.assert_nothing_leaked(bounds);

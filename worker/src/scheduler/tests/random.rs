@@ -57,8 +57,9 @@ proptest! {
         bounds in any_bounds(),
         asks in prop::collection::vec(any_ask(), 1..20),
         early_end in 1..40usize,
+        at_once in 1..5usize,
     ) {
-        let mut world = World::new(bounds, early_end);
+        let mut world = World::new(bounds, early_end).overlapping(at_once);
         let admitted: Vec<_> = asks.into_iter().zip(0..).filter_map(|(ask, id)| world.admit(id, ask).ok()).collect();
         world.run();
         world.assert_idle();
@@ -73,8 +74,9 @@ proptest! {
     fn nothing_leaks_and_nobody_starves_whatever_comes_and_goes(
         bounds in any_bounds(),
         disturbances in prop::collection::vec(any_disturbance(), 0..150),
+        at_once in 1..5usize,
     ) {
-        let mut world = World::new(bounds, usize::MAX);
+        let mut world = World::new(bounds, usize::MAX).overlapping(at_once);
         let mut next = 0;
         for disturbance in disturbances {
             match disturbance {

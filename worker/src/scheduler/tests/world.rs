@@ -2,7 +2,8 @@
 //! is the tokens themselves, and complains about every plan that a backend could not carry out, that reads what was not
 //! written, or that would give another text than the group's own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZero;
 
 use shoal_common::block_hash::{BlockHash, CacheSalt};
 use shoal_common::fingerprint::Fingerprint;
@@ -47,6 +48,9 @@ pub(super) struct World {
     pub(super) policy: Policy,
     pub(super) pace: Pace,
     pub(super) plan: StepPlan,
+    /// Steps under way: computed, and not told.
+    away: VecDeque<StepPlan>,
+    at_once: usize,
     pub(super) texts: BTreeMap<GroupId, Text>,
     pool: Vec<[TokenId; BLOCK_TOKENS]>,
     check: StepCheck,
@@ -111,6 +115,8 @@ impl World {
             policy: Policy::new(bounds),
             pace: Pace::new(bounds.slots),
             plan: StepPlan::default(),
+            away: VecDeque::new(),
+            at_once: 1,
             texts: BTreeMap::new(),
             pool: vec![[TokenId(u32::MAX); BLOCK_TOKENS]; bounds.blocks],
             check,
@@ -120,6 +126,13 @@ impl World {
             computed: 0,
             computed_of: BTreeMap::new(),
         }
+    }
+
+    /// As many steps are under way at once.
+    pub(super) fn overlapping(mut self, steps: usize) -> Self {
+        self.policy.spread_over(NonZero::new(steps).unwrap());
+        self.at_once = steps;
+        self
     }
 
     /// A group of which every id has a story of its own, unless it asks for one.
@@ -151,12 +164,14 @@ impl World {
         Ok(id)
     }
 
-    /// One step; false when the policy has nothing to do.
+    /// One step; false when the policy has nothing to do. The oldest step under way ends when there are enough of them, or no
+    /// other can begin.
     pub(super) fn step(&mut self) -> bool {
-        let mut plan = std::mem::take(&mut self.plan);
+        let mut plan = StepPlan::default();
         let before: Vec<_> = self.policy.running.iter().map(|sequence| sequence.id).collect();
         self.policy.plan(&self.pace, &mut plan);
         self.check_preempted(&before);
+        self.check_apart(&plan);
         let (decodes, prefill) = (plan.tokens_of(Phase::Decode), plan.tokens_of(Phase::Prefill));
         assert!(plan.tokens() <= self.bounds.step_tokens);
         self.pace.observe(decodes, plan.prefills(), 0.01 + 0.0001 * prefill as f64);
@@ -165,11 +180,34 @@ impl World {
             self.pool[copy.to.index()] = self.pool[copy.from.index()];
         }
         self.compute(&plan);
-        let drawn: Vec<_> = plan.draws.iter().map(|draw| (draw.sequence, self.draw(&plan, draw))).collect();
-        self.policy.complete(&plan, &drawn, &mut self.finished);
+        let begins = !plan.is_empty();
+        if begins || self.away.is_empty() {
+            self.away.push_back(plan);
+        }
+        if !begins || self.away.len() >= self.at_once {
+            self.end_oldest();
+        }
         self.check_books();
+        begins || !self.plan.is_empty()
+    }
+
+    fn end_oldest(&mut self) {
+        let Some(plan) = self.away.pop_front() else { return };
+        // Who is gone is no more drawn for.
+        let stays = |draw: &&Draw| self.policy.running.get(draw.sequence).is_some();
+        let draws: Vec<_> = plan.draws.iter().filter(stays).copied().collect();
+        let drawn: Vec<_> = draws.iter().map(|draw| (draw.sequence, self.draw(&plan, draw))).collect();
+        self.policy.complete(&plan, &drawn, &mut self.finished);
         self.plan = plan;
-        !self.plan.is_empty()
+    }
+
+    /// Nobody who waits for a token from a step under way is in another one, or has lost its blocks.
+    fn check_apart(&self, plan: &StepPlan) {
+        for waits in self.away.iter().flat_map(|plan| &plan.draws) {
+            let is_in = |id: SequenceId| id == waits.sequence;
+            assert!(!plan.draws.iter().any(|draw| is_in(draw.sequence)), "{waits:?} is drawn twice");
+            assert!(!plan.slices.iter().any(|slice| is_in(slice.sequence)), "{waits:?} goes on without its token");
+        }
     }
 
     /// Steps until nothing is left to do, and how many they were.
@@ -186,6 +224,14 @@ impl World {
     fn check_preempted(&self, before: &[SequenceId]) {
         let is_open = |id: &SequenceId| self.policy.groups[&id.group].flow == Flow::Open;
         let oldest = self.policy.running.iter().map(|sequence| sequence.id).find(is_open);
+        let is_away = |id: &SequenceId| {
+            let slices = self.away.iter().flat_map(|plan| &plan.slices).map(|slice| slice.sequence);
+            slices
+                .chain(self.away.iter().flat_map(|plan| &plan.draws).map(|draw| draw.sequence))
+                .any(|away| away == *id)
+        };
+        let gone = before.iter().filter(|id| self.policy.running.get(**id).is_none());
+        assert!(!gone.clone().any(is_away), "a sequence of a step under way was preempted");
         for id in before.iter().filter(|id| self.policy.running.get(**id).is_none() && is_open(id)) {
             assert!(oldest.is_some_and(|oldest| oldest < *id), "{id:?} was preempted, and it is the oldest");
         }
@@ -286,7 +332,7 @@ impl World {
     pub(super) fn step_bound(&self) -> usize {
         let of_group = |text: &Text| (text.branches.len() + 1) * (text.prompt.len() + text.max_tokens + 2);
         let sequences: usize = self.texts.values().map(|text| text.branches.len() + 1).sum();
-        self.texts.values().map(of_group).sum::<usize>() * (sequences + 1)
+        self.texts.values().map(of_group).sum::<usize>() * (sequences + 1) * self.at_once
     }
 
     pub(super) fn has_served(&self, id: GroupId) -> bool {

@@ -1,7 +1,11 @@
 //! The promises of a split model, over real connections on loopback, with the tiny golden model on the cpu backend.
 
+mod adapters;
+mod overlap;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZero;
+use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::Endpoint;
@@ -16,6 +20,7 @@ use tokio::runtime::Runtime;
 
 use super::replica::{Dial, HeadOffer};
 use super::{Member, Pipeline, Replica, StageOffer, StageServer};
+use crate::adapters::AdapterStore;
 use crate::backend::bench::{Bench, assert_same_bits, golden};
 use crate::backend::{Backend, KvEpoch};
 use crate::cpu::Cpu;
@@ -77,6 +82,16 @@ impl Cluster {
     }
 
     fn stage(&self, worker: &str, address: SocketAddr, layers: LayerRange) -> Stage {
+        self.stage_with(worker, address, layers, None)
+    }
+
+    fn stage_with(
+        &self,
+        worker: &str,
+        address: SocketAddr,
+        layers: LayerRange,
+        adapters: Option<AdapterStore>,
+    ) -> Stage {
         let identity = self.authority.issue(Role::Worker, &name(worker)).unwrap();
         let (closer, closing) = shutdown::channel();
         let offer = StageOffer {
@@ -89,6 +104,7 @@ impl Cluster {
             width: 64,
         };
         let server = StageServer::new(offer, cpu(layers), closing).unwrap();
+        adapters.into_iter().for_each(|store| server.use_adapters(store));
         let _in = self.runtime.enter();
         // The socket of a stage that was stopped is closed with its last connection.
         let bind = || quic::stage_endpoint(address, &identity, &self.timers).ok();
@@ -107,6 +123,26 @@ impl Cluster {
 
     /// A head of the given members.
     fn head(&self, first: LayerRange, members: &[(&str, &Stage, LayerRange)]) -> Head {
+        self.head_with(first, members, None)
+    }
+
+    fn head_with(
+        &self,
+        first: LayerRange,
+        members: &[(&str, &Stage, LayerRange)],
+        adapters: Option<&AdapterStore>,
+    ) -> Head {
+        let (pipeline, states, closer) = self.pipeline(first, members, adapters);
+        Head { bench: Bench::over(Box::new(pipeline)), states, _closer: closer }
+    }
+
+    /// The backend of a head of the given members, which is kept until the trigger is dropped.
+    fn pipeline(
+        &self,
+        first: LayerRange,
+        members: &[(&str, &Stage, LayerRange)],
+        adapters: Option<&AdapterStore>,
+    ) -> (Pipeline, tokio::sync::watch::Receiver<Vec<super::StageState>>, Trigger) {
         let member = |(worker, stage, layers): &(&str, &Stage, LayerRange)| Member {
             worker: name(worker),
             address: stage.address.to_string(),
@@ -120,6 +156,10 @@ impl Cluster {
             blocks: BLOCKS,
         };
         let replica = Replica::new(offer, members.iter().map(member).collect());
+        if let Some(store) = adapters {
+            replica.lend(store.clone());
+            store.require(Arc::new(replica.adapters()));
+        }
         let pipeline = Pipeline::new(cpu(first), &replica);
         let identity = self.authority.issue(Role::Worker, &name("head")).unwrap();
         let _in = self.runtime.enter();
@@ -127,7 +167,7 @@ impl Cluster {
         let (closer, closing) = shutdown::channel();
         let (states, dial) = (replica.states(), Dial { endpoint, identity, timers: self.timers });
         self.runtime.spawn(async move { replica.keep(dial, closing).await });
-        Head { bench: Bench::over(Box::new(pipeline)), states, _closer: closer }
+        (pipeline, states, closer)
     }
 }
 
@@ -140,14 +180,20 @@ struct Head {
 impl Head {
     /// Waits until all stages are there, in an epoch other than `before`.
     fn together(&mut self, before: Option<KvEpoch>) -> KvEpoch {
-        for _ in 0..2000 {
-            if let Some(epoch) = self.bench.backend.pin_epoch().filter(|epoch| Some(*epoch) != before) {
-                return epoch;
-            }
+        let epoch = together(&mut *self.bench.backend, before);
+        epoch.unwrap_or_else(|| panic!("the stages did not come together: {:?}", *self.states.borrow()))
+    }
+}
+
+/// Waits for an epoch other than `before`.
+fn together(backend: &mut dyn Backend, before: Option<KvEpoch>) -> Option<KvEpoch> {
+    (0..2000).find_map(|_| {
+        let epoch = backend.pin_epoch().filter(|epoch| Some(*epoch) != before);
+        if epoch.is_none() {
             std::thread::sleep(Duration::from_millis(10));
         }
-        panic!("the stages did not come together: {:?}", *self.states.borrow());
-    }
+        epoch
+    })
 }
 
 fn text(length: u32) -> Vec<TokenId> {
