@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, call};
 use shoal_common::ids::{Digest, Incarnation, Name};
@@ -18,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::adapters::{Registry, serve};
 use crate::catalogue::{ServedModel, unix_seconds};
+use crate::fleet::challenge;
 use crate::fleet::orders::Orders;
 use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Snapshot};
 use crate::operations::drains::{DrainOrders, Drains};
@@ -119,16 +120,16 @@ async fn admit(
     certified: &Name,
     context: &LinkContext,
 ) -> Result<Membership, LinkError> {
+    let asked = Instant::now();
     if hello.worker != *certified {
         return Err(LinkError::Refused(Refusal::WrongCertificate));
     }
     let tokenizer = tokenizer_for(connection, &hello, &context.view).await?;
     let model = Arc::new(ServedModel { card: hello.model.clone(), tokenizer, created: unix_seconds() });
-    let offer = Box::new(Offer { hello, model, line: Arc::new(connection.clone()) });
-    match call!(context.fleet, FleetMessage::Join, offer) {
-        Ok(Ok(membership)) => Ok(membership),
-        Ok(Err(refusal)) => Err(LinkError::Refused(refusal)),
-        Err(_) => Err(LinkError::FleetGone),
+    let offer = Offer { hello, model, line: Arc::new(connection.clone()), asked };
+    match challenge::join(&context.fleet, context.view.clone(), offer).await {
+        Some(joined) => joined.map_err(LinkError::Refused),
+        None => Err(LinkError::FleetGone),
     }
 }
 

@@ -1,11 +1,12 @@
 //! Who serves what, now. The [`FleetActor`] owns the [`roster`] and publishes an immutable [`Snapshot`] after every change;
 //! requests read the snapshot and never wait on a mailbox.
 //!
-//! 1. [`roster`]: the members; [`replica`] and [`adapters`]: what is known of one; [`orders`]: what it is told.
+//! 1. [`roster`]: the members, [`challenge`]: who may take the place of one; [`replica`] and [`adapters`]: what is known of one; [`orders`]: what it is told.
 //! 2. [`traffic`]: what the router remembers of its own requests: [`demand`] by adapter, [`prefix`]es by replica.
 //! 3. [`pick`] chooses a replica for a group from a snapshot and that memory.
 
 pub mod adapters;
+pub mod challenge;
 pub mod demand;
 pub mod orders;
 pub mod pick;

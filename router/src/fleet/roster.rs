@@ -15,10 +15,10 @@ use crate::catalogue::ServedModel;
 
 /// A worker of the same name that was heard of within this time is taken for alive, and a second one is refused: four
 /// status intervals.
-const ALIVE_WITHIN: Duration = Duration::from_secs(1);
+pub(super) const ALIVE_WITHIN: Duration = Duration::from_secs(1);
 
 /// A worker that asks to serve.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Offer {
     /// Its own words.
     pub hello: Hello,
@@ -26,6 +26,8 @@ pub struct Offer {
     pub model: Arc<ServedModel>,
     /// Its connection.
     pub line: Arc<dyn Line>,
+    /// When it asked first, which is the last that was heard of it.
+    pub asked: Instant,
 }
 
 /// The members.
@@ -41,7 +43,7 @@ impl Roster {
     /// Takes a worker in, or says why not. A new life of a known worker replaces the old one unless that one is alive; a
     /// new connection of the same life replaces the old one in any case, for the worker itself has given that up.
     pub fn join(&mut self, offer: Offer, now: Instant) -> Result<Seat, Refusal> {
-        let Offer { hello, model, line } = offer;
+        let Offer { hello, model, line, asked } = offer;
         if hello.model.layers.begin != 0 || hello.model.layers.end != hello.model.layer_count {
             return Err(Refusal::IncompleteModel);
         }
@@ -67,7 +69,7 @@ impl Roster {
             outstanding: Arc::default(),
             build: hello.build,
             advanced: now,
-            heard: now,
+            heard: asked,
         };
         self.replicas.insert(hello.worker, replica);
         Ok(seat)

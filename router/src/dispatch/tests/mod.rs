@@ -71,8 +71,8 @@ impl Stage {
             capacity: Capacity { slots: 8, kv_tokens: 1024, groups: 1, adapter_slots: 4, adapter_bytes: 1 << 20 },
             model: model().card.clone(),
         };
-        let offer = Offer { hello, model: model(), line: Arc::new(accepted.unwrap()) };
-        self.roster.join(offer, Instant::now()).unwrap();
+        let (line, asked) = (Arc::new(accepted.unwrap()), Instant::now());
+        self.roster.join(Offer { hello, model: model(), line, asked }, asked).unwrap();
         self.published.send_replace(Arc::new(self.roster.snapshot()));
         Played { connection: dialled.unwrap(), _endpoint: endpoint }
     }
