@@ -375,6 +375,27 @@ async fn a_group_that_no_worker_survives_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_replica_that_has_lost_a_part_of_its_model_is_asked_again() {
+    let mut stage = Stage::new();
+    let only = stage.worker("a").await;
+    let (mut run, _stop) = stage.group(1, None);
+    let plays = async {
+        let mut group = only.accepts().await;
+        group.tokens(0, 0..3).await;
+        group.send(GroupFrame::Failed(GroupFailure::Incomplete)).await;
+        let mut still = only.group().await;
+        still.send(GroupFrame::Failed(GroupFailure::Incomplete)).await;
+        let mut resumed = only.accepts().await;
+        assert_eq!(resumed.submit.branches[0].emitted.0.len(), 3);
+        resumed.tokens(0, 3..6).await;
+        resumed.writer.finish().unwrap();
+        (group, still, resumed)
+    };
+    let (_kept, seen) = tokio::join!(plays, whole(&mut run));
+    assert_eq!(seen, tokens_of(0));
+}
+
+#[tokio::test]
 async fn dropping_a_group_cancels_it_on_its_worker() {
     let mut stage = Stage::new();
     let worker = stage.worker("a").await;
