@@ -91,6 +91,9 @@ pub enum RouterError {
     Metrics,
 }
 
+/// Some thousand samples of 8 bytes come together in between on a busy machine.
+const FOLD_SAMPLES_EVERY: Duration = Duration::from_secs(5);
+
 /// A router whose sockets are bound; workers are taken from now on.
 #[derive(Debug)]
 pub struct Bound {
@@ -105,8 +108,8 @@ pub struct Bound {
     prompt_log: PromptLog,
     metrics: PrometheusHandle,
     adapters: Registry,
-    /// Bring adapters in, and let old ones go.
-    _keepers: [AbortOnDropHandle<()>; 2],
+    /// Bring adapters in, let old ones go, and keep the metrics small.
+    _keepers: [AbortOnDropHandle<()>; 3],
 }
 
 /// Binds both sockets and begins to take workers.
@@ -134,7 +137,7 @@ pub async fn bind(settings: RouterSettings, identity: Identity) -> Result<Bound,
     };
     let (root, root_ended) = Actor::spawn(None, RouterActor, arguments).await?;
     adapters.connect(Arc::new(FleetWorkers { root: root.clone(), view: view.clone() }));
-    let _keepers = keepers(&settings, &adapters, &view);
+    let _keepers = keepers(&settings, &adapters, &view, metrics.clone());
     Ok(Bound {
         settings,
         listener,
@@ -185,11 +188,27 @@ async fn open_adapters(settings: &RouterSettings, view: &FleetView) -> Result<Re
     Ok(opened.map_err(std::io::Error::other)??)
 }
 
-fn keepers(settings: &RouterSettings, adapters: &Registry, view: &FleetView) -> [AbortOnDropHandle<()>; 2] {
+fn keepers(
+    settings: &RouterSettings,
+    adapters: &Registry,
+    view: &FleetView,
+    metrics: PrometheusHandle,
+) -> [AbortOnDropHandle<()>; 3] {
     let sources = Sources { configured: settings.adapters.clone(), directory: settings.router.adapters.clone() };
     let watching = tokio::spawn(adapter_watch::watch(adapters.clone(), view.clone(), sources));
     let keeping = tokio::spawn(keep::keep(adapters.clone(), view.clone()));
-    [watching, keeping].map(AbortOnDropHandle::new)
+    [watching, keeping, tokio::spawn(fold_samples(metrics))].map(AbortOnDropHandle::new)
+}
+
+/// Folds the samples of histograms into their buckets now and then: the recorder keeps each one until somebody asks for the
+/// metrics, and that may be nobody.
+async fn fold_samples(metrics: PrometheusHandle) {
+    let mut ticks = tokio::time::interval(FOLD_SAMPLES_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        metrics.run_upkeep();
+    }
 }
 
 /// The process's metrics recorder: one, however many routers a process runs.

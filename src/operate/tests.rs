@@ -51,6 +51,25 @@ fn a_table_has_a_line_for_each_worker_and_each_trouble() {
 }
 
 #[test]
+fn the_stages_of_a_split_model_are_shown_with_what_they_do_and_why_they_are_away() {
+    let mut head = worker("alpha", "incomplete", "1");
+    let stage = |worker: &str, state: &str, reason: Value| {
+        json!({
+            "worker": worker, "state": state, "incarnation": "7", "address": "gpu2:8444", "layers": [12, 30], "reason": reason,
+            "steps": 3, "computing_s": 0.5, "busy": 0.254,
+        })
+    };
+    head["stages"] = json!([stage("alpha", "connected", Value::Null), stage("beta", "away", json!("no\nanswer"))]);
+    let cluster = cluster(&[head]);
+    let table = table::table(&cluster);
+    assert!(table.contains("STAGE OF  WORKER  STATE      LAYERS  BUSY  ADDRESS\n"), "{table}");
+    assert!(table.contains("alpha     beta    away       12-29   25 %  gpu2:8444\n"), "{table}");
+    assert!(table.contains("\nbeta is away: no answer\n") && !table.contains("alpha is away"), "{table}");
+    let lines = table::lines(&cluster);
+    assert!(lines.contains("stage\tbeta\taway\t7\tsmol\t12-29\talpha\t25 %\tgpu2:8444\tno answer\n"), "{lines}");
+}
+
+#[test]
 fn no_text_off_the_network_makes_a_line_or_a_field_of_its_own() {
     let mut silent = worker("a", "ready", "1");
     silent["load"] = Value::Null;

@@ -89,7 +89,8 @@ fn models_agree(section: &Section<'_>, model: &Name, stages: &[StageConfig], kno
 fn stages(section: &Section<'_>, known: &Known<'_>, taken: &mut Vec<Name>, report: &mut Report) -> Vec<StageConfig> {
     let tables = section.sections("stages", &["worker", "layers", "address"], report);
     if tables.is_empty() {
-        let remedy = "name its workers in the order of their layers: stages = [{ worker = \"alpha\", layers = [0, 12] }, ...]";
+        let remedy =
+            "name its workers in the order of their layers: stages = [{ worker = \"alpha\", layers = [0, 12] }, ...]";
         section.fault("stages", "a replica needs workers", remedy, report);
     } else if tables.len() > MAX_STAGES {
         let reason = format!("are {}, and {MAX_STAGES} are possible", tables.len());

@@ -83,7 +83,12 @@ fn shoal_variables(variables: &Variables, report: &mut Report) -> Map<String, St
         match value.to_str() {
             _ if ["worker", "replica", "model", "adapter"].contains(&section.as_str()) => {
                 let remedy = "write it into cluster.toml, or use a flag of `shoal dev`";
-                report.add(place(), &section, "workers, replicas, models and adapters are lists and cannot be set here", remedy);
+                report.add(
+                    place(),
+                    &section,
+                    "workers, replicas, models and adapters are lists and cannot be set here",
+                    remedy,
+                );
             }
             Some(value) => drop(kept.insert(name.to_owned(), value.to_owned())),
             None => report.add(place(), "", "is not UTF-8 text", "set it again, or unset it"),

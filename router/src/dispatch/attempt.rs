@@ -45,6 +45,8 @@ impl Drop for ResetOnDrop {
 pub(super) enum Trouble {
     /// Another replica may do better.
     Replica,
+    /// A part of the replica's model was lost: another one is as good, and so is this one once it has that again.
+    Incomplete,
     /// The replica is full.
     Full { retry_after: Duration },
     /// The replica could not have the adapter in time.
@@ -117,6 +119,7 @@ impl GroupRun {
 pub(super) fn judge(failure: GroupFailure) -> Trouble {
     match failure {
         GroupFailure::WrongFingerprint | GroupFailure::ShuttingDown | GroupFailure::Engine => Trouble::Replica,
+        GroupFailure::Incomplete => Trouble::Incomplete,
         GroupFailure::AdapterUnavailable => Trouble::Adapter,
         GroupFailure::Invalid | GroupFailure::Deadline | GroupFailure::AdapterRefused => Trouble::Group(failure),
     }

@@ -4,7 +4,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use shoal_common::wire::hello::AdapterOrder;
+use shoal_common::wire::hello::{AdapterOrder, STATUS_EVERY_MS};
 
 use super::attempt::Trouble;
 use super::{DEFAULT_RETRY_AFTER, DispatchError, Dispatcher};
@@ -14,14 +14,20 @@ use crate::fleet::prefix::Overlaps;
 use crate::fleet::traffic::{Profile, Traffic};
 use crate::fleet::{Seat, Snapshot};
 
+/// How long a replica that lost a part of its model is left alone: then its status has told whether it has that again.
+const REST: Duration = Duration::from_millis(STATUS_EVERY_MS);
+
 /// The way of one group.
 #[derive(Debug)]
 pub(super) struct Route {
     dispatcher: Dispatcher,
     profile: Profile,
     access: Access,
-    /// Places that failed or refused it: never tried again. At most one per worker that was ever tried.
+    /// Places that failed or refused it: never tried again, unless they are resting. At most one per worker that was ever
+    /// tried.
     excluded: Vec<Seat>,
+    /// Those of them that are tried again once a time has come.
+    resting: Vec<(Seat, tokio::time::Instant)>,
     /// The shortest wait that a full replica has told.
     busy: Option<Duration>,
     /// Whether a replica could not have the adapter.
@@ -31,8 +37,15 @@ pub(super) struct Route {
 impl Route {
     /// Sets out. If that makes the adapter worth more workers, those are told to load it.
     pub(super) fn new(dispatcher: &Dispatcher, profile: Profile, access: Access) -> Self {
-        let mut route =
-            Self { dispatcher: dispatcher.clone(), profile, access, excluded: Vec::new(), busy: None, lacked: false };
+        let mut route = Self {
+            dispatcher: dispatcher.clone(),
+            profile,
+            access,
+            excluded: Vec::new(),
+            resting: Vec::new(),
+            busy: None,
+            lacked: false,
+        };
         let snapshot = route.dispatcher.view.now();
         let growth = lock(&dispatcher.traffic).enter(&mut route.profile, &snapshot, Instant::now());
         if growth == Growth::Grew {
@@ -42,17 +55,21 @@ impl Route {
     }
 
     /// A replica for the next attempt; waits for one to appear, if it may.
-    pub(super) async fn choose(&self, wait: Duration) -> Result<Choice, Unroutable> {
+    pub(super) async fn choose(&mut self, wait: Duration) -> Result<Choice, Unroutable> {
         let mut view = self.dispatcher.view.clone();
         let mut last = Unroutable::Nobody;
         let found = tokio::time::timeout(wait, async {
             loop {
+                self.end_rests();
                 last = match self.pick(&view.now()) {
                     Err(passing @ (Unroutable::Nobody | Unroutable::NoRoom)) => passing,
                     settled => return Some(settled),
                 };
-                if !view.changed().await {
-                    return None;
+                tokio::select! {
+                    changed = view.changed() => if !changed {
+                        return None;
+                    },
+                    () = rested(&self.resting) => {}
                 }
             }
         });
@@ -75,9 +92,18 @@ impl Route {
                 self.busy = Some(self.busy.map_or(*retry_after, |known| known.min(*retry_after)));
             }
             Trouble::Adapter => self.lacked = true,
+            Trouble::Incomplete => self.resting.push((seat, tokio::time::Instant::now() + REST)),
             Trouble::Replica | Trouble::Group(_) => {}
         }
         self.excluded.push(seat);
+    }
+
+    /// Who has rested may be tried again.
+    fn end_rests(&mut self) {
+        let now = tokio::time::Instant::now();
+        for (seat, _) in self.resting.extract_if(.., |(_, until)| *until <= now) {
+            self.excluded.retain(|excluded| *excluded != seat);
+        }
     }
 
     /// A replica was lost: what full ones said before is old.
@@ -133,6 +159,14 @@ impl Route {
 
     fn remembering<T>(&self, with: impl FnOnce(&mut Traffic) -> T) -> T {
         with(&mut lock(&self.dispatcher.traffic))
+    }
+}
+
+/// Resolves when the first rest ends.
+async fn rested(resting: &[(Seat, tokio::time::Instant)]) {
+    match resting.iter().map(|(_, until)| *until).min() {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
     }
 }
 

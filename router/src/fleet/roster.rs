@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shoal_common::ids::Name;
-use shoal_common::wire::hello::{AdapterOrder, AdapterState, Hello, Refusal, Status};
+use shoal_common::wire::hello::{AdapterOrder, AdapterState, Hello, Refusal, StageReport, Status};
 
 use super::Snapshot;
 use super::adapters::{Adapters, News};
@@ -15,10 +15,10 @@ use crate::catalogue::ServedModel;
 
 /// A worker of the same name that was heard of within this time is taken for alive, and a second one is refused: four
 /// status intervals.
-const ALIVE_WITHIN: Duration = Duration::from_secs(1);
+pub(super) const ALIVE_WITHIN: Duration = Duration::from_secs(1);
 
 /// A worker that asks to serve.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Offer {
     /// Its own words.
     pub hello: Hello,
@@ -26,6 +26,8 @@ pub struct Offer {
     pub model: Arc<ServedModel>,
     /// Its connection.
     pub line: Arc<dyn Line>,
+    /// When it asked first, which is the last that was heard of it.
+    pub asked: Instant,
 }
 
 /// The members.
@@ -41,7 +43,7 @@ impl Roster {
     /// Takes a worker in, or says why not. A new life of a known worker replaces the old one unless that one is alive; a
     /// new connection of the same life replaces the old one in any case, for the worker itself has given that up.
     pub fn join(&mut self, offer: Offer, now: Instant) -> Result<Seat, Refusal> {
-        let Offer { hello, model, line } = offer;
+        let Offer { hello, model, line, asked } = offer;
         if hello.model.layers.begin != 0 || hello.model.layers.end != hello.model.layer_count {
             return Err(Refusal::IncompleteModel);
         }
@@ -66,8 +68,9 @@ impl Roster {
             orders,
             outstanding: Arc::default(),
             build: hello.build,
+            stages: Arc::default(),
             advanced: now,
-            heard: now,
+            heard: asked,
         };
         self.replicas.insert(hello.worker, replica);
         Ok(seat)
@@ -119,11 +122,17 @@ impl Roster {
         self.replicas.values().filter(of_model).for_each(|replica| replica.orders.give(order));
     }
 
-    /// Forgets a worker and its adapters. A leave from a place that was given up is dropped.
-    pub fn leave(&mut self, worker: &Name, seat: Seat) {
-        if self.seated(worker, seat).is_some() {
-            self.replicas.remove(worker);
+    /// Notes a head's stages. Words from a place that was given up are dropped.
+    pub fn stages(&mut self, worker: &Name, seat: Seat, stages: Arc<[StageReport]>) {
+        if let Some(replica) = self.seated(worker, seat) {
+            replica.stages = stages;
         }
+    }
+
+    /// Forgets a worker and its adapters; its stages, if it had any. A leave from a place that was given up is dropped.
+    pub fn leave(&mut self, worker: &Name, seat: Seat) -> Arc<[StageReport]> {
+        let left = self.seated(worker, seat).is_some().then(|| self.replicas.remove(worker)).flatten();
+        left.map_or_else(Arc::default, |replica| replica.stages)
     }
 
     /// Whether a worker of this name is a member.

@@ -123,7 +123,7 @@ pub struct BackendError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// A life of the pool's content, see [`Backend::kv_epoch`].
+/// A life of the pool's content, see [`Backend::pin_epoch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvEpoch(pub u64);
 
@@ -154,9 +154,10 @@ pub trait Backend: Send {
     /// had.
     fn reserve(&mut self, blocks: usize) -> Result<(), BackendError>;
 
-    /// Which life the pool's content has. When it changes, nothing that was computed before can be read any more; `None` while
-    /// nothing can be computed. A backend on one machine has one life.
-    fn kv_epoch(&self) -> Option<KvEpoch> {
+    /// Which life the pool's content has now; `None` while nothing can be computed. Steps and copies are of the life that was
+    /// pinned last, and one that comes after that life's end fails: what was computed before another life can never be read.
+    /// Asked before each step is planned. A backend on one machine has one life.
+    fn pin_epoch(&mut self) -> Option<KvEpoch> {
         Some(KvEpoch(0))
     }
 

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::backend::{Backend, BackendError, BlockId, LogitsBuffer, Slice};
+use crate::backend::{Backend, BackendError, BlockId, KvEpoch, LogitsBuffer, Slice};
 
 /// The backend panicked; the panic hook has told where.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +15,11 @@ pub(super) struct Guarded(Box<dyn Backend>);
 impl Guarded {
     pub(super) fn new(backend: Box<dyn Backend>) -> Self {
         Self(backend)
+    }
+
+    /// A backend that does not know has nothing that could be read.
+    pub(super) fn pin_epoch(&mut self) -> Option<KvEpoch> {
+        guard(|| Ok(self.0.pin_epoch())).ok().flatten()
     }
 
     pub(super) fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError> {

@@ -123,7 +123,10 @@ fn assemble(served: Served, bounds: Bounds, backend: Box<dyn Backend>) -> (Engin
     let waker = Arc::new(Waker::new(commands.clone()));
     let links = Links { inbox, publish, orders: orders.clone(), wake_queued: waker.queued() };
     let handle = EngineHandle { commands, waker, orders, status, served };
-    (handle, Engine::new(bounds, backend, links))
+    let mut engine = Engine::new(bounds, backend, links);
+    // A backend may begin with a part of the model away.
+    engine.publish();
+    (handle, engine)
 }
 
 fn idle_status() -> Status {

@@ -119,8 +119,10 @@ impl Engine {
         }
     }
 
+    /// The step's groups fail; where it failed because the pool's life has ended, all that were of that life do.
     fn fail_step(&mut self, plan: &StepPlan, error: &BackendError) {
         tracing::error!(error = %Chain(error), "a step failed");
+        self.heed_epoch();
         let groups: BTreeSet<_> = plan.slices.iter().map(|slice| slice.sequence.group).collect();
         for id in groups {
             self.fail(id, GroupFailure::Engine);

@@ -18,7 +18,7 @@ use super::rate::Rate;
 use super::sink::Outbox;
 use super::step::Scratch;
 use super::{COMMANDS, Command, IDLE_TICK, Mode, Orders, admission};
-use crate::backend::{Backend, LogitsBuffer};
+use crate::backend::{Backend, KvEpoch, LogitsBuffer};
 use crate::metrics;
 use crate::sampler::Sampler;
 use crate::scheduler::{Bounds, GroupId, Pace, Policy, Refused};
@@ -36,6 +36,8 @@ pub(super) struct Engine {
     links: Links,
     pub(super) policy: Policy,
     pub(super) backend: Guarded,
+    /// What all KV that can be found was computed in; absent while nothing can be computed.
+    epoch: Option<KvEpoch>,
     pub(super) sampler: Sampler,
     pub(super) logits: LogitsBuffer,
     pub(super) groups: BTreeMap<GroupId, LiveGroup>,
@@ -65,10 +67,12 @@ pub(super) enum Inbox {
 
 impl Engine {
     pub(super) fn new(bounds: Bounds, backend: Box<dyn Backend>, links: Links) -> Self {
+        let mut backend = Guarded::new(backend);
         Self {
+            epoch: backend.pin_epoch(),
             links,
             policy: Policy::new(bounds),
-            backend: Guarded::new(backend),
+            backend,
             sampler: Sampler::new(),
             logits: LogitsBuffer::default(),
             groups: BTreeMap::new(),
@@ -95,6 +99,7 @@ impl Engine {
     /// One turn after the commands were read.
     pub(super) fn turn(&mut self) -> Turn {
         self.heed_links();
+        self.heed_epoch();
         // Before the step: a router must not wait for a prefill to learn that its group was taken.
         self.outbox.flush();
         let turn = self.step();
@@ -140,6 +145,8 @@ impl Engine {
         }
         let refusal = if self.links.orders.mode() != Mode::Serve {
             Some(self.busy())
+        } else if self.epoch.is_none() {
+            Some(GroupFrame::Failed(GroupFailure::Incomplete))
         } else {
             match self.policy.admit(id, admission::shape(submit, hashes)) {
                 Ok(()) => None,
@@ -161,6 +168,21 @@ impl Engine {
 
     fn busy(&self) -> GroupFrame {
         busy(self.rate.expected_wait(self.policy.load().queued_tokens))
+    }
+
+    /// When the life of the pool's content has ended, forgets all that was computed in it. Who had a part in that must begin
+    /// anew, here or elsewhere; and while no other life has begun, nobody does well to wait here.
+    pub(super) fn heed_epoch(&mut self) {
+        let now = self.backend.pin_epoch();
+        let before = std::mem::replace(&mut self.epoch, now);
+        if now == before {
+            return;
+        }
+        tracing::warn!(?before, ?now, "the kv is lost");
+        let lost = |id: &GroupId| now.is_none() || self.policy.has_begun(*id);
+        let ids: Vec<_> = self.groups.keys().copied().filter(lost).collect();
+        ids.into_iter().for_each(|id| self.fail(id, GroupFailure::Incomplete));
+        self.policy.forget_kv();
     }
 
     /// Reads every group's link: who is gone, which branches ended, who is too late, who does not drain.
@@ -233,11 +255,16 @@ impl Engine {
         self.outbox.flush();
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         self.progress += 1;
         let (load, totals) = (self.policy.load(), self.policy.totals());
+        let state = match (self.links.orders.mode(), self.epoch) {
+            (Mode::Drain | Mode::Stop, _) => WorkerState::Draining,
+            (Mode::Serve, None) => WorkerState::Incomplete,
+            (Mode::Serve, Some(_)) => WorkerState::Ready,
+        };
         let status = Status {
-            state: if self.links.orders.mode() == Mode::Serve { WorkerState::Ready } else { WorkerState::Draining },
+            state,
             progress: self.progress,
             running: u32::try_from(load.running).unwrap_or(u32::MAX),
             waiting: u32::try_from(load.waiting).unwrap_or(u32::MAX),

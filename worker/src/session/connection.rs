@@ -18,8 +18,8 @@ use super::{Offer, SessionArgs, SessionEnd};
 use crate::adapters::{RouterSource, Via};
 use crate::emit::{OPENINGS, Opening, Writer};
 use crate::engine::EngineHandle;
-use crate::stage::Board;
 use crate::engine::sink::{ConnectionKey, Outlet, StreamKey, report_bound};
+use crate::stage::Board;
 
 /// For the last frames to reach the router after the engine has ended: several round trips on any link worth having.
 const FAREWELL: Duration = Duration::from_secs(1);

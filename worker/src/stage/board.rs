@@ -96,7 +96,8 @@ impl Teller {
             report.busy_permille = if is_due { share(self.marks[at], report, over) } else { before };
         }
         if is_due {
-            let marks = reports.iter().map(|report| Computed { steps: report.steps, computing_us: report.computing_us });
+            let marks =
+                reports.iter().map(|report| Computed { steps: report.steps, computing_us: report.computing_us });
             (self.marks, self.marked) = (marks.collect(), now);
         }
         let is_new = if is_due { reports != self.told } else { !same_members(&reports, &self.told) };
@@ -151,7 +152,10 @@ mod tests {
         let reason = teller.news(start + Duration::from_millis(50)).expect("it says why")[1].reason.clone();
         assert_eq!(reason.expect("a reason").len(), AdapterState::MAX_REASON);
         tell.send_modify(|states| (states[0].incarnation, states[0].reason) = (Some(Incarnation(9)), None));
-        assert_eq!(teller.news(start + Duration::from_millis(75)).expect("it is there")[1].incarnation, Some(Incarnation(9)));
+        assert_eq!(
+            teller.news(start + Duration::from_millis(75)).expect("it is there")[1].incarnation,
+            Some(Incarnation(9))
+        );
         assert_eq!(teller.news(start + Duration::from_secs(2)), None, "an idle replica says nothing");
     }
 

@@ -30,8 +30,8 @@ use crate::model::LoadedModel;
 use crate::scheduler::Bounds;
 use crate::session::{Offer, SessionActor, SessionArgs};
 use crate::stage::{Dial, HeadOffer, Member};
-pub use part::{Hosting, Part};
 use part::Stages;
+pub use part::{Hosting, Part};
 use restarts::{Restarts, Verdict};
 
 /// For sessions to close and for the close to reach the routers: what a session takes for its farewell, and a little.
@@ -88,7 +88,13 @@ pub async fn run(
         Part::Whole => Vec::new(),
         Part::Head(members) => members,
     };
-    serve_routers(config, Dial { endpoint: quic::worker_endpoint(&identity, &timers)?, identity, timers }, (model, members), shutdown).await
+    serve_routers(
+        config,
+        Dial { endpoint: quic::worker_endpoint(&identity, &timers)?, identity, timers },
+        (model, members),
+        shutdown,
+    )
+    .await
 }
 
 async fn serve_routers(

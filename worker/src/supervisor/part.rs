@@ -130,7 +130,8 @@ pub(super) async fn run_stage(
 /// Until the shutdown, and then until no steps come any more or the drain time is over.
 async fn end_of_work(mut shutdown: Shutdown, mut busy: watch::Receiver<Busy>, drain: Duration) {
     shutdown.fired().await;
-    let rest = async { while tokio::time::timeout(RESTED, busy.changed()).await.is_ok_and(|changed| changed.is_ok()) {} };
+    let rest =
+        async { while tokio::time::timeout(RESTED, busy.changed()).await.is_ok_and(|changed| changed.is_ok()) {} };
     if tokio::time::timeout(drain, rest).await.is_err() {
         tracing::warn!("the head still computes after the drain time: its groups fail");
     }

@@ -376,7 +376,6 @@ fn a_role_without_certificates_says_how_to_make_them() {
     insta::assert_snapshot!(load_text("", &scope(Scope::Router), &home()).expect_err("there are no certificates"));
 }
 
-
 proptest::proptest! {
     #[test]
     fn no_text_is_too_strange_to_report(text in ".{0,200}") {

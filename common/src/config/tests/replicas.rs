@@ -25,7 +25,8 @@ fn faults_of(text: &str) -> String {
 fn the_first_stage_is_the_head_and_the_others_are_dialled_where_they_listen() {
     let stages = "{ worker = \"b\", layers = [0, 3] }, { worker = \"a\", layers = [3, 4] }, { worker = \"d\", layers = [4, \
                   9], address = \"d.lan:9\" }";
-    let config = load_text(&file(&["a", "b", "c", "d"], stages), &scope(Scope::Plan), &home()).expect("nothing is wrong");
+    let config =
+        load_text(&file(&["a", "b", "c", "d"], stages), &scope(Scope::Plan), &home()).expect("nothing is wrong");
     let [replica] = &config.replicas[..] else { panic!("{:?}", config.replicas) };
     assert_eq!((replica.name.as_str(), replica.model.as_str(), replica.head().as_str()), ("b", "m", "b"));
     let addresses: Vec<_> = replica.stages.iter().map(|stage| stage.address.as_deref()).collect();
@@ -47,7 +48,8 @@ fn layers_are_complete_and_in_order() {
         (["[0, 2]", "[2]"], "replica[0].stages[1].layers", "[2] are no layers"),
         (["[0, 2]", "4"], "replica[0].stages[1].layers", "is 4, not a list"),
     ] {
-        let stages = format!("{{ worker = \"a\", layers = {} }}, {{ worker = \"b\", layers = {} }}", layers[0], layers[1]);
+        let stages =
+            format!("{{ worker = \"a\", layers = {} }}, {{ worker = \"b\", layers = {} }}", layers[0], layers[1]);
         let faults = faults_of(&file(&["a", "b"], &stages));
         assert!(faults.contains(&format!("{key}\n    {reason}")), "{faults}");
     }
@@ -59,26 +61,47 @@ fn every_fault_of_a_replica_is_told_with_its_place() {
     let second = format!("{}[[replica]]\nstages = [{{ worker = \"b\" }}]\n", file(&["a", "b"], good));
     let other = format!("{}[[model]]\nname = \"n\"\npath = \".\"\n", file(&["a", "b"], good));
     let no_listen = file(&["a", "b"], good).replace("stage_listen = \"127.0.0.1:8445\"\n", "");
-    let elsewhere = file(&["a", "b"], good).replace("name = \"b\"\n", "name = \"b\"\nhost = \"gpu1\"\nrouters = [\"head:1\"]\n");
+    let elsewhere =
+        file(&["a", "b"], good).replace("name = \"b\"\n", "name = \"b\"\nhost = \"gpu1\"\nrouters = [\"head:1\"]\n");
     let scripted = file(&["a", "b"], good).replace("path = \".\"", "engine = \"scripted\"");
     let twice = format!("{}[[replica]]\nname = \"a\"\nstages = [{{ worker = \"c\" }}]\n", file(&["a", "b", "c"], good));
     for (text, told) in [
         (file(&["a", "b"], ""), "replica[0].stages\n    a replica needs workers"),
-        (file(&["a", "beta"], &good.replace("\"b\"", "\"betta\"")), "stages[1].worker\n    there is no worker \"betta\"\n    -> did you mean \"beta\"?"),
+        (
+            file(&["a", "beta"], &good.replace("\"b\"", "\"betta\"")),
+            "stages[1].worker\n    there is no worker \"betta\"\n    -> did you mean \"beta\"?",
+        ),
         (file(&["a", "b"], "{ layers = [0, 1] }"), "stages[0].worker\n    is missing"),
         (file(&["a", "b"], "{ worker = \"a\" }, { worker = \"a\" }"), "stages[1].worker\n    \"a\" is a stage already"),
         (second, "replica[1].stages[0].worker\n    \"b\" is a stage already"),
-        (other.replace("name = \"b\"\n", "name = \"b\"\nmodel = \"n\"\n").replace("name = \"a\"\n", "name = \"a\"\nmodel = \"m\"\n"), "replica[0].model\n    is \"m\", and worker \"b\" hosts \"n\""),
+        (
+            other
+                .replace("name = \"b\"\n", "name = \"b\"\nmodel = \"n\"\n")
+                .replace("name = \"a\"\n", "name = \"a\"\nmodel = \"m\"\n"),
+            "replica[0].model\n    is \"m\", and worker \"b\" hosts \"n\"",
+        ),
         (no_listen, "stages[1].worker\n    worker \"b\" has no stage_listen"),
-        (file(&["a", "b"], good).replace("127.0.0.1:8445", "0.0.0.0:8445"), "stages[1].address\n    is missing, and stage_listen = 0.0.0.0:8445"),
+        (
+            file(&["a", "b"], good).replace("127.0.0.1:8445", "0.0.0.0:8445"),
+            "stages[1].address\n    is missing, and stage_listen = 0.0.0.0:8445",
+        ),
         (elsewhere, "stages[1].address\n    is missing, and stage_listen = 127.0.0.1:8445 of worker \"b\" on gpu1"),
         (file(&["a", "b"], &good.replacen(" }", ", address = \"x:1\" }", 1)), "stages[0].address\n    is of no use"),
-        (file(&["a", "b"], &good.replace("2] }", "2], address = \"x\" }")), "stages[1].address\n    \"x\" is not host:port"),
+        (
+            file(&["a", "b"], &good.replace("2] }", "2], address = \"x\" }")),
+            "stages[1].address\n    \"x\" is not host:port",
+        ),
         (scripted, "replica[0].stages\n    the scripted test engine has no layers"),
         (twice, "replica[1].name\n    \"a\" is taken"),
         (file(&["a", "b"], &good.replace(", layers = [1, 2]", "")), "replica[0].stages\n    some stages have layers"),
-        (file(&["a", "b"], "{ worker = \"a\" }, { worker = \"b\" }"), "stages[1].layers\n    are left out, and worker \"b\" does not say what memory it has"),
-        (file(&["a", "b"], &good.replace("layers = [1", "layer = [1")), "stages[1].layer\n    there is no such setting\n    -> did you mean `layers`?"),
+        (
+            file(&["a", "b"], "{ worker = \"a\" }, { worker = \"b\" }"),
+            "stages[1].layers\n    are left out, and worker \"b\" does not say what memory it has",
+        ),
+        (
+            file(&["a", "b"], &good.replace("layers = [1", "layer = [1")),
+            "stages[1].layer\n    there is no such setting\n    -> did you mean `layers`?",
+        ),
     ] {
         let faults = faults_of(&text);
         assert!(faults.contains(told), "{told}\n is not in\n{faults}");

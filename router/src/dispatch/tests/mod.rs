@@ -71,8 +71,8 @@ impl Stage {
             capacity: Capacity { slots: 8, kv_tokens: 1024, groups: 1, adapter_slots: 4, adapter_bytes: 1 << 20 },
             model: model().card.clone(),
         };
-        let offer = Offer { hello, model: model(), line: Arc::new(accepted.unwrap()) };
-        self.roster.join(offer, Instant::now()).unwrap();
+        let (line, asked) = (Arc::new(accepted.unwrap()), Instant::now());
+        self.roster.join(Offer { hello, model: model(), line, asked }, asked).unwrap();
         self.published.send_replace(Arc::new(self.roster.snapshot()));
         Played { connection: dialled.unwrap(), _endpoint: endpoint }
     }
@@ -372,6 +372,27 @@ async fn a_group_that_no_worker_survives_is_given_up() {
     };
     let ((), outcome) = tokio::join!(plays, client);
     assert!(matches!(outcome, Err(DispatchError::Lost)), "a fourth worker was given the group");
+}
+
+#[tokio::test]
+async fn a_replica_that_has_lost_a_part_of_its_model_is_asked_again() {
+    let mut stage = Stage::new();
+    let only = stage.worker("a").await;
+    let (mut run, _stop) = stage.group(1, None);
+    let plays = async {
+        let mut group = only.accepts().await;
+        group.tokens(0, 0..3).await;
+        group.send(GroupFrame::Failed(GroupFailure::Incomplete)).await;
+        let mut still = only.group().await;
+        still.send(GroupFrame::Failed(GroupFailure::Incomplete)).await;
+        let mut resumed = only.accepts().await;
+        assert_eq!(resumed.submit.branches[0].emitted.0.len(), 3);
+        resumed.tokens(0, 3..6).await;
+        resumed.writer.finish().unwrap();
+        (group, still, resumed)
+    };
+    let (_kept, seen) = tokio::join!(plays, whole(&mut run));
+    assert_eq!(seen, tokens_of(0));
 }
 
 #[tokio::test]

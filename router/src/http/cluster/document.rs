@@ -10,6 +10,7 @@ use shoal_common::quic::ALPN;
 use shoal_common::wire::hello::{Status, WorkerState};
 use utoipa::ToSchema;
 
+use super::stage::Stage;
 use crate::catalogue::ServedModel;
 use crate::fleet::Replica;
 use crate::operations::Operations;
@@ -59,6 +60,8 @@ pub(super) enum State {
     Draining,
     /// Takes nothing new, and nothing of this router runs on it.
     Drained,
+    /// A part of its model is away: takes nothing until that is back.
+    Incomplete,
     /// Its connection is gone, and will be forgotten in a moment.
     Gone,
 }
@@ -79,8 +82,11 @@ pub(in crate::http) struct Worker {
     state: State,
     /// Whether this router has told it to drain. A worker that was told to end drains without that.
     drain_ordered: bool,
-    /// What it hosts.
+    /// What it hosts, with its stages, if it has any.
     model: HostedModel,
+    /// The stages that the model is split into, in the order of their layers, this worker the first; none where it hosts all of
+    /// it.
+    stages: Vec<Stage>,
     /// Its load; `null` before its first report.
     load: Option<Load>,
     /// What it can hold.
@@ -241,6 +247,7 @@ impl Worker {
             state: state(replica, duty),
             drain_ordered: duty == Duty::Drain,
             model: HostedModel::from(&*replica.model),
+            stages: replica.stages.iter().map(Stage::from).collect(),
             load: replica.status.as_ref().map(Load::from),
             capacity: Capacity {
                 slots: replica.capacity.slots,
@@ -257,13 +264,16 @@ impl Worker {
 
 /// A worker is drained only once it has said that it drains: until then it may still be given groups.
 fn state(replica: &Replica, duty: Duty) -> State {
-    let says_so = replica.status.is_some_and(|status| status.state == WorkerState::Draining);
+    let says = |state| replica.status.is_some_and(|status| status.state == state);
+    let says_so = says(WorkerState::Draining);
     if replica.line.is_closed() {
         State::Gone
     } else if says_so && replica.outstanding.tokens() == 0 {
         State::Drained
     } else if says_so || duty == Duty::Drain {
         State::Draining
+    } else if says(WorkerState::Incomplete) {
+        State::Incomplete
     } else {
         State::Ready
     }

@@ -303,7 +303,8 @@ impl From<DispatchError> for ApiError {
             DispatchError::Failed(GroupFailure::AdapterUnavailable) => {
                 Self::AdapterUnavailable { retry_after: resolve::ADAPTER_WAIT }
             }
-            DispatchError::Lost | DispatchError::Failed(_) | DispatchError::Forbidden => Self::WorkerFailed,
+            DispatchError::Forbidden => Self::Forbidden,
+            DispatchError::Lost | DispatchError::Failed(_) => Self::WorkerFailed,
         }
     }
 }

@@ -19,13 +19,13 @@ use shoal_common::wire::message::{GroupFrame, StreamOpen, Submit};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use crate::{Hosting, Part, WorkerError};
 use crate::adapters::{AdapterStore, Limits, PeftLoader, StoreSettings};
 use crate::engine::tests::backend::HashBackend;
 use crate::engine::tests::bench::{self, Heard, ROOMY, submission};
 use crate::engine::{EngineHandle, EngineThread, Served};
 use crate::model::LoadedModel;
 use crate::session::{Offer, SessionActor, SessionArgs};
+use crate::{Hosting, Part, WorkerError};
 
 /// Groups that the worker takes.
 pub(super) const GROUPS: u32 = 3;
