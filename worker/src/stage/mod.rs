@@ -17,6 +17,7 @@ pub mod pipeline;
 pub mod replica;
 mod rows;
 pub mod serve;
+pub mod split;
 #[cfg(test)]
 mod tests;
 
