@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use shoal_common::wire::hello::AdapterOrder;
 
 use super::attempt::Trouble;
+use super::returning::Returning;
+use super::setbacks::Loss;
 use super::{DEFAULT_RETRY_AFTER, DispatchError, Dispatcher};
 use crate::fleet::demand::Growth;
-use crate::fleet::pick::{Access, AdapterNeed, Choice, Need, Unroutable};
+use crate::fleet::pick::{Access, AdapterNeed, Choice, Need, Unroutable, Why};
 use crate::fleet::prefix::Overlaps;
 use crate::fleet::traffic::{Profile, Traffic};
-use crate::fleet::{Seat, Snapshot};
+use crate::fleet::{Replica, Seat, Snapshot};
 
 /// The way of one group.
 #[derive(Debug)]
@@ -26,13 +28,16 @@ pub(super) struct Route {
     busy: Option<Duration>,
     /// Whether a replica could not have the adapter.
     lacked: bool,
+    /// A worker that may come back.
+    returning: Option<Returning>,
 }
 
 impl Route {
     /// Sets out. If that makes the adapter worth more workers, those are told to load it.
     pub(super) fn new(dispatcher: &Dispatcher, profile: Profile, access: Access) -> Self {
+        let (excluded, busy) = (Vec::new(), None);
         let mut route =
-            Self { dispatcher: dispatcher.clone(), profile, access, excluded: Vec::new(), busy: None, lacked: false };
+            Self { dispatcher: dispatcher.clone(), profile, access, excluded, busy, lacked: false, returning: None };
         let snapshot = route.dispatcher.view.now();
         let growth = lock(&dispatcher.traffic).enter(&mut route.profile, &snapshot, Instant::now());
         if growth == Growth::Grew {
@@ -42,7 +47,12 @@ impl Route {
     }
 
     /// A replica for the next attempt; waits for one to appear, if it may.
-    pub(super) async fn choose(&self, wait: Duration) -> Result<Choice, Unroutable> {
+    pub(super) async fn choose(&mut self, wait: Duration) -> Result<Choice, Unroutable> {
+        if let Some(returning) = self.returning.take()
+            && let Some(choice) = self.returned(&returning).await
+        {
+            return Ok(choice);
+        }
         let mut view = self.dispatcher.view.clone();
         let mut last = Unroutable::Nobody;
         let found = tokio::time::timeout(wait, async {
@@ -75,14 +85,35 @@ impl Route {
                 self.busy = Some(self.busy.map_or(*retry_after, |known| known.min(*retry_after)));
             }
             Trouble::Adapter => self.lacked = true,
-            Trouble::Replica | Trouble::Group(_) => {}
+            // Nobody is sent there until it moves, and then there is nothing against it.
+            Trouble::Stuck => return,
+            Trouble::Replica | Trouble::Broken | Trouble::Silent | Trouble::Parting | Trouble::Group(_) => {}
         }
         self.excluded.push(seat);
     }
 
-    /// A replica was lost: what full ones said before is old.
-    pub(super) fn replay(&mut self) {
+    /// A replica was lost, and with it `context` tokens: what full ones said before is old. One that was only out of reach
+    /// may be back soon.
+    pub(super) fn lose(&mut self, replica: &Replica, loss: Loss, context: u64) {
         self.busy = None;
+        let others = &self.dispatcher.view.now().replicas;
+        self.returning = Returning::of(replica, loss, context, others);
+    }
+
+    /// The worker that was lost, if it is back in time.
+    async fn returned(&self, returning: &Returning) -> Option<Choice> {
+        let mut view = self.dispatcher.view.clone();
+        let back = tokio::time::timeout(returning.patience, async {
+            loop {
+                if let Ok(choice) = self.pick(&returning.alone(&view.now())) {
+                    return Some(Choice { why: Why::Returned, ..choice });
+                }
+                if !view.changed().await {
+                    return None;
+                }
+            }
+        });
+        back.await.ok().flatten()
     }
 
     /// What the caller is told when no replica is left after `replays`.

@@ -1,6 +1,7 @@
 //! Dispatch against workers that are played by the test, over real QUIC on loopback.
 
 mod adapter;
+mod losses;
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -11,7 +12,7 @@ use shoal_common::pki::{Authority, Identity, Role};
 use shoal_common::quic::{self, Acceptor};
 use shoal_common::wire::codec::{CodecError, FrameReader};
 use shoal_common::wire::hello::{Capacity, Hello};
-use shoal_common::wire::message::{BranchEnd, BranchStart, EndRules, PromptIds, StreamOpen};
+use shoal_common::wire::message::{BranchEnd, BranchStart, EndRules, GroupFrame, PromptIds, StreamOpen};
 use tokio::sync::watch;
 
 use super::*;
@@ -354,24 +355,6 @@ async fn a_worker_whose_streams_are_all_taken_is_full() {
     let (mut run, _stop) = stage.group(1, None);
     let started = run.start().await;
     assert!(matches!(started, Err(DispatchError::Busy { .. })), "{started:?} with {} taken", taken.len());
-}
-
-#[tokio::test]
-async fn a_group_that_no_worker_survives_is_given_up() {
-    let mut stage = Stage::new();
-    let workers = [stage.worker("a").await, stage.worker("b").await, stage.worker("c").await, stage.worker("d").await];
-    let (mut run, _stop) = stage.group(1, None);
-    let plays = async {
-        for worker in &workers[..3] {
-            worker.dies_after(worker.accepts().await).await;
-        }
-    };
-    let client = async {
-        run.start().await.unwrap();
-        rest(&mut run).await
-    };
-    let ((), outcome) = tokio::join!(plays, client);
-    assert!(matches!(outcome, Err(DispatchError::Lost)), "a fourth worker was given the group");
 }
 
 #[tokio::test]

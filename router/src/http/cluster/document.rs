@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use crate::catalogue::ServedModel;
 use crate::fleet::Replica;
+use crate::fleet::pulse::Health;
 use crate::operations::Operations;
 use crate::operations::drains::Duty;
 use crate::operations::incidents::{Event, Incident};
@@ -59,6 +60,8 @@ pub(super) enum State {
     Draining,
     /// Takes nothing new, and nothing of this router runs on it.
     Drained,
+    /// Its engine stands still: it is given nothing until that moves again.
+    Stuck,
     /// Its connection is gone, and will be forgotten in a moment.
     Gone,
 }
@@ -249,7 +252,7 @@ impl Worker {
             },
             outstanding_tokens: replica.outstanding.tokens(),
             heard_ms: millis(replica.heard()),
-            progress_ms: millis(replica.advanced),
+            progress_ms: millis(replica.advanced()),
             last_error: None,
         }
     }
@@ -260,6 +263,8 @@ fn state(replica: &Replica, duty: Duty) -> State {
     let says_so = replica.status.is_some_and(|status| status.state == WorkerState::Draining);
     if replica.line.is_closed() {
         State::Gone
+    } else if replica.vital.health() == Health::Stuck {
+        State::Stuck
     } else if says_so && replica.outstanding.tokens() == 0 {
         State::Drained
     } else if says_so || duty == Duty::Drain {
