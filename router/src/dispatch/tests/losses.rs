@@ -165,3 +165,31 @@ async fn no_group_goes_on_elsewhere_more_often_than_the_setting_says() {
     let ((), outcome) = tokio::join!(plays, ending(&mut run, &seen));
     assert!(matches!(outcome, Err(DispatchError::Lost)), "{outcome:?}");
 }
+
+#[tokio::test]
+async fn a_worker_that_was_only_out_of_reach_gets_its_group_back() {
+    let (keep_alive, idle) = (Duration::from_millis(50), Duration::from_millis(500));
+    let mut stage = Stage::with(Timers { keep_alive, idle, ..Timers::default() });
+    let life = Incarnation(7);
+    let lost = stage.life_of("b", life).await;
+    let (mut run, _stop) = stage.group(1, None);
+    let (mut group, started) = tokio::join!(lost.accepts(), run.start());
+    started.unwrap();
+    group.tokens(0, 0..2).await;
+    for _ in 0..2 {
+        run.next().await.unwrap();
+    }
+    // Another one, which would be chosen, and the same one again on another way; the old way leads nowhere any more.
+    let _other = stage.worker("a").await;
+    let back = stage.life_of("b", life).await;
+    let nowhere = std::net::UdpSocket::bind("[::1]:0").unwrap();
+    lost.endpoint.rebind(nowhere).unwrap();
+    let plays = async {
+        let mut resumed = back.accepts().await;
+        resumed.tokens(0, 2..6).await;
+        resumed.writer.finish().unwrap();
+        resumed
+    };
+    let (_kept, seen) = tokio::join!(plays, rest(&mut run));
+    assert_eq!(seen.unwrap(), tokens_of(0)[2..]);
+}

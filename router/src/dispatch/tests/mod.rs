@@ -22,6 +22,7 @@ use crate::testing::{model, score};
 
 /// A cluster of workers that the test plays.
 pub(crate) struct Stage {
+    timers: Timers,
     endpoint: quinn::Endpoint,
     authority: Authority,
     acceptor: Acceptor,
@@ -33,7 +34,7 @@ pub(crate) struct Stage {
 /// One played worker. Its endpoint lives as long as it does.
 pub(crate) struct Played {
     connection: quinn::Connection,
-    _endpoint: quinn::Endpoint,
+    endpoint: quinn::Endpoint,
 }
 
 /// A group as the played worker sees it.
@@ -49,25 +50,34 @@ fn loopback() -> SocketAddr {
 
 impl Stage {
     pub(crate) fn new() -> Self {
+        Self::with(Timers::default())
+    }
+
+    fn with(timers: Timers) -> Self {
         let authority = Authority::create(&Name::new("test").unwrap()).unwrap();
         let identity = authority.issue(Role::Router, &Name::new("router").unwrap()).unwrap();
-        let endpoint = quic::router_endpoint(loopback(), &identity, &Timers::default()).unwrap();
-        let acceptor = Acceptor::new(endpoint.clone(), Timers::default());
+        let endpoint = quic::router_endpoint(loopback(), &identity, &timers).unwrap();
+        let acceptor = Acceptor::new(endpoint.clone(), timers);
         let (published, snapshots) = watch::channel(Arc::default());
         let dispatcher = Dispatcher::new(FleetView::new(snapshots), Arc::new(LeastQueued));
-        Self { endpoint, authority, acceptor, roster: Roster::default(), published, dispatcher }
+        Self { timers, endpoint, authority, acceptor, roster: Roster::default(), published, dispatcher }
     }
 
     /// Adds a worker. With equal load the one whose name sorts first is picked.
     pub(crate) async fn worker(&mut self, name: &str) -> Played {
+        self.life_of(name, Incarnation::draw()).await
+    }
+
+    /// Adds a worker, or connects one again that was here before in this life.
+    async fn life_of(&mut self, name: &str, incarnation: Incarnation) -> Played {
         let name = Name::new(name).unwrap();
         let identity: Identity = self.authority.issue(Role::Worker, &name).unwrap();
-        let endpoint = quic::worker_endpoint(&identity, &Timers::default()).unwrap();
-        let (address, timers) = (self.endpoint.local_addr().unwrap(), Timers::default());
+        let endpoint = quic::worker_endpoint(&identity, &self.timers).unwrap();
+        let (address, timers) = (self.endpoint.local_addr().unwrap(), self.timers);
         let (dialled, accepted) = tokio::join!(quic::dial(&endpoint, address, &timers), self.acceptor.next());
         let hello = Hello {
             worker: name,
-            incarnation: Incarnation::draw(),
+            incarnation,
             build: String::new(),
             capacity: Capacity { slots: 8, kv_tokens: 1024, groups: 1, adapter_slots: 4, adapter_bytes: 1 << 20 },
             model: model().card.clone(),
@@ -75,7 +85,7 @@ impl Stage {
         let offer = Offer { hello, model: model(), line: Arc::new(accepted.unwrap()) };
         self.roster.join(offer, Instant::now()).unwrap();
         self.published.send_replace(Arc::new(self.roster.snapshot()));
-        Played { connection: dialled.unwrap(), _endpoint: endpoint }
+        Played { connection: dialled.unwrap(), endpoint }
     }
 
     fn group(&self, branches: u16, score_prompt: Option<u8>) -> (GroupRun, StopHandle) {
