@@ -2,6 +2,7 @@
 is, and each answer is compared with the one given at rest. `scripts/chaos` runs this; `test_failures_workers` a short form."""
 
 import argparse
+import concurrent.futures
 import dataclasses
 import pathlib
 import random
@@ -208,7 +209,9 @@ def play(rules):
         fleet.start()
         adapter = register(fleet, GOLDEN / ("adapters/pirate" if rules.weights else "tiny/tiny-qv"))
         asked = requests(rules, adapter)
-        cases = [(body, is_streamed, whole(fleet.router, **body)) for body, is_streamed in asked]
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            at_rest = pool.map(lambda one: whole(fleet.router, **one[0]), asked)
+            cases = [(*one, expected) for one, expected in zip(asked, at_rest, strict=True)]
         report = Chaos(fleet, cases, rules).play()
         fleet.stop()
         return report

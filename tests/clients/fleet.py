@@ -62,8 +62,11 @@ class Router(Server):
         return self.http.get("/v1/cluster").json()
 
     def worker(self, name):
-        """A worker as it is shown; None where it is not there."""
-        return next((worker for worker in self.cluster()["workers"] if worker["name"] == name), None)
+        """A worker as it is shown; None where it is not there, or the router is not."""
+        try:
+            return next((worker for worker in self.cluster()["workers"] if worker["name"] == name), None)
+        except httpx.TransportError:
+            return None
 
     def state(self, name):
         return (self.worker(name) or {"state": "away"})["state"]
@@ -161,6 +164,11 @@ class Fleet:
         process.child.wait()
         self.frozen.discard(name)
 
+    def kill_and_miss(self, name):
+        """As `kill`, and waits until the router knows."""
+        self.kill(name)
+        self.router.wait_until("it to be missed", lambda: self.router.state(name) in ("away", "gone"))
+
     def freeze(self, name):
         self.workers[name].child.send_signal(signal.SIGSTOP)
         self.frozen.add(name)
@@ -173,11 +181,12 @@ class Fleet:
         """A worker that ended by itself, or was told to: its exit code."""
         return self.workers.pop(name).child.wait(60)
 
-    def serving(self, *names):
-        """The worker on which something runs, of those that are there."""
+    def serving(self):
+        """The worker that has most to do for the router."""
+
         def busy():
-            found = [worker["name"] for worker in self.router.cluster()["workers"] if worker["load"] and worker["load"]["running"]]
-            return found[0] if found else None
+            work, name = max((worker["outstanding_tokens"], worker["name"]) for worker in self.router.cluster()["workers"])
+            return name if work else None
 
         return self.router.wait_until("a worker that serves", busy)
 

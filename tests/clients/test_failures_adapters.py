@@ -23,7 +23,7 @@ def put(router, name, directory):
 def test_an_adapter_that_is_given_new_content_in_the_middle_of_an_answer_does_not_change_it_even_through_a_death(fleets):
     fleet = fleets(timers="idle_ms = 1000")
     put(fleet.router, "changing", QV)
-    body = {"prompt": "which one", "peft": "changing", "max_tokens": 500, "ignore_eos": True, "seed": 5}
+    body = {"prompt": "which one", "peft": "changing", "max_tokens": 900, "ignore_eos": True, "seed": 5}
     expected = whole(fleet.router, **body)
     before = fleet.router.metric("shoal_route_total")
     with running(fleet.router, [body, {**body, "n": 2, "prompt": "and that"}]) as answers:
@@ -37,12 +37,12 @@ def test_an_adapter_that_is_given_new_content_in_the_middle_of_an_answer_does_no
 
 
 def test_an_adapter_whose_files_are_gone_from_a_worker_is_fetched_again_and_never_replaced_by_the_base_model(fleets):
-    fleet = fleets("alpha")
+    fleet = fleets("alpha", timers="idle_ms = 1000")
     put(fleet.router, "lost", QV)
     body = {"prompt": "here?", "peft": "lost", "max_tokens": 30, "ignore_eos": True, "seed": 5}
     expected, base = whole(fleet.router, **body), whole(fleet.router, **{**body, "peft": None})
     assert expected.text != base.text
-    fleet.kill("alpha")
+    fleet.kill_and_miss("alpha")
     kept = [path for path in (fleet.directory / "data-alpha/adapters").rglob("*") if path.is_file()]
     assert kept, "the worker keeps no files: nothing to lose"
     for path in kept:
@@ -72,10 +72,9 @@ def test_a_full_disk_costs_the_adapter_that_it_has_no_room_for_and_nothing_else(
     early = {"prompt": "early", "peft": "early", "max_tokens": 10, "seed": 1}
     expected = whole(fleet.router, **early)
     filler = small_disk / "filler"
-    with filler.open("wb") as file, pytest.raises(OSError):
+    with filler.open("wb", buffering=0) as file, pytest.raises(OSError):
         while True:
-            file.write(b"\0" * 4096)
-            file.flush()
+            file.write(b"\0" * 512)
     put(fleet.router, "late", ALL)
     late = {"prompt": "late", "peft": "late", "max_tokens": 10, "seed": 1}
     said = refused(fleet.router, 503, **late)

@@ -8,8 +8,8 @@ from test_failures_workers import all_equal, bodies, running
 
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_a_link_that_is_cut_one_way_is_noticed_and_nothing_is_left_on_the_worker(fleets, scripted, way):
-    fleet = fleets(relayed=True)
-    requests = bodies(8, 600)
+    fleet = fleets(relayed=True, timers="idle_ms = 1000")
+    requests = bodies(8, 450)
     before = fleet.router.worker("alpha")["incarnation"]
     with running(fleet.router, requests) as answers:
         getattr(fleet.relays["alpha"], way).cut = True
