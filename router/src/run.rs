@@ -278,7 +278,10 @@ impl Bound {
             metrics: self.metrics.clone(),
             prompt_log: self.prompt_log.clone(),
             adapters: self.adapters.clone(),
-            dispatcher: Dispatcher::new(self.operations.view.clone(), Arc::new(ByAdapter)),
+            dispatcher: Dispatcher {
+                replays: self.settings.limits.replays,
+                ..Dispatcher::new(self.operations.view.clone(), Arc::new(ByAdapter))
+            },
             text_threads: Arc::new(Semaphore::new(cores)),
             operations: self.operations.clone(),
             requests: Arc::new(Semaphore::new(self.settings.limits.requests)),

@@ -73,7 +73,7 @@ impl Actor for RouterActor {
         let RouterArguments { endpoint, timers, published, operations, adapters } = arguments;
         let Operations { router, drains, incidents, .. } = operations;
         let view = FleetView::new(published.subscribe());
-        let (fleet, _) = Actor::spawn_linked(None, FleetActor, published, myself.get_cell()).await?;
+        let (fleet, _) = Actor::spawn_linked(None, FleetActor, (published, timers.stall), myself.get_cell()).await?;
         let context = LinkContext { fleet: fleet.clone(), view, router, drains, adapters };
         tokio::spawn(accept(Acceptor::new(endpoint, timers), incidents.clone(), myself));
         Ok(RouterState { fleet, context, incidents })

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use shoal_common::wire::hello::{AdapterOrder, STATUS_EVERY_MS};
 
 use super::attempt::Trouble;
+use super::returning::Returning;
+use super::setbacks::Loss;
 use super::{DEFAULT_RETRY_AFTER, DispatchError, Dispatcher};
 use crate::fleet::demand::Growth;
-use crate::fleet::pick::{Access, AdapterNeed, Choice, Need, Unroutable};
+use crate::fleet::pick::{Access, AdapterNeed, Choice, Need, Unroutable, Why};
 use crate::fleet::prefix::Overlaps;
 use crate::fleet::traffic::{Profile, Traffic};
-use crate::fleet::{Seat, Snapshot};
+use crate::fleet::{Replica, Seat, Snapshot};
 
 /// How long a replica that lost a part of its model is left alone: then its status has told whether it has that again.
 const REST: Duration = Duration::from_millis(STATUS_EVERY_MS);
@@ -32,6 +34,8 @@ pub(super) struct Route {
     busy: Option<Duration>,
     /// Whether a replica could not have the adapter.
     lacked: bool,
+    /// A worker that may come back.
+    returning: Option<Returning>,
 }
 
 impl Route {
@@ -45,6 +49,7 @@ impl Route {
             resting: Vec::new(),
             busy: None,
             lacked: false,
+            returning: None,
         };
         let snapshot = route.dispatcher.view.now();
         let growth = lock(&dispatcher.traffic).enter(&mut route.profile, &snapshot, Instant::now());
@@ -56,6 +61,11 @@ impl Route {
 
     /// A replica for the next attempt; waits for one to appear, if it may.
     pub(super) async fn choose(&mut self, wait: Duration) -> Result<Choice, Unroutable> {
+        if let Some(returning) = self.returning.take()
+            && let Some(choice) = self.returned(&returning).await
+        {
+            return Ok(choice);
+        }
         let mut view = self.dispatcher.view.clone();
         let mut last = Unroutable::Nobody;
         let found = tokio::time::timeout(wait, async {
@@ -93,7 +103,9 @@ impl Route {
             }
             Trouble::Adapter => self.lacked = true,
             Trouble::Incomplete => self.resting.push((seat, tokio::time::Instant::now() + REST)),
-            Trouble::Replica | Trouble::Group(_) => {}
+            // Nobody is sent there until it moves, and then there is nothing against it.
+            Trouble::Stuck => return,
+            Trouble::Replica | Trouble::Broken | Trouble::Silent | Trouble::Parting | Trouble::Group(_) => {}
         }
         self.excluded.push(seat);
     }
@@ -106,9 +118,28 @@ impl Route {
         }
     }
 
-    /// A replica was lost: what full ones said before is old.
-    pub(super) fn replay(&mut self) {
+    /// A replica was lost, and with it `context` tokens: what full ones said before is old. One that was only out of reach
+    /// may be back soon.
+    pub(super) fn lose(&mut self, replica: &Replica, loss: Loss, context: u64) {
         self.busy = None;
+        let others = &self.dispatcher.view.now().replicas;
+        self.returning = Returning::of(replica, loss, context, others);
+    }
+
+    /// The worker that was lost, if it is back in time.
+    async fn returned(&self, returning: &Returning) -> Option<Choice> {
+        let mut view = self.dispatcher.view.clone();
+        let back = tokio::time::timeout(returning.patience, async {
+            loop {
+                if let Ok(choice) = self.pick(&returning.alone(&view.now())) {
+                    return Some(Choice { why: Why::Returned, ..choice });
+                }
+                if !view.changed().await {
+                    return None;
+                }
+            }
+        });
+        back.await.ok().flatten()
     }
 
     /// What the caller is told when no replica is left after `replays`.

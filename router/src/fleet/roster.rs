@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use shoal_common::config::Timers;
 use shoal_common::ids::Name;
 use shoal_common::wire::hello::{AdapterOrder, AdapterState, Hello, Refusal, StageReport, Status};
 
 use super::Snapshot;
 use super::adapters::{Adapters, News};
 use super::orders::{Orders, Pins};
+use super::pulse::{Health, Pulse};
 use super::replica::{Line, Replica, Seat};
 use crate::catalogue::ServedModel;
 
@@ -31,15 +33,29 @@ pub struct Offer {
 }
 
 /// The members.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Roster {
+    /// How long an engine may stand still, at least.
+    patience: Duration,
     replicas: BTreeMap<Name, Replica>,
     models: BTreeMap<Name, Arc<ServedModel>>,
     pins: Pins,
     next_seat: u64,
 }
 
+impl Default for Roster {
+    fn default() -> Self {
+        Self::new(Timers::default().stall)
+    }
+}
+
 impl Roster {
+    /// Nobody yet. An engine that stands still for longer than `patience`, and than its steps let expect, is stuck.
+    pub fn new(patience: Duration) -> Self {
+        let (replicas, models, pins) = Default::default();
+        Self { patience, replicas, models, pins, next_seat: 0 }
+    }
+
     /// Takes a worker in, or says why not. A new life of a known worker replaces the old one unless that one is alive; a
     /// new connection of the same life replaces the old one in any case, for the worker itself has given that up.
     pub fn join(&mut self, offer: Offer, now: Instant) -> Result<Seat, Refusal> {
@@ -69,7 +85,8 @@ impl Roster {
             outstanding: Arc::default(),
             build: hello.build,
             stages: Arc::default(),
-            advanced: now,
+            vital: Arc::default(),
+            pulse: Pulse::new(self.patience, now),
             heard: asked,
         };
         self.replicas.insert(hello.worker, replica);
@@ -94,15 +111,14 @@ impl Roster {
         Ok(model)
     }
 
-    /// Notes a worker's load. A report from a place that was given up is dropped.
-    pub fn report(&mut self, worker: &Name, seat: Seat, status: Status, now: Instant) {
-        if let Some(replica) = self.seated(worker, seat) {
-            if replica.status.is_none_or(|before| before.progress != status.progress) {
-                replica.advanced = now;
-            }
-            replica.status = Some(status);
-            replica.heard = now;
-        }
+    /// Notes a worker's load; says so if its engine got stuck with that, or moves again. A report from a place that was given
+    /// up is dropped.
+    pub fn report(&mut self, worker: &Name, seat: Seat, status: Status, now: Instant) -> Option<Health> {
+        let replica = self.seated(worker, seat)?;
+        replica.status = Some(status);
+        replica.heard = now;
+        let health = replica.pulse.hear(&status, replica.outstanding.prompts(), now);
+        replica.vital.note(health).then_some(health)
     }
 
     /// Notes what became of an adapter. Words from a place that was given up are dropped.

@@ -58,6 +58,13 @@ pub(super) enum Turn {
     Idle,
 }
 
+/// What became of the pool's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    GoesOn,
+    Changed,
+}
+
 /// Whether the loop goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Inbox {
@@ -172,17 +179,18 @@ impl Engine {
 
     /// When the life of the pool's content has ended, forgets all that was computed in it. Who had a part in that must begin
     /// anew, here or elsewhere; and while no other life has begun, nobody does well to wait here.
-    pub(super) fn heed_epoch(&mut self) {
+    pub(super) fn heed_epoch(&mut self) -> Life {
         let now = self.backend.pin_epoch();
         let before = std::mem::replace(&mut self.epoch, now);
         if now == before {
-            return;
+            return Life::GoesOn;
         }
-        tracing::warn!(?before, ?now, "the kv is lost");
+        tracing::info!(?before, ?now, "another life of the kv");
         let lost = |id: &GroupId| now.is_none() || self.policy.has_begun(*id);
         let ids: Vec<_> = self.groups.keys().copied().filter(lost).collect();
         ids.into_iter().for_each(|id| self.fail(id, GroupFailure::Incomplete));
         self.policy.forget_kv();
+        Life::Changed
     }
 
     /// Reads every group's link: who is gone, which branches ended, who is too late, who does not drain.

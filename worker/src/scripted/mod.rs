@@ -13,7 +13,6 @@ mod tests;
 
 use std::collections::TryReserveError;
 use std::thread;
-use std::time::Duration;
 
 use shoal_common::adapter::Geometry;
 use shoal_common::config::{Faults, Script};
@@ -27,10 +26,10 @@ pub use tokenizer::{BOS, EOS, VOCAB, bundle};
 
 /// With [`Faults::On`], a step in which a sequence's text comes to end in this fails.
 pub const FAIL_TRIGGER: &str = "!!fail!!";
-/// With [`Faults::On`], a step in which a sequence's text comes to end in this takes [`HANG`].
+/// With [`Faults::On`], a step in which a sequence's text comes to end in this takes [`Script::hang`].
 pub const HANG_TRIGGER: &str = "!!hang!!";
-/// Longer than every timer of a cluster: who waits for such a step has no timer.
-pub const HANG: Duration = Duration::from_secs(60);
+/// With [`Faults::On`], a step in which a sequence's text comes to end in this ends the process, as a bug in a kernel would.
+pub const CRASH_TRIGGER: &str = "!!crash!!";
 
 /// The model that adapters of the scripted engine must fit, as it has no layers of its own: a tiny llama.
 pub const GEOMETRY: Geometry = Geometry { layers: 4, hidden: 64, intermediate: 160, queries: 64, keys: 32 };
@@ -90,18 +89,24 @@ impl Scripted {
         let planned = |(trigger, fault)| slices.iter().any(|slice| completes(slice, trigger)).then_some(fault);
         match self.script.faults {
             Faults::Off => None,
-            Faults::On => [(FAIL_TRIGGER, Fault::Fail), (HANG_TRIGGER, Fault::Hang)].into_iter().find_map(planned),
+            Faults::On => TRIGGERS.into_iter().find_map(planned),
         }
     }
 }
+
+/// What a text in a sequence does.
+const TRIGGERS: [(&str, Fault); 3] =
+    [(FAIL_TRIGGER, Fault::Fail), (HANG_TRIGGER, Fault::Hang), (CRASH_TRIGGER, Fault::Crash)];
 
 /// What a step of a faulty script does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     /// Returns an error; nothing is written.
     Fail,
-    /// Takes [`HANG`].
+    /// Takes [`Script::hang`].
     Hang,
+    /// Ends the process at once.
+    Crash,
 }
 
 impl Backend for Scripted {
@@ -125,7 +130,8 @@ impl Backend for Scripted {
         match self.planned_fault(slices) {
             None => {}
             Some(Fault::Fail) => return Err(ScriptedError::Scripted.into()),
-            Some(Fault::Hang) => thread::sleep(HANG),
+            Some(Fault::Hang) => thread::sleep(self.script.hang),
+            Some(Fault::Crash) => std::process::abort(),
         }
         slices.iter().for_each(|slice| self.pool.write(slice));
         let rows = logits.reset(slices.iter().map(Slice::rows).sum(), VOCAB);

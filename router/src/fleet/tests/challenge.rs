@@ -18,7 +18,7 @@ struct Held {
 impl Held {
     async fn new() -> Self {
         let (published, snapshots) = watch::channel(Arc::default());
-        let (fleet, _) = Actor::spawn(None, FleetActor, published).await.unwrap();
+        let (fleet, _) = Actor::spawn(None, FleetActor, (published, Duration::from_secs(1))).await.unwrap();
         let (first, line) = offer("w", 1, &model());
         let view = FleetView::new(snapshots);
         let holder = join(&fleet, view.clone(), first).await.unwrap().unwrap();

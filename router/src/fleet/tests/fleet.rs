@@ -9,7 +9,7 @@ use crate::fleet::{FleetActor, FleetMessage, FleetView, Membership};
 
 async fn fleet() -> (ActorRef<FleetMessage>, FleetView) {
     let (published, snapshots) = watch::channel(Arc::default());
-    let (fleet, _) = Actor::spawn(None, FleetActor, published).await.unwrap();
+    let (fleet, _) = Actor::spawn(None, FleetActor, (published, Duration::from_secs(1))).await.unwrap();
     (fleet, FleetView::new(snapshots))
 }
 

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::stage::Stage;
 use crate::catalogue::ServedModel;
 use crate::fleet::Replica;
+use crate::fleet::pulse::Health;
 use crate::operations::Operations;
 use crate::operations::drains::Duty;
 use crate::operations::incidents::{Event, Incident};
@@ -62,6 +63,8 @@ pub(super) enum State {
     Drained,
     /// A part of its model is away: takes nothing until that is back.
     Incomplete,
+    /// Its engine stands still: it is given nothing until that moves again.
+    Stuck,
     /// Its connection is gone, and will be forgotten in a moment.
     Gone,
 }
@@ -256,7 +259,7 @@ impl Worker {
             },
             outstanding_tokens: replica.outstanding.tokens(),
             heard_ms: millis(replica.heard()),
-            progress_ms: millis(replica.advanced),
+            progress_ms: millis(replica.advanced()),
             last_error: None,
         }
     }
@@ -268,6 +271,8 @@ fn state(replica: &Replica, duty: Duty) -> State {
     let says_so = says(WorkerState::Draining);
     if replica.line.is_closed() {
         State::Gone
+    } else if replica.vital.health() == Health::Stuck {
+        State::Stuck
     } else if says_so && replica.outstanding.tokens() == 0 {
         State::Drained
     } else if says_so || duty == Duty::Drain {
