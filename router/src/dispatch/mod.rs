@@ -182,6 +182,7 @@ impl GroupRun {
         loop {
             let Some(attempt) = self.attempt.as_mut() else { return Ok(None) };
             let outcome = tokio::select! {
+                biased;
                 Some(branch) = self.stop_orders.recv() => self.stop_branch(branch).await,
                 frame = attempt.reader.next::<GroupFrame>() => self.take(frame),
             };
