@@ -17,6 +17,7 @@ mod silence;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use shoal_common::ambient;
 use shoal_common::config::Limits;
 use shoal_common::ids::{BranchIndex, Name};
 use shoal_common::wire::codec;
@@ -202,6 +203,7 @@ impl GroupRun {
                 return Ok(None);
             };
             let outcome = tokio::select! {
+                biased;
                 Some(branch) = self.stop_orders.recv() => self.stop_branch(branch).await,
                 frame = attempt.next(&self.dispatcher.view) => frame.and_then(|frame| self.take(frame)),
             };
@@ -257,7 +259,7 @@ fn may_go_on(setbacks: &mut Setbacks, loss: Loss, dispatcher: &Dispatcher) -> Re
     match setbacks.suffer(loss, dispatcher.replays) {
         Verdict::Poisonous => Err("poison"),
         Verdict::Exhausted => Err("attempts"),
-        Verdict::Replay if dispatcher.budget.allows_replay(Instant::now()) => Ok(()),
+        Verdict::Replay if dispatcher.budget.allows_replay(ambient::now()) => Ok(()),
         Verdict::Replay => Err("budget"),
     }
 }
