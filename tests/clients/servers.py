@@ -77,14 +77,15 @@ class Process:
     # Signals that it does not die of.
     ignored_signals = ()
 
-    def __init__(self, directory, *arguments, env=None):
+    def __init__(self, directory, *arguments, env=None, within=()):
+        """`within`: a command that runs the command behind it, somewhere else."""
         directory.mkdir(parents=True, exist_ok=True)
         self.out, self.err = directory / "stdout", directory / "stderr"
         # Settings of the machine that runs the tests must not reach the server.
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.child = subprocess.Popen(
-                [binary(), *map(str, arguments)],
+                [*within, binary(), *map(str, arguments)],
                 stdout=out,
                 stderr=err,
                 env={**clean, **(env or {})},

@@ -59,13 +59,15 @@ fn cluster_section(root: &Section<'_>, scope: &Scope, report: &mut Report) -> Cl
 }
 
 fn timers(cluster: &Section<'_>, report: &mut Report) -> Timers {
-    let section = cluster.section("timers", &["keep_alive_ms", "idle_ms", "connect_ms", "drain_ms"], report);
+    let section =
+        cluster.section("timers", &["keep_alive_ms", "idle_ms", "connect_ms", "stall_ms", "drain_ms"], report);
     let default = Timers::default();
     let mut millis = |key: &str, default: Duration| section.millis(key, 1..=DAY_MS, report).unwrap_or(default);
     let timers = Timers {
         keep_alive: millis("keep_alive_ms", default.keep_alive),
         idle: millis("idle_ms", default.idle),
         connect: millis("connect_ms", default.connect),
+        stall: millis("stall_ms", default.stall),
         drain: millis("drain_ms", default.drain),
     };
     if timers.keep_alive * 2 > timers.idle {
@@ -113,7 +115,7 @@ fn router(root: &Section<'_>, scope: &Scope, data_dir: PathBuf, report: &mut Rep
     }
 }
 
-const LIMITS: [&str; 18] = [
+const LIMITS: [&str; 19] = [
     "body",
     "prompts",
     "candidates",
@@ -124,6 +126,7 @@ const LIMITS: [&str; 18] = [
     "user_bytes",
     "work",
     "requests",
+    "replays",
     "connections",
     "adapters",
     "adapter_bytes",
@@ -149,6 +152,7 @@ fn limits(section: &Section<'_>, report: &mut Report) -> Limits {
         section.integer("adapter_bytes", 1024..=MAX_BUNDLE as i64, report).unwrap_or(default.adapter_bytes);
     let candidates = section.integer("candidates", 1..=MAX_BRANCHES as i64, report).unwrap_or(default.candidates);
     let logprobs = section.integer("logprobs", 0..=MAX_ALTERNATIVES.into(), report).unwrap_or(default.logprobs);
+    let replays = section.integer("replays", 0..=64, report).unwrap_or(default.replays);
     let work = section.integer("work", 1..=1 << 50, report).unwrap_or(default.work);
     let mut millis = |key: &str| section.millis(key, 1..=DAY_MS, report);
     Limits {
@@ -162,6 +166,7 @@ fn limits(section: &Section<'_>, report: &mut Report) -> Limits {
         user_bytes,
         work,
         requests,
+        replays,
         connections,
         adapters,
         adapter_bytes,

@@ -123,7 +123,7 @@ pub struct ClusterConfig {
     pub timers: Timers,
 }
 
-/// `[cluster.timers]`: the link between router and worker.
+/// `[cluster.timers]`: between router and worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timers {
     /// Between keep-alive packets on an idle link.
@@ -132,6 +132,8 @@ pub struct Timers {
     pub idle: Duration,
     /// For a connection attempt.
     pub connect: Duration,
+    /// Standstill of a worker's engine after which its requests go on elsewhere, at least: a slow one has 20 of its steps.
+    pub stall: Duration,
     /// For running requests to finish after a drain began.
     pub drain: Duration,
 }
@@ -142,6 +144,7 @@ impl Default for Timers {
             keep_alive: Duration::from_millis(250),
             idle: Duration::from_secs(2),
             connect: Duration::from_secs(2),
+            stall: Duration::from_secs(1),
             drain: Duration::from_secs(30),
         }
     }
@@ -292,8 +295,10 @@ pub struct Script {
     pub context: u32,
     /// One position in this many, on average, is likely to end the answer; absent: none. Part of the weights' digest.
     pub eos_every: Option<NonZeroU32>,
-    /// Whether texts in a prompt can make a step fail or hang.
+    /// Whether texts in a prompt can make a step fail or hang, or end the process.
     pub faults: Faults,
+    /// How long a step hangs that is to hang.
+    pub hang: Duration,
 }
 
 impl Default for Script {
@@ -304,6 +309,7 @@ impl Default for Script {
             context: 4096,
             eos_every: NonZeroU32::new(64),
             faults: Faults::Off,
+            hang: Duration::from_secs(60),
         }
     }
 }
@@ -314,7 +320,7 @@ pub enum Faults {
     /// Never: a prompt is only a prompt.
     #[default]
     Off,
-    /// A prompt with a trigger text fails or hangs its step.
+    /// A prompt with a trigger text fails or hangs its step, or ends the process.
     On,
 }
 

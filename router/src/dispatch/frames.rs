@@ -62,6 +62,7 @@ impl GroupRun {
             self.submit.branches[token.branch.index()].emitted.0.push(token.token);
             self.ended[token.branch.index()] = token.end.is_some();
         }
+        self.setbacks.step();
         Ok((!tokens.is_empty()).then_some(GroupEvent::Tokens(tokens)))
     }
 

@@ -1,15 +1,18 @@
 //! Who serves what, now. The [`FleetActor`] owns the [`roster`] and publishes an immutable [`Snapshot`] after every change;
 //! requests read the snapshot and never wait on a mailbox.
 //!
-//! 1. [`roster`]: the members; [`replica`] and [`adapters`]: what is known of one; [`orders`]: what it is told.
+//! 1. [`roster`]: the members, [`challenge`]: who may take the place of one; [`replica`] and [`adapters`]: what is known of
+//!    one; [`pulse`]: whether its engine moves; [`orders`]: what it is told.
 //! 2. [`traffic`]: what the router remembers of its own requests: [`demand`] by adapter, [`prefix`]es by replica.
 //! 3. [`pick`] chooses a replica for a group from a snapshot and that memory.
 
 pub mod adapters;
+pub mod challenge;
 pub mod demand;
 pub mod orders;
 pub mod pick;
 pub mod prefix;
+pub mod pulse;
 pub mod replica;
 pub mod roster;
 #[cfg(test)]
@@ -19,15 +22,17 @@ pub mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, MessagingErr, RpcReplyPort};
+use shoal_common::ambient;
 use shoal_common::ids::Name;
+use shoal_common::watch;
 use shoal_common::wire::hello::{AdapterOrder, AdapterState, Refusal, Status};
-use tokio::sync::watch;
 
 use crate::catalogue::ServedModel;
 use orders::Orders;
+use pulse::Health;
 pub use replica::{Line, Replica, Seat};
 pub use roster::{Offer, Roster};
 pub use view::FleetView;
@@ -130,7 +135,7 @@ pub struct FleetState {
 impl FleetState {
     fn join(&mut self, offer: Offer, fleet: ActorRef<FleetMessage>) -> Result<Membership, Refusal> {
         let worker = offer.hello.worker.clone();
-        let seat = self.roster.join(offer, Instant::now());
+        let seat = self.roster.join(offer, ambient::now());
         self.publish();
         let orders = self.roster.orders(&worker).unwrap_or_default();
         Ok(Membership { fleet, worker, seat: seat?, orders })
@@ -157,17 +162,28 @@ fn tell_load(worker: &Name, status: Option<&Status>) {
     tell("shoal_worker_sequences_preempted", |status| status.preemptions as f64);
 }
 
+/// An engine got stuck, or moves again.
+fn tell_health(worker: &Name, health: Health) {
+    match health {
+        Health::Stuck => {
+            metrics::counter!("shoal_worker_stalls_total", "worker" => worker.to_string()).increment(1);
+            tracing::warn!(%worker, "a worker's engine stands still: its groups go on elsewhere");
+        }
+        Health::Moving => tracing::info!(%worker, "a worker's engine moves again"),
+    }
+}
+
 impl Actor for FleetActor {
     type Msg = FleetMessage;
     type State = FleetState;
-    type Arguments = watch::Sender<Arc<Snapshot>>;
+    type Arguments = (watch::Sender<Arc<Snapshot>>, Duration);
 
     async fn pre_start(
         &self,
         _myself: ActorRef<FleetMessage>,
-        published: Self::Arguments,
+        (published, patience): Self::Arguments,
     ) -> Result<FleetState, ActorProcessingErr> {
-        Ok(FleetState { roster: Roster::default(), published })
+        Ok(FleetState { roster: Roster::new(patience), published })
     }
 
     async fn handle(
@@ -182,7 +198,9 @@ impl Actor for FleetActor {
                 let _ = reply.send(state.join(*offer, myself));
             }
             FleetMessage::Report { worker, seat, status } => {
-                state.roster.report(&worker, seat, status, Instant::now());
+                if let Some(health) = state.roster.report(&worker, seat, status, ambient::now()) {
+                    tell_health(&worker, health);
+                }
                 tell_load(&worker, Some(&status));
                 state.publish();
             }
@@ -206,4 +224,4 @@ impl Actor for FleetActor {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -20,6 +20,8 @@ pub(crate) fn describe() {
     counter!("shoal_completion_tokens_total", "Tokens generated, all candidates counted");
     counter!("shoal_route_total", "Groups sent to a worker, by the reason it was chosen");
     counter!("shoal_replays_total", "Groups that went on elsewhere because their worker was lost");
+    counter!("shoal_replays_refused_total", "Groups that were given up when their worker was lost, by reason");
+    counter!("shoal_worker_stalls_total", "Times that a worker's engine stood still, by worker");
     counter!("shoal_workers_refused_total", "Connections of workers that were not taken");
     counter!("shoal_prompt_log_dropped_total", "Lines that the prompt log had no room for");
     counter!("shoal_prompt_log_failed_total", "Lines that the prompt log could not write");

@@ -1,16 +1,19 @@
-//! One step, in the order of its plan: copy, compute, score, draw, say. A backend that fails takes the groups of its step
-//! with it and nobody else.
+//! One step, in the order of its plan: copy, compute, score, draw, say. A step at which the backend fails is computed once
+//! more, group by group, so that the one that it fails at ends alone.
 
-use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::Duration;
 
+use shoal_common::ambient;
 use shoal_common::telemetry::Chain;
 use shoal_common::wire::message::GroupFailure;
 
-use super::turn::{Engine, Turn};
+use super::turn::{Engine, Life, Turn};
 use crate::backend::{BackendError, LogitsOf, Slice};
 use crate::metrics;
 use crate::scheduler::{Draw, Drawn, GroupId, Phase, Row, SequenceId, StepPlan};
+
+/// Groups of a failed step that may fail alone before the backend is taken for broken.
+const CULPRITS: usize = 2;
 
 /// Memory of a step, used again from step to step.
 #[derive(Debug, Default)]
@@ -37,12 +40,19 @@ impl Engine {
         let totals = self.policy.totals();
         self.policy.plan(&self.pace, plan);
         metrics::scheduler(totals, self.policy.totals());
-        let began = Instant::now();
+        let began = ambient::now();
         drawn.clear();
         let computed = self.compute(plan, slices);
+        self.owed = if plan.slices.is_empty() { Duration::ZERO } else { self.backend.plays_for() };
         match &computed {
             Ok(()) => self.speak(plan, first_rows, drawn),
-            Err(error) => self.fail_step(plan, error),
+            Err(error) => {
+                tracing::error!(error = %Chain(error), "a step failed");
+                // Where it failed because the pool's life has ended, all that were of that life end with it.
+                if self.heed_epoch() == Life::GoesOn {
+                    self.step_by_group(plan, (slices, first_rows), drawn);
+                }
+            }
         }
         self.say_drawn(drawn);
         finished.clear();
@@ -51,7 +61,7 @@ impl Engine {
         if plan.is_empty() {
             return Turn::Idle;
         }
-        let took = began.elapsed();
+        let took = ambient::since(began) + self.owed;
         if computed.is_ok() {
             self.pace.observe(plan.tokens_of(Phase::Decode), plan.prefills(), took.as_secs_f64());
         }
@@ -119,14 +129,26 @@ impl Engine {
         }
     }
 
-    fn fail_step(&mut self, plan: &StepPlan, error: &BackendError) {
-        tracing::error!(error = %Chain(error), "a step failed");
-        let groups: BTreeSet<_> = plan.slices.iter().map(|slice| slice.sequence.group).collect();
+    /// Computes a step that failed group by group: nobody reads in a step what another group writes in it. A backend that
+    /// fails at several of them is broken, and the rest end too, to go on at another worker.
+    fn step_by_group(&mut self, plan: &StepPlan, (slices, rows): Memory<'_>, drawn: &mut Vec<(SequenceId, Drawn)>) {
+        let groups = plan.groups();
+        let copied = plan.copies.iter().try_for_each(|copy| self.backend.copy_block(copy.from, copy.to));
+        let mut failures = if copied.is_err() || groups.len() == 1 { CULPRITS } else { 0 };
         for id in groups {
-            self.fail(id, GroupFailure::Engine);
+            let part = plan.part_of(id);
+            if failures < CULPRITS && self.compute(&part, slices).is_ok() {
+                self.speak(&part, rows, drawn);
+            } else if !part.slices.is_empty() {
+                failures += 1;
+                self.fail(id, GroupFailure::Engine);
+            }
         }
     }
 }
+
+/// Memory of slices and of where their rows begin.
+type Memory<'a> = (&'a mut Vec<Slice<'static>>, &'a mut Vec<usize>);
 
 /// The memory of slices of an earlier step: a vector of nothing fits any lifetime.
 fn recycled<'a>(mut slices: Vec<Slice<'_>>) -> Vec<Slice<'a>> {

@@ -3,7 +3,7 @@
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
-use shoal_common::config::{Engine, Faults, ModelConfig, ModelSource, Quant, Script};
+use shoal_common::config::{Engine, ModelConfig, ModelSource, Quant, Script};
 use shoal_common::ids::{Digest, Name, TokenId};
 
 use super::load::available_bytes;
@@ -25,7 +25,7 @@ fn tiny(format: &str) -> LoadedModel {
 
 fn script(salt: u64) -> Script {
     let (step, eos_every) = (std::time::Duration::ZERO, NonZero::new(64));
-    Script { step, salt, context: 4096, eos_every, faults: Faults::Off }
+    Script { step, salt, eos_every, ..Script::default() }
 }
 
 #[test]

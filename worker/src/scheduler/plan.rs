@@ -1,11 +1,12 @@
 //! What the policy tells the engine and what it hears back: plain values, made by [`Policy`](super::Policy), carried out by
 //! the engine in the order of [`StepPlan`]'s fields.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use shoal_common::block_hash::BlockHash;
 
-use super::SequenceId;
+use super::{GroupId, SequenceId};
 use crate::backend::{BlockId, LogitsOf};
 
 /// One step, in the order in which it is carried out. Used again from step to step.
@@ -23,6 +24,25 @@ impl StepPlan {
     /// Whether nothing can be done now.
     pub fn is_empty(&self) -> bool {
         self.slices.is_empty() && self.draws.is_empty()
+    }
+
+    /// Whom it is for, in ascending order.
+    pub fn groups(&self) -> BTreeSet<GroupId> {
+        let slices = self.slices.iter().map(|slice| slice.sequence.group);
+        slices.chain(self.draws.iter().map(|draw| draw.sequence.group)).collect()
+    }
+
+    /// The step of one group alone, without the copies.
+    pub fn part_of(&self, group: GroupId) -> Self {
+        let first = self.slices.partition_point(|slice| slice.sequence.group < group);
+        let slices = self.slices[first..].iter().take_while(|slice| slice.sequence.group == group);
+        let draws = self.draws.iter().filter(|draw| draw.sequence.group == group);
+        let row = |row| match row {
+            Row::Prompt => Row::Prompt,
+            Row::Slice(at) => Row::Slice(at - first),
+        };
+        let draws = draws.map(|draw| Draw { row: row(draw.row), ..*draw });
+        Self { copies: Vec::new(), slices: slices.copied().collect(), draws: draws.collect() }
     }
 
     /// Tokens computed in this step.

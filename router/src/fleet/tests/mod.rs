@@ -1,6 +1,7 @@
 //! The members and their rules; beside it the tests of the fleet's parts, which share a fleet without sockets.
 
 mod adapters;
+mod challenge;
 mod fleet;
 mod link;
 mod prefix;
@@ -51,7 +52,8 @@ pub(crate) fn offer(worker: &str, incarnation: u64, model: &Arc<ServedModel>) ->
         capacity: CAPACITY,
         model: model.card.clone(),
     };
-    (Offer { hello, model: Arc::clone(model), line: Arc::<FakeLine>::clone(&line) }, line)
+    let offer = Offer { hello, model: Arc::clone(model), line: Arc::<FakeLine>::clone(&line), asked: Instant::now() };
+    (offer, line)
 }
 
 pub(crate) fn status(queued_tokens: u64, state: WorkerState) -> Status {

@@ -1,0 +1,124 @@
+//! Whether a group whose worker was lost goes on elsewhere. Pure.
+//!
+//! What a group makes a worker compute depends on nothing but the group, to the bit. So one that kills its worker kills the
+//! next one too, at the same place: soon after it got there. A group whose workers die soon after they got it, two in a row,
+//! is *poisonous*. One that had gone on for a while when its worker died is not blamed, nor for what was before: else those
+//! that shared a worker with a poisonous group would end with it.
+
+/// Workers in a row that may die soon after they got a group before it is blamed.
+const DEATHS: u32 = 2;
+/// Steps after which a group has gone on for a while. A dying worker takes the frames with it that it had not sent, so that
+/// a group may be a few steps behind the place that kills.
+const GONE_ON: u32 = 16;
+
+/// How a group came to lose its worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// Nothing is heard of it any more: its machine, its process or the way there is gone.
+    OutOfReach,
+    /// It has closed its connection because it failed.
+    Died,
+    /// Its engine failed, got stuck or lost a part of its model.
+    Broken,
+    /// It has parted in order.
+    Parted,
+    /// It broke the protocol on the group's stream.
+    Misbehaved,
+}
+
+impl Loss {
+    fn may_be_the_group_s_doing(self) -> bool {
+        matches!(self, Self::OutOfReach | Self::Died | Self::Broken)
+    }
+}
+
+/// What follows from a loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The group goes on elsewhere.
+    Replay,
+    /// Workers die of it.
+    Poisonous,
+    /// It has gone on elsewhere as often as is allowed.
+    Exhausted,
+}
+
+/// What has befallen a group so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Setbacks {
+    replays: u32,
+    /// Deaths in a row soon after a worker got it.
+    deaths: u32,
+    /// Steps since the last loss.
+    steps: u32,
+}
+
+impl Setbacks {
+    /// A step of the group has come.
+    pub(super) fn step(&mut self) {
+        self.steps = self.steps.saturating_add(1);
+    }
+
+    /// A worker was lost; the group goes on elsewhere `allowed` times at most.
+    pub(super) fn suffer(&mut self, loss: Loss, allowed: u32) -> Verdict {
+        let has_gone_on = std::mem::take(&mut self.steps) >= GONE_ON;
+        self.deaths = if has_gone_on { 0 } else { self.deaths + u32::from(loss.may_be_the_group_s_doing()) };
+        if self.deaths >= DEATHS {
+            return Verdict::Poisonous;
+        }
+        if self.replays >= allowed {
+            return Verdict::Exhausted;
+        }
+        self.replays += 1;
+        Verdict::Replay
+    }
+
+    /// How often it has gone on elsewhere.
+    pub(super) fn replays(&self) -> u32 {
+        self.replays
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdicts(losses: &[(u32, Loss)], allowed: u32) -> Vec<Verdict> {
+        let mut setbacks = Setbacks::default();
+        let suffer = |(steps, loss): &(u32, Loss)| {
+            (0..*steps).for_each(|_| setbacks.step());
+            setbacks.suffer(*loss, allowed)
+        };
+        losses.iter().map(suffer).collect()
+    }
+
+    #[test]
+    fn a_group_of_which_two_workers_died_soon_is_not_given_to_a_third() {
+        for first in [Loss::OutOfReach, Loss::Died, Loss::Broken] {
+            for second in [Loss::OutOfReach, Loss::Died, Loss::Broken] {
+                assert_eq!(verdicts(&[(15, first), (0, second)], 9), [Verdict::Replay, Verdict::Poisonous]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_group_that_had_gone_on_for_a_while_is_not_blamed() {
+        let died = Loss::OutOfReach;
+        let verdicts = verdicts(&[(0, died), (16, died), (500, died), (3, died), (3, died)], 9);
+        assert_eq!(verdicts[..4], [Verdict::Replay; 4]);
+        assert_eq!(verdicts[4], Verdict::Poisonous);
+    }
+
+    #[test]
+    fn workers_that_part_in_order_are_nobody_s_fault() {
+        let losses = [(0, Loss::Parted), (0, Loss::OutOfReach), (0, Loss::Parted), (0, Loss::Misbehaved)];
+        assert_eq!(verdicts(&losses, 9), [Verdict::Replay; 4]);
+    }
+
+    #[test]
+    fn nothing_is_tried_for_ever() {
+        let losses = [(99, Loss::OutOfReach); 4];
+        assert_eq!(verdicts(&losses, 3), [Verdict::Replay, Verdict::Replay, Verdict::Replay, Verdict::Exhausted]);
+        assert_eq!(verdicts(&[(0, Loss::Parted)], 0), [Verdict::Exhausted]);
+    }
+}
