@@ -229,7 +229,6 @@ mod tests {
     async fn who_waits_hears_that_nobody_is_left() {
         let (sender, mut receiver) = channel(0);
         let waiting = tokio::spawn(async move { receiver.changed().await });
-        // Fewer than the runtime polls before it looks elsewhere, so that all wait afterwards.
         tokio::task::yield_now().await;
         drop(sender);
         assert_eq!(waiting.await.unwrap(), Err(Closed));
