@@ -4,9 +4,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, call};
+use shoal_common::ambient;
 use shoal_common::ids::{Digest, Incarnation, Name};
 use shoal_common::quic::{self, CloseCode};
 use shoal_common::wire::blob::{BlobHeader, BlobRequest, MAX_TOKENIZER_BUNDLE, TokenizerBundle};
@@ -122,7 +123,7 @@ async fn admit(
     certified: &Name,
     context: &LinkContext,
 ) -> Result<Membership, LinkError> {
-    let asked = Instant::now();
+    let asked = ambient::now();
     if hello.worker != *certified {
         return Err(LinkError::Refused(Refusal::WrongCertificate));
     }
@@ -147,7 +148,7 @@ async fn tokenizer_for(
     }
     let bytes = fetch_blob(connection, digest).await?;
     let vocab_size = hello.model.vocab_size;
-    let built = tokio::task::spawn_blocking(move || {
+    let built = ambient::off_runtime(move || {
         let bundle: TokenizerBundle = codec::decode(&bytes).map_err(|error| error.to_string())?;
         Tokenizer::from_bundle(&bundle, vocab_size).map_err(|error| error.to_string())
     });
@@ -295,6 +296,7 @@ async fn pump(mut reader: FrameReader<quinn::RecvStream>, link: ActorRef<LinkMes
 async fn tell(mut writer: quinn::SendStream, orders: Arc<Orders>, mut drain: DrainOrders, link: ActorRef<LinkMessage>) {
     let reason = loop {
         let order = tokio::select! {
+            biased;
             order = orders.next() => RouterControl::Adapter(order),
             order = drain.next() => order,
         };

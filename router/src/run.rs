@@ -8,16 +8,18 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use ractor::{Actor, ActorRef};
+use shoal_common::ambient;
 use shoal_common::block_hash::CacheSalt;
 use shoal_common::config::{AdapterConfig, ApiConfig, Limits, RouterConfig, Timers};
 use shoal_common::ids::{Generation, Name};
 use shoal_common::pki::Identity;
 use shoal_common::quic::{self, CloseCode, QuicError};
 use shoal_common::shutdown::{self, Shutdown};
+use shoal_common::watch;
 use shoal_common::wire::hello::AdapterOrder;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::adapters::allow::Allowed;
@@ -30,6 +32,7 @@ use crate::fleet::pick::ByAdapter;
 use crate::fleet::{FleetView, Snapshot};
 use crate::http;
 use crate::http::foreign::HostPolicy;
+use crate::http::server::Listen;
 use crate::operations::Operations;
 use crate::prompt_log::{PromptLog, PromptLogError};
 use crate::supervisor::{RouterActor, RouterArguments, RouterMessage};
@@ -96,9 +99,9 @@ const FOLD_SAMPLES_EVERY: Duration = Duration::from_secs(5);
 
 /// A router whose sockets are bound; workers are taken from now on.
 #[derive(Debug)]
-pub struct Bound {
+pub struct Bound<L = TcpListener> {
     settings: RouterSettings,
-    listener: TcpListener,
+    listener: L,
     http_addr: SocketAddr,
     quic_addr: SocketAddr,
     endpoint: quinn::Endpoint,
@@ -116,11 +119,20 @@ pub struct Bound {
 pub async fn bind(settings: RouterSettings, identity: Identity) -> Result<Bound, RouterError> {
     let address = settings.router.listen;
     let listener = TcpListener::bind(address).await.map_err(|source| RouterError::Http { address, source })?;
-    let http_addr = listener.local_addr()?;
+    let endpoint = quic::router_endpoint(settings.router.quic, &identity, &settings.timers)?;
+    bind_on(settings, listener, endpoint).await
+}
+
+/// Begins to take workers on sockets that were made elsewhere.
+pub async fn bind_on<L: Listen>(
+    settings: RouterSettings,
+    listener: L,
+    endpoint: quinn::Endpoint,
+) -> Result<Bound<L>, RouterError> {
+    let http_addr = listener.address()?;
     if !http_addr.ip().is_loopback() {
         tracing::warn!(%http_addr, "HTTP is served without keys to everyone who can reach this address");
     }
-    let endpoint = quic::router_endpoint(settings.router.quic, &identity, &settings.timers)?;
     let quic_addr = endpoint.local_addr()?;
     let prompt_log = PromptLog::open(&settings.router.data_dir, settings.router.prompt_log)?;
     let metrics = recorder()?;
@@ -184,7 +196,7 @@ async fn open_adapters(settings: &RouterSettings, view: &FleetView) -> Result<Re
         allowed: Allowed::new(router.adapters.iter().chain(&router.adapter_paths).cloned()),
     };
     let catalogue = Arc::new(view.clone());
-    let opened = spawn_blocking(move || Registry::open(of_adapters, catalogue)).await;
+    let opened = ambient::off_runtime(move || Registry::open(of_adapters, catalogue)).await;
     Ok(opened.map_err(std::io::Error::other)??)
 }
 
@@ -223,7 +235,7 @@ fn recorder() -> Result<PrometheusHandle, RouterError> {
     RECORDER.get_or_init(install).clone().ok_or(RouterError::Metrics)
 }
 
-impl Bound {
+impl<L: Listen> Bound<L> {
     /// Where HTTP is served.
     pub fn http_addr(&self) -> SocketAddr {
         self.http_addr
@@ -256,6 +268,7 @@ impl Bound {
             std::future::pending::<()>().await
         };
         let served = tokio::select! {
+            biased;
             () = server => Ok(()),
             () = cutter => Ok(()),
             _ = &mut self.root_ended => Err(RouterError::SupervisorEnded),
@@ -280,6 +293,7 @@ impl Bound {
             adapters: self.adapters.clone(),
             dispatcher: Dispatcher {
                 replays: self.settings.limits.replays,
+                patience: 5 * self.settings.timers.stall,
                 ..Dispatcher::new(self.operations.view.clone(), Arc::new(ByAdapter))
             },
             text_threads: Arc::new(Semaphore::new(cores)),

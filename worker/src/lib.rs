@@ -28,4 +28,4 @@ pub mod stage;
 mod supervisor;
 pub mod weights;
 
-pub use supervisor::{Hosting, Part, WorkerError, run};
+pub use supervisor::{Footing, Hosting, Part, WorkerError, run, run_on};

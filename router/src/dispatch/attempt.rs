@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use shoal_common::ambient;
 use shoal_common::ids::BranchIndex;
 use shoal_common::quic::{CloseCode, QuicError};
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
@@ -148,7 +149,7 @@ impl GroupRun {
         }
         let replica = Arc::clone(&choice.replica);
         let prompt = Some(replica.expect_prompt(self.context()));
-        let (scores_seen, silence) = Default::default();
+        let (scores_seen, silence) = (0, Silence::new(self.dispatcher.patience));
         Ok(Attempt { reader, writer, replica, branches, scores_seen, silence, prompt, _outstanding: outstanding })
     }
 
@@ -159,7 +160,7 @@ impl GroupRun {
 
     /// What is still to be computed: the open branches from where they stand.
     fn remainder(&self, branches: &[BranchIndex]) -> Submit {
-        let remaining = |deadline: Instant| deadline.saturating_duration_since(Instant::now()).as_millis();
+        let remaining = |deadline: Instant| deadline.saturating_duration_since(ambient::now()).as_millis();
         Submit {
             branches: branches.iter().map(|branch| self.submit.branches[branch.index()].clone()).collect(),
             score_prompt: self.submit.score_prompt.filter(|_| self.scores_delivered < self.scores_due()),

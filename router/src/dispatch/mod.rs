@@ -17,6 +17,7 @@ mod silence;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use shoal_common::ambient;
 use shoal_common::config::Limits;
 use shoal_common::ids::{BranchIndex, Name};
 use shoal_common::wire::codec;
@@ -33,6 +34,10 @@ use setbacks::{Loss, Setbacks, Verdict};
 
 /// How long a replay waits for a fitting replica to appear: a link's idle timeout and a worker's restart fit in.
 const REPLAY_WAIT: Duration = Duration::from_secs(5);
+
+/// Silence of a group that is always in order, with the default of `stall_ms` five times over: a worker's engine that stands
+/// still is noticed before.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Wait that is suggested where no worker said a better one.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -93,6 +98,8 @@ pub struct Dispatcher {
     pub policy: Arc<dyn Pick>,
     /// What is remembered of the groups that were sent: bounded by its parts.
     pub traffic: Arc<Mutex<Traffic>>,
+    /// Silence on a group's stream that is always in order.
+    pub patience: Duration,
     /// How often one group goes on elsewhere, at most.
     pub replays: u32,
     /// How many groups do, over all.
@@ -103,7 +110,7 @@ impl Dispatcher {
     /// A dispatcher that remembers nothing yet, with the default limit of replays.
     pub fn new(view: FleetView, policy: Arc<dyn Pick>) -> Self {
         let (traffic, budget) = Default::default();
-        Self { view, policy, traffic, replays: Limits::default().replays, budget }
+        Self { view, policy, traffic, replays: Limits::default().replays, patience: PATIENCE, budget }
     }
 }
 
@@ -202,6 +209,7 @@ impl GroupRun {
                 return Ok(None);
             };
             let outcome = tokio::select! {
+                biased;
                 Some(branch) = self.stop_orders.recv() => self.stop_branch(branch).await,
                 frame = attempt.next(&self.dispatcher.view) => frame.and_then(|frame| self.take(frame)),
             };
@@ -257,7 +265,7 @@ fn may_go_on(setbacks: &mut Setbacks, loss: Loss, dispatcher: &Dispatcher) -> Re
     match setbacks.suffer(loss, dispatcher.replays) {
         Verdict::Poisonous => Err("poison"),
         Verdict::Exhausted => Err("attempts"),
-        Verdict::Replay if dispatcher.budget.allows_replay(Instant::now()) => Ok(()),
+        Verdict::Replay if dispatcher.budget.allows_replay(ambient::now()) => Ok(()),
         Verdict::Replay => Err("budget"),
     }
 }

@@ -2,8 +2,9 @@
 //! Counts in the demand for its adapter for as long as it lives.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use shoal_common::ambient;
 use shoal_common::wire::hello::{AdapterOrder, STATUS_EVERY_MS};
 
 use super::attempt::Trouble;
@@ -52,7 +53,7 @@ impl Route {
             returning: None,
         };
         let snapshot = route.dispatcher.view.now();
-        let growth = lock(&dispatcher.traffic).enter(&mut route.profile, &snapshot, Instant::now());
+        let growth = lock(&dispatcher.traffic).enter(&mut route.profile, &snapshot, ambient::now());
         if growth == Growth::Grew {
             route.load_ahead(&snapshot);
         }
@@ -76,6 +77,7 @@ impl Route {
                     settled => return Some(settled),
                 };
                 tokio::select! {
+                    biased;
                     changed = view.changed() => if !changed {
                         return None;
                     },
@@ -160,14 +162,14 @@ impl Route {
 
     fn pick(&self, snapshot: &Snapshot) -> Result<Choice, Unroutable> {
         let (adapter, overlaps) = self.remembering(|traffic| {
-            let adapter = traffic.adapter(&self.profile, snapshot, Instant::now());
+            let adapter = traffic.adapter(&self.profile, snapshot, ambient::now());
             (adapter, traffic.overlaps(&self.profile, &snapshot.replicas))
         });
         self.dispatcher.policy.pick(snapshot, &self.need(adapter, &overlaps))
     }
 
     fn load_ahead(&self, snapshot: &Snapshot) {
-        let adapter = self.remembering(|traffic| traffic.adapter(&self.profile, snapshot, Instant::now()));
+        let adapter = self.remembering(|traffic| traffic.adapter(&self.profile, snapshot, ambient::now()));
         let Some(generation) = adapter.map(|adapter| adapter.generation) else { return };
         let overlaps = Overlaps::default();
         for replica in self.dispatcher.policy.ahead(snapshot, &self.need(adapter, &overlaps)) {
@@ -207,6 +209,6 @@ fn lock(traffic: &Mutex<Traffic>) -> MutexGuard<'_, Traffic> {
 
 impl Drop for Route {
     fn drop(&mut self) {
-        self.remembering(|traffic| traffic.leave(&self.profile, Instant::now()));
+        self.remembering(|traffic| traffic.leave(&self.profile, ambient::now()));
     }
 }

@@ -23,12 +23,13 @@ pub mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, MessagingErr, RpcReplyPort};
+use shoal_common::ambient;
 use shoal_common::ids::Name;
+use shoal_common::watch;
 use shoal_common::wire::hello::{AdapterOrder, AdapterState, Refusal, StageReport, Status};
-use tokio::sync::watch;
 
 use crate::catalogue::ServedModel;
 use orders::Orders;
@@ -152,7 +153,7 @@ pub struct FleetState {
 impl FleetState {
     fn join(&mut self, offer: Offer, fleet: ActorRef<FleetMessage>) -> Result<Membership, Refusal> {
         let worker = offer.hello.worker.clone();
-        let seat = self.roster.join(offer, Instant::now());
+        let seat = self.roster.join(offer, ambient::now());
         self.publish();
         let orders = self.roster.orders(&worker).unwrap_or_default();
         Ok(Membership { fleet, worker, seat: seat?, orders })
@@ -201,7 +202,7 @@ impl Actor for FleetActor {
                 let _ = reply.send(state.join(*offer, myself));
             }
             FleetMessage::Report { worker, seat, status } => {
-                if let Some(health) = state.roster.report(&worker, seat, status, Instant::now()) {
+                if let Some(health) = state.roster.report(&worker, seat, status, ambient::now()) {
                     tell_health(&worker, health);
                 }
                 gauges::tell_load(&worker, Some(&status));

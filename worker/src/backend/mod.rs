@@ -20,6 +20,8 @@ pub(crate) mod tables;
 mod tests;
 
 pub use shoal_common::block_hash::BLOCK_TOKENS;
+use std::time::Duration;
+
 use shoal_common::ids::TokenId;
 
 pub use check::{BadStep, StepCheck};
@@ -165,6 +167,12 @@ pub trait Backend: Send {
     /// [`StepCheck`] refuses is an error and changes nothing; after any other error the KV of the positions that the step
     /// was to write is undefined, and that of all others is what it was.
     fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError>;
+
+    /// How much longer than its computing the last step is to take: what a backend that plays a slower machine says. Whoever
+    /// runs the engine waits for it, in the time it runs in, before anything of the step is told.
+    fn plays_for(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Begins a step on the first stage: its layers' output goes to `rows`, `[tokens of all slices, width]`.
     fn begin(&mut self, _slices: &[Slice<'_>], _rows: &mut [f32]) -> Result<(), BackendError> {

@@ -1,6 +1,7 @@
 //! A backend whose panics are errors: whatever a backend does, the thread that drives it lives.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use crate::backend::{Backend, BackendError, BlockId, KvEpoch, LogitsBuffer, Slice};
 
@@ -24,6 +25,10 @@ impl Guarded {
 
     pub(super) fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError> {
         guard(|| self.0.forward(slices, logits))
+    }
+
+    pub(super) fn plays_for(&self) -> Duration {
+        self.0.plays_for()
     }
 
     pub(super) fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), BackendError> {

@@ -10,22 +10,23 @@ mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quinn::Endpoint;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use shoal_common::ambient;
 use shoal_common::config::{Timers, WorkerConfig};
 use shoal_common::ids::{Incarnation, Name};
 use shoal_common::pki::Identity;
 use shoal_common::quic::{self, QuicError};
 use shoal_common::shutdown::{self, Shutdown};
 use shoal_common::telemetry::Chain;
+use shoal_common::watch;
 use shoal_common::wire::hello::{Capacity, Hello, ModelCard, Status, WorkerState};
-use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::adapters::{AdapterStore, StoreSettings};
-use crate::engine::{self, EngineHandle, EngineThread, Served, StartError};
+use crate::engine::{self, Drive, EngineHandle, EngineRun, Served, StartError};
 use crate::model::LoadedModel;
 use crate::scheduler::Bounds;
 use crate::session::{Offer, SessionActor, SessionArgs};
@@ -83,27 +84,49 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<(), WorkerError> {
     let Hosting { model, part } = hosting;
-    let members = match part {
+    let split = match part {
         Part::Stage(listen) => return part::run_stage(config, timers, model, listen, shutdown).await,
-        Part::Whole => Vec::new(),
-        Part::Head(members) => members,
+        Part::Whole => None,
+        Part::Head(members) => Some((members, identity.clone())),
     };
-    serve_routers(
-        config,
-        Dial { endpoint: quic::worker_endpoint(&identity, &timers)?, identity, timers },
-        (model, members),
-        shutdown,
-    )
-    .await
+    let footing = Footing { endpoint: quic::worker_endpoint(&identity, &timers)?, drive: Drive::Thread };
+    serve_routers(footing, (config, timers), (model, split), shutdown).await
 }
 
-async fn serve_routers(
+/// What a worker stands on.
+#[derive(Debug)]
+pub struct Footing {
+    /// From where it dials routers, with its identity.
+    pub endpoint: Endpoint,
+    /// Who runs its engine.
+    pub drive: Drive,
+}
+
+/// [`run`] with a whole model, on an endpoint that was made elsewhere.
+pub async fn run_on(
+    footing: Footing,
     config: WorkerConfig,
-    dial: Dial,
-    (model, members): (LoadedModel, Vec<Member>),
+    timers: Timers,
+    model: LoadedModel,
     shutdown: Shutdown,
 ) -> Result<(), WorkerError> {
-    let (endpoint, timers) = (dial.endpoint.clone(), dial.timers);
+    serve_routers(footing, (config, timers), (model, None), shutdown).await
+}
+
+/// The other stages of a split model, and who the head is to them.
+type Split = Option<(Vec<Member>, Identity)>;
+
+async fn serve_routers(
+    footing: Footing,
+    (config, timers): (WorkerConfig, Timers),
+    (model, split): (LoadedModel, Split),
+    shutdown: Shutdown,
+) -> Result<(), WorkerError> {
+    let Footing { endpoint, drive } = footing;
+    let (members, dial) = match split {
+        Some((members, identity)) => (members, Some(Dial { endpoint: endpoint.clone(), identity, timers })),
+        None => (Vec::new(), None),
+    };
     let bounds = capacity::bounds(&config, &model.card, model.backend.kv_bytes_per_token());
     let incarnation = Incarnation::draw();
     let (stages, model) = Stages::gather(members, head_offer(&config, incarnation, &model, &bounds), model);
@@ -112,7 +135,7 @@ async fn serve_routers(
     let limits = capacity::adapters(&config);
     let directory = config.data_dir.join("adapters");
     let adapters = AdapterStore::open(StoreSettings { limits, directory }, adapters).await;
-    let (engine, thread) = engine::spawn(Served::from(&card), bounds, backend)?;
+    let (engine, run) = engine::spawn(drive, Served::from(&card), bounds, backend)?;
     let capacity = capacity::announced(&bounds, &limits);
     let offer = Arc::new(Offer { hello: hello((config.name.clone(), incarnation), capacity, card), bundle });
     let (closer, closing) = shutdown::channel();
@@ -131,24 +154,25 @@ async fn serve_routers(
     let (_root, mut ended) = WorkerActor::spawn(None, WorkerActor, sessions).await?;
     let mut keeper = stages.keep(dial, closing);
     let served = tokio::select! {
+        biased;
         kept = keeper.ended() => kept.map_err(WorkerError::from),
         ended = &mut ended => ended.map_err(WorkerError::from).and(Err(WorkerError::SessionsFail)),
         end = serve(&engine, timers.drain, shutdown) => end,
     };
     engine.stop();
-    let stopped = join(thread, engine.status(), STOP_WITHIN).await;
+    let stopped = join(run, engine.status(), STOP_WITHIN).await;
     closer.fire();
     keeper.join().await;
     close(&endpoint, ended).await;
     served.and(stopped)
 }
 
-/// Waits for the engine's thread, but not for a step that hangs. `status` closes when the thread ends.
-async fn join(thread: EngineThread, mut status: watch::Receiver<Status>, within: Duration) -> Result<(), WorkerError> {
+/// Waits for the engine, but not for a step that hangs. `status` closes when the engine ends.
+async fn join(run: EngineRun, mut status: watch::Receiver<Status>, within: Duration) -> Result<(), WorkerError> {
     if tokio::time::timeout(within, closed(&mut status)).await.is_err() {
         return Err(WorkerError::EngineHangs);
     }
-    tokio::task::spawn_blocking(|| thread.join()).await?.map_err(|_panic| WorkerError::EngineGone)
+    run.join().await.map_err(|_panic| WorkerError::EngineGone)
 }
 
 fn hello((worker, incarnation): (Name, Incarnation), capacity: Capacity, model: ModelCard) -> Hello {
@@ -179,6 +203,7 @@ async fn close(endpoint: &Endpoint, sessions: JoinHandle<()>) {
 async fn serve(engine: &EngineHandle, drain: Duration, mut shutdown: Shutdown) -> Result<(), WorkerError> {
     let mut status = engine.status();
     tokio::select! {
+        biased;
         () = shutdown.fired() => {}
         () = closed(&mut status) => return Err(WorkerError::EngineGone),
     }
@@ -268,7 +293,7 @@ impl RootState {
     ) -> Result<(), ActorProcessingErr> {
         let Some(args) = self.sessions.remove(&who) else { return Ok(()) };
         tracing::error!(router = %args.router, error = %Chain(error.as_ref()), "a session failed");
-        match self.restarts.record(Instant::now()) {
+        match self.restarts.record(ambient::now()) {
             Verdict::Restart => self.start(myself, args).await,
             Verdict::Escalate => Err(error),
         }

@@ -66,8 +66,9 @@ impl Stages {
     }
 
     /// Dials the stages and keeps them together until `closing` fires.
-    pub(super) fn keep(self, dial: Dial, closing: Shutdown) -> Keeper {
-        Keeper(self.0.map(|(replica, _)| tokio::spawn(async move { replica.keep(dial, closing).await })))
+    pub(super) fn keep(self, dial: Option<Dial>, closing: Shutdown) -> Keeper {
+        let split = self.0.zip(dial);
+        Keeper(split.map(|((replica, _), dial)| tokio::spawn(async move { replica.keep(dial, closing).await })))
     }
 }
 

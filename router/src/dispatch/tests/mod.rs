@@ -10,10 +10,10 @@ use shoal_common::config::Timers;
 use shoal_common::ids::{Incarnation, TokenId};
 use shoal_common::pki::{Authority, Identity, Role};
 use shoal_common::quic::{self, Acceptor};
+use shoal_common::watch;
 use shoal_common::wire::codec::{CodecError, FrameReader};
 use shoal_common::wire::hello::{Capacity, Hello};
 use shoal_common::wire::message::{BranchEnd, BranchStart, EndRules, GroupFrame, PromptIds, StreamOpen};
-use tokio::sync::watch;
 
 use super::*;
 use crate::fleet::pick::{Access, LeastQueued};

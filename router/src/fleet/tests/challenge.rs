@@ -1,7 +1,7 @@
 //! Who gets a name that is taken.
 
 use ractor::Actor;
-use tokio::sync::watch;
+use shoal_common::watch;
 
 use super::*;
 use crate::fleet::challenge::join;
