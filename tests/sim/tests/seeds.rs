@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 const SEEDS: &str = "0..200";
 
 fn sim(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_shoal-sim")).args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_shoal-sim")).args(arguments).output().expect("it was built for this test")
 }
 
 fn said(output: &Output) -> String {
