@@ -8,8 +8,8 @@
 
 use std::time::{Duration, Instant};
 
+use shoal_common::watch;
 use shoal_common::wire::hello::{STATUS_EVERY_MS, Status};
-use tokio::sync::watch;
 
 /// Steps that a step may take before the engine is taken for stuck.
 const STEPS: u32 = 20;
@@ -55,9 +55,13 @@ impl Vital {
         let _ = self.0.subscribe().wait_for(|health| *health == Health::Stuck).await;
     }
 
-    /// Notes what the last status said; whether that is news.
+    /// Notes what the last status said; whether that is news. The roster alone calls it, so nobody comes in between.
     pub(super) fn note(&self, health: Health) -> bool {
-        self.0.send_if_modified(|known| std::mem::replace(known, health) != health)
+        let is_news = self.health() != health;
+        if is_news {
+            self.0.send_replace(health);
+        }
+        is_news
     }
 }
 

@@ -14,6 +14,8 @@ pub struct Heard {
     pub choices: BTreeMap<u64, Choice>,
     /// Prompt and completion tokens.
     pub usage: Option<(u64, u64)>,
+    /// The seed in force, as the head of the answer says it.
+    pub seed: Option<u64>,
     /// The code of the error event.
     pub error: Option<String>,
     /// Whether the answer was said to be over: a whole document, or `[DONE]`.

@@ -19,6 +19,7 @@ pub fn tasks(books: &Books) -> Tasks {
 /// What is not at rest, in words.
 pub fn unrest(books: &Books, workers: usize) -> Vec<String> {
     let mut unrest = Vec::new();
+    let mut lives = BTreeMap::new();
     for (host, life) in &books.lives {
         let Some(view) = &life.view else { continue };
         let snapshot = view.now();
@@ -26,6 +27,10 @@ pub fn unrest(books: &Books, workers: usize) -> Vec<String> {
         for replica in &snapshot.replicas {
             let burden = burden(replica);
             unrest.extend(burden.map(|wrong| format!("{}: {}: {wrong}", host.name(), replica.worker)));
+            let life = *lives.entry(replica.worker.clone()).or_insert(replica.incarnation);
+            if life != replica.incarnation {
+                unrest.push(format!("{} has two lives: {life} and {}", replica.worker, replica.incarnation));
+            }
         }
     }
     unrest

@@ -4,11 +4,12 @@
 //! 1. [`scenario`] draws what a seed plays: the cluster's shape, the [`requests`] and the [`faults`].
 //! 2. [`cluster`] starts routers and workers as hosts on the simulated [`net`]work, with certificates of [`pki`].
 //! 3. [`load`] is the clients; [`heard`] reads what they are answered.
-//! 4. [`play`] runs it all, step by step, and writes the [`log`].
+//! 4. [`play`] runs it all, step by step, writes the [`log`] and counts the [`figures`].
 //! 5. [`verdict`] judges each request against the [`oracle`], [`invariants`] the cluster when it is at rest.
 
 pub mod cluster;
 pub mod faults;
+pub mod figures;
 pub mod heard;
 pub mod invariants;
 pub mod load;

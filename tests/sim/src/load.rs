@@ -103,14 +103,18 @@ async fn exchange(request: &Request, router: SocketAddr) -> End {
     if status != 200 {
         return refused(status, response).await;
     }
+    let seed = response.headers().get("x-shoal-seed").and_then(|seed| seed.to_str().ok()?.parse().ok());
     match request.delivery {
         Delivery::Whole => match read(request, response, |_| Ok(())).await {
-            Ok((body, Ending::Whole)) => Heard::document(&body).map_or_else(End::BadForm, End::Answered),
+            Ok((body, Ending::Whole)) => match Heard::document(&body) {
+                Ok(heard) => End::Answered(Heard { seed, ..heard }),
+                Err(bad) => End::BadForm(bad),
+            },
             Ok((_, Ending::Cut)) => End::Broken(Heard::default()),
             Err(bad) => End::BadForm(bad),
         },
         Delivery::Stream => {
-            let (mut heard, mut events) = (Heard::default(), Events::default());
+            let (mut heard, mut events) = (Heard { seed, ..Heard::default() }, Events::default());
             let read =
                 read(request, response, |bytes| events.push(bytes)?.iter().try_for_each(|event| heard.event(event)));
             match read.await {

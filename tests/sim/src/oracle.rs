@@ -197,10 +197,11 @@ fn params(ask: &Ask) -> SamplingParams {
             .collect(),
         repetition_penalty: RepetitionPenalty::new(ask.repetition_penalty).expect("drawn in range"),
         frequency_penalty: Penalty::new(ask.frequency_penalty).expect("drawn in range"),
+        presence_penalty: Penalty::new(ask.presence_penalty).expect("drawn in range"),
         temperature: Temperature::new(ask.temperature).expect("drawn in range"),
         top_k: NonZeroU32::new(ask.top_k),
         top_p: TopP::new(ask.top_p).expect("drawn in range"),
-        seed: ask.seed,
+        seed: ask.seed.unwrap_or_default(),
         ..SamplingParams::default()
     }
 }

@@ -63,12 +63,14 @@ pub struct Ask {
     pub top_k: u32,
     /// `frequency_penalty`
     pub frequency_penalty: f64,
+    /// `presence_penalty`
+    pub presence_penalty: f64,
     /// `repetition_penalty`
     pub repetition_penalty: f64,
     /// `logit_bias`
     pub logit_bias: Vec<(u32, f64)>,
-    /// `seed`
-    pub seed: u64,
+    /// `seed`; absent: the router draws one and says which.
+    pub seed: Option<u64>,
     /// `stop`
     pub stop: Vec<String>,
     /// `stop_token_ids`
@@ -155,7 +157,7 @@ impl Ask {
             "model": MODEL, "prompt": prompt, "max_tokens": self.max_tokens, "min_tokens": self.min_tokens,
             "n": self.n, "best_of": self.best_of, "echo": self.echo, "loglikelihood": self.loglikelihood,
             "logprobs": self.logprobs, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k,
-            "frequency_penalty": self.frequency_penalty, "repetition_penalty": self.repetition_penalty,
+            "frequency_penalty": self.frequency_penalty, "presence_penalty": self.presence_penalty, "repetition_penalty": self.repetition_penalty,
             "logit_bias": bias, "seed": self.seed, "stop": self.stop, "stop_token_ids": self.stop_ids,
             "ignore_eos": self.ignore_eos, "user": self.user,
         }) else {
@@ -224,9 +226,10 @@ fn ask(numbers: &mut StdRng) -> Ask {
         top_p: if numbers.random_bool(0.3) { 0.8 } else { 1.0 },
         top_k: if numbers.random_bool(0.2) { 5 } else { 0 },
         frequency_penalty: rarely(numbers, 0.7),
+        presence_penalty: rarely(numbers, 0.6),
         repetition_penalty: 1.0 + rarely(numbers, 0.2),
         logit_bias: Vec::new(),
-        seed: numbers.random::<u64>() >> 11,
+        seed: numbers.random_bool(0.8).then(|| numbers.random::<u64>() >> 11),
         stop: Vec::new(),
         stop_ids: Vec::new(),
         ignore_eos: false,

@@ -42,8 +42,8 @@ impl Engine {
         metrics::scheduler(totals, self.policy.totals());
         let began = ambient::now();
         drawn.clear();
+        self.owed = Duration::ZERO;
         let computed = self.compute(plan, slices);
-        self.owed = if plan.slices.is_empty() { Duration::ZERO } else { self.backend.plays_for() };
         match &computed {
             Ok(()) => self.speak(plan, first_rows, drawn),
             Err(error) => {
@@ -87,6 +87,7 @@ impl Engine {
             }
         }));
         let computed = self.backend.forward(&slices, &mut self.logits);
+        self.owed += self.backend.plays_for();
         *memory = recycled(slices);
         computed
     }

@@ -7,11 +7,11 @@ use crate::faults::{Fault, Planned};
 use crate::heard::Heard;
 use crate::load::{End, Told};
 use crate::oracle::{self, Answer, Choice};
-use crate::requests::{Delivery, Health, Reader, Request};
+use crate::requests::{Ask, Delivery, Health, Reader, Request};
 use crate::scenario::{Room, Scenario};
 
-/// So many lost workers end a request: the first, and those of its replays.
-const LOSSES: usize = 3;
+/// So many lost workers end a request: one that loses two soon after they got it is given up, as if it had killed them.
+const LOSSES: usize = 2;
 
 /// What is wrong with a request's end, in words; nothing, if it is as promised. `faults` are those that came to pass.
 pub fn judge(told: &Told, scenario: &Scenario, faults: &[Planned]) -> Option<String> {
@@ -39,7 +39,10 @@ impl Case<'_> {
         if !heard.is_over {
             return Some("the stream ended without [DONE]".to_owned());
         }
-        let expected = self.expected();
+        if heard.seed.is_none() || self.request.ask.seed.is_some_and(|asked| heard.seed != Some(asked)) {
+            return Some(format!("the seed in force is {:?}", heard.seed));
+        }
+        let expected = self.expected(heard);
         if let Some(code) = &heard.error {
             return self.part_of(heard, &expected).or_else(|| self.refusal(code));
         }
@@ -57,7 +60,7 @@ impl Case<'_> {
         let excused = match code {
             "busy" => self.scenario.shape.room == Room::Tight || self.all_gone(),
             "no_worker" => self.all_gone() || self.router_was_new(),
-            "worker_failed" => self.all_gone() || self.losses() >= LOSSES || self.is_poisoned(),
+            "worker_failed" => self.all_gone() || self.losses() >= LOSSES || self.request.health == Health::Poisonous,
             "shutting_down" => self.faults_now().any(|fault| fault.breaks(self.request.router)),
             "deadline_passed" => self.deadline_passed(),
             _ => false,
@@ -70,11 +73,13 @@ impl Case<'_> {
         let stalls = matches!(self.request.reader, Reader::Stalls(_));
         let evicted = stalls && self.request.delivery == Delivery::Stream;
         let wrong = (!broken && !evicted).then(|| "the connection broke".to_owned());
-        self.part_of(heard, &self.expected()).or(wrong)
+        self.part_of(heard, &self.expected(heard)).or(wrong)
     }
 
-    fn expected(&self) -> Answer {
-        oracle::answer(&self.request.ask, &self.scenario.shape.script)
+    /// The whole answer, by the seed in force.
+    fn expected(&self, heard: &Heard) -> Answer {
+        let ask = Ask { seed: heard.seed.or(self.request.ask.seed), ..self.request.ask.clone() };
+        oracle::answer(&ask, &self.scenario.shape.script)
     }
 
     /// Whether what has come is the beginning of what was to come.
@@ -125,11 +130,6 @@ impl Case<'_> {
         self.faults_now().any(|fault| fault.breaks(self.request.router))
     }
 
-    /// Whether it, or one beside it, makes workers fail their steps.
-    fn is_poisoned(&self) -> bool {
-        self.scenario.requests.iter().any(|request| request.health == Health::Poisonous)
-    }
-
     fn deadline_passed(&self) -> bool {
         self.scenario.shape.deadline.is_some_and(|deadline| self.life.1 - self.life.0 >= deadline)
     }
@@ -170,3 +170,6 @@ fn differ(heard: &Choice, expected: &Choice) -> String {
         None => format!("it tells {} tokens, not {}", heard.tokens.len(), expected.tokens.len()),
     }
 }
+
+#[cfg(test)]
+mod tests;

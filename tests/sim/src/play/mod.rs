@@ -1,6 +1,8 @@
 //! Plays a scenario: lets the cluster come together, asks and harms it, heals it, waits until it is at rest, ends it; and
 //! collects what was wrong. Called by the binary and by tests.
 
+mod befall;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::rc::Rc;
@@ -11,11 +13,12 @@ use shoal_common::ambient;
 use turmoil::{Builder, Sim};
 
 use crate::cluster::{self, Host, World};
-use crate::faults::{Fault, Link, Planned, Way};
+use crate::faults::Planned;
+use crate::figures::{Figures, counter};
 use crate::invariants::{self, Tasks};
 use crate::load::{self, Book, End};
 use crate::log::{Detail, Log, Seconds};
-use crate::net::{Sky, Weather};
+use crate::net::Sky;
 use crate::scenario::Scenario;
 use crate::verdict;
 
@@ -23,7 +26,7 @@ use crate::verdict;
 const TICK: Duration = Duration::from_millis(1);
 /// For a healthy cluster to come together.
 const TOGETHER: Duration = Duration::from_secs(10);
-/// For the streams of a greeting to be acknowledged: some round trips.
+/// No task comes or goes for so long when a greeting is over: some round trips.
 const GREETED: Duration = Duration::from_millis(500);
 /// For the cluster to come to rest when all is mended: a worker's longest wait before it dials (5 s), a dial into the void
 /// (2 s), a restart that is refused, and what requests that were left behind still run.
@@ -46,50 +49,6 @@ pub struct Outcome {
     pub complaints: Vec<String>,
     /// What there was to be seen.
     pub figures: Figures,
-}
-
-/// Counts of a run, or of many.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Figures {
-    /// Virtual time in milliseconds.
-    pub time_ms: u64,
-    /// Requests that were answered whole.
-    pub whole: u64,
-    /// Requests that ended in an error, or were cut.
-    pub failed: u64,
-    /// Requests whose client left.
-    pub left: u64,
-    /// Faults that came to pass.
-    pub faults: u64,
-    /// Groups that went on elsewhere.
-    pub replays: u64,
-}
-
-impl Figures {
-    /// Both together.
-    pub fn and(self, other: Self) -> Self {
-        let (ours, theirs) = (self.numbers(), other.numbers());
-        Self::from_numbers(std::array::from_fn(|at| ours[at] + theirs[at]))
-    }
-
-    /// In the order of the fields.
-    pub fn numbers(&self) -> [u64; 6] {
-        let Self { time_ms, whole, failed, left, faults, replays } = *self;
-        [time_ms, whole, failed, left, faults, replays]
-    }
-
-    /// From [`numbers`](Self::numbers).
-    pub fn from_numbers([time_ms, whole, failed, left, faults, replays]: [u64; 6]) -> Self {
-        Self { time_ms, whole, failed, left, faults, replays }
-    }
-}
-
-impl fmt::Display for Figures {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { time_ms, whole, failed, left, faults, replays } = self;
-        write!(f, "{} s of virtual time, {whole} answers, {failed} errors, {left} left, ", time_ms / 1000)?;
-        write!(f, "{faults} faults, {replays} replays")
-    }
 }
 
 /// Plays `scenario` and writes its log to `log`. One at a time in a process: tasks are numbered over all threads, and in
@@ -220,13 +179,24 @@ impl<'a> Stage<'a> {
     /// Every worker is a member with every router.
     fn come_together(&mut self) -> Result<Tasks, Stuck> {
         self.until(TOGETHER, Self::unrest)?;
-        // For the tasks of the greeting to end.
-        let greeted = self.sim.elapsed() + GREETED;
-        self.until(
-            TOGETHER,
-            |stage| if stage.sim.elapsed() < greeted { vec!["greetings".to_owned()] } else { Vec::new() },
-        )?;
-        Ok(invariants::tasks(&self.world.books.borrow()))
+        // A greeting's streams end after it: whoever is asked for the tokenizer has one more for a few round trips, and a
+        // later life of it, which is not asked, never has.
+        let (mut tasks, mut since) = (self.tasks(), self.sim.elapsed());
+        let end = since + TOGETHER;
+        while self.sim.elapsed() < since + GREETED {
+            self.step()?;
+            if self.tasks() != tasks {
+                (tasks, since) = (self.tasks(), self.sim.elapsed());
+            }
+            if self.sim.elapsed() > end {
+                return Err(Stuck("tasks come and go, and nothing was asked".to_owned()));
+            }
+        }
+        Ok(tasks)
+    }
+
+    fn tasks(&self) -> Tasks {
+        invariants::tasks(&self.world.books.borrow())
     }
 
     /// Clients ask, faults come and go.
@@ -274,108 +244,6 @@ impl<'a> Stage<'a> {
         let ended: BTreeSet<usize> = book.iter().map(|told| told.id).collect();
         let open: Vec<usize> = (0..self.scenario.requests.len()).filter(|id| !ended.contains(id)).collect();
         format!("requests {open:?} have no end, and these are down: {:?}", self.down)
-    }
-
-    fn begin(&mut self, fault: Fault) {
-        self.say(format_args!("{fault}"));
-        match fault {
-            Fault::WorkerCrash(worker) => self.crash(Host::Worker(worker)),
-            Fault::RouterCrash(router) => self.crash(Host::Router(router)),
-            Fault::WorkerDrain(worker) => self.stop(Host::Worker(worker)),
-            Fault::RouterStop(router) => self.stop(Host::Router(router)),
-            Fault::Cut(link, way) => {
-                let (router, worker) = names(link);
-                match way {
-                    Way::Both => self.sim.partition(router, worker),
-                    Way::ToWorker => self.sim.partition_oneway(router, worker),
-                    Way::ToRouter => self.sim.partition_oneway(worker, router),
-                }
-            }
-            Fault::Hold(link) => {
-                let (router, worker) = names(link);
-                self.sim.hold(router, worker);
-            }
-            Fault::Rough(link, weather) => self.set_weather(link, weather),
-            Fault::Slow(link, latency) => self.set_latency(link, latency),
-        }
-    }
-
-    fn end(&mut self, fault: Fault) {
-        self.say(format_args!("no more: {fault}"));
-        match fault {
-            Fault::WorkerCrash(worker) | Fault::WorkerDrain(worker) => {
-                self.down.insert(Host::Worker(worker));
-            }
-            Fault::RouterCrash(router) | Fault::RouterStop(router) => {
-                self.down.insert(Host::Router(router));
-            }
-            Fault::Cut(link, Way::Both) => {
-                let (router, worker) = names(link);
-                self.sim.repair(router, worker);
-            }
-            Fault::Cut(link, Way::ToWorker) => {
-                let (router, worker) = names(link);
-                self.sim.repair_oneway(router, worker);
-            }
-            Fault::Cut(link, Way::ToRouter) => {
-                let (router, worker) = names(link);
-                self.sim.repair_oneway(worker, router);
-            }
-            Fault::Hold(link) => {
-                let (router, worker) = names(link);
-                self.sim.release(router, worker);
-            }
-            Fault::Rough(link, _) => self.set_weather(link, Weather::default()),
-            Fault::Slow(link, _) => self.set_latency(link, self.scenario.shape.latency),
-        }
-    }
-
-    fn crash(&mut self, host: Host) {
-        // It may have been about to start again after a drain that lasted.
-        self.down.remove(&host);
-        // First: what the books hold of it must not outlive it.
-        self.world.books.borrow_mut().lives.remove(&host);
-        self.sim.crash(host.name());
-    }
-
-    fn stop(&mut self, host: Host) {
-        self.down.remove(&host);
-        if let Some(life) = self.world.books.borrow().lives.get(&host) {
-            life.trigger.fire();
-        }
-    }
-
-    /// Starts what is down and may run again, once it has ended.
-    fn restart(&mut self, now: Duration) {
-        for host in std::mem::take(&mut self.down) {
-            if self.sim.is_host_running(host.name()) {
-                self.down.insert(host);
-                continue;
-            }
-            self.say(format_args!("{} is started again", host.name()));
-            self.sim.bounce(host.name());
-            // A drain may have lasted longer than was planned.
-            let its = |fault: Fault| match fault {
-                Fault::WorkerDrain(worker) => host == Host::Worker(worker),
-                Fault::RouterStop(router) => host == Host::Router(router),
-                _ => false,
-            };
-            if let Some(planned) = self.past.iter_mut().rev().find(|planned| its(planned.fault)) {
-                planned.until = planned.until.max(now);
-            }
-        }
-    }
-
-    fn set_weather(&self, Link { router, worker }: Link, weather: Weather) {
-        let at = |host: Host| self.sim.lookup(host.name());
-        let (router, worker) = (at(Host::Router(router)), at(Host::Worker(worker)));
-        self.sky.set(router, worker, weather);
-        self.sky.set(worker, router, weather);
-    }
-
-    fn set_latency(&self, link: Link, latency: Duration) {
-        let (router, worker) = names(link);
-        self.sim.set_link_max_message_latency(router, worker, latency);
     }
 
     /// Everything is healed: the cluster comes to rest, with as many tasks as before.
@@ -432,14 +300,4 @@ impl<'a> Stage<'a> {
             replays: counter(&counts.render(), "shoal_replays_total"),
         }
     }
-}
-
-/// The value of a counter without labels, as `/metrics` would show it.
-fn counter(metrics: &str, name: &str) -> u64 {
-    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    value.unwrap_or_default()
-}
-
-fn names(link: Link) -> (String, String) {
-    (Host::Router(link.router).name(), Host::Worker(link.worker).name())
 }
