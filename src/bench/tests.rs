@@ -209,7 +209,12 @@ async fn prompts_are_cut_by_the_servers_tokenizer_where_it_has_one() {
     let routes = Router::new()
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
-        .route("/v1/models", get(async || Json(json!({"data": [{"id": "only", "parent": null}, {"id": "its adapter", "parent": "only"}]}))))
+        .route(
+            "/v1/models",
+            get(async || {
+                Json(json!({"data": [{"id": "only", "parent": null}, {"id": "its adapter", "parent": "only"}]}))
+            }),
+        )
         .route("/v1/completions", post(complete));
     let mut order = order(serve(routes).await);
     order.requests.models.clear();
