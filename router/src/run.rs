@@ -293,6 +293,7 @@ impl<L: Listen> Bound<L> {
             adapters: self.adapters.clone(),
             dispatcher: Dispatcher {
                 replays: self.settings.limits.replays,
+                patience: 5 * self.settings.timers.stall,
                 ..Dispatcher::new(self.operations.view.clone(), Arc::new(ByAdapter))
             },
             text_threads: Arc::new(Semaphore::new(cores)),

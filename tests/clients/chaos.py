@@ -3,6 +3,7 @@ is, and each answer is compared with the one given at rest. `scripts/chaos` runs
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import pathlib
 import random
@@ -17,6 +18,8 @@ from servers import GOLDEN, real_model
 
 # A stream that was silent for this long when a worker died has felt it.
 FELT = 0.5
+# A death is noticed by then, with the default timers, and what was lost is on its way elsewhere.
+SETTLED = 3.0
 # What is asked for, in turn; between them every way to sample and every form of answer.
 KINDS = [
     {"temperature": 0},
@@ -51,6 +54,8 @@ class Report:
     answers: int = 0
     across: int = 0
     replays: float = 0
+    refused: dict = dataclasses.field(default_factory=dict)
+    alarms: float = 0
     failed: int = 0
     gaps: int = 0
     duplicates: int = 0
@@ -67,6 +72,8 @@ class Report:
             ("kills", self.kills),
             ("answers", f"{self.answers}, of which {self.across} while a worker died"),
             ("groups that went on elsewhere", int(self.replays)),
+            ("engines taken for stuck", int(self.alarms)),
+            ("groups given up", ", ".join(f"{int(count)} {why}" for why, count in self.refused.items() if count) or 0),
             ("failed", self.failed),
             ("with a gap", self.gaps),
             ("with a duplicate", self.duplicates),
@@ -154,8 +161,12 @@ class Chaos:
         router, new = self.fleet.router, self.fleet.workers[victim]
         new.wait_for("its welcome", lambda: "welcomed by a router" in new.log())
         router.await_workers(2)
-        # So that what it lost has gone on: a stream may be cut again, but not at the very place where it began.
-        time.sleep(dice.uniform(1.5, 2.5))
+        # So that what it lost has gone on, however slow the machine is: who is killed again and again soon after a request
+        # came is taken to die of it.
+        time.sleep(max(0.0, self.deaths[-1] + SETTLED - time.monotonic()))
+        served = self.report.answers + self.rules.streams // 2
+        router.wait_until("answers", lambda: self.report.answers >= served)
+        time.sleep(dice.uniform(0.5, 1.5))
 
     def play(self):
         dice = random.Random(self.rules.seed)
@@ -173,7 +184,10 @@ class Chaos:
         for client in self.clients:
             client.join(120)
             assert not client.is_alive(), "a client hangs"
+        metric = self.fleet.router.metric
         self.report.replays = self.fleet.router.replays() - before
+        self.report.refused = {why: metric("shoal_replays_refused_total", f'why="{why}"') for why in ("poison", "attempts", "budget")}
+        self.report.alarms = metric("shoal_worker_stalls_total")
         return self.report
 
 
@@ -227,8 +241,11 @@ def main():
     parser.add_argument("--step-ms", type=int, default=5, help="a step of the scripted engine (default 5)")
     parser.add_argument("--real", action="store_true", help="real weights ($SHOAL_TEST_MODEL) instead of the scripted engine")
     parser.add_argument("--seed", type=int, default=1, help="who dies when (default 1)")
+    parser.add_argument("--keep", type=pathlib.Path, help="a new directory for the logs, which are thrown away otherwise")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="shoal-chaos-") as directory:
+    if chosen.keep:
+        chosen.keep.mkdir(parents=True)
+    with contextlib.nullcontext(chosen.keep) if chosen.keep else tempfile.TemporaryDirectory(prefix="shoal-chaos-") as directory:
         weights = real_model() if chosen.real else None
         counts = {"kills": chosen.kills, "streams": chosen.streams, "tokens": chosen.tokens, "step_ms": chosen.step_ms}
         report = play(Rules(pathlib.Path(directory) / "fleet", weights=weights, seed=chosen.seed, **counts))

@@ -21,7 +21,7 @@ def put(router, name, directory):
 
 
 def test_an_adapter_that_is_given_new_content_in_the_middle_of_an_answer_does_not_change_it_even_through_a_death(fleets):
-    fleet = fleets(timers="idle_ms = 1000")
+    fleet = fleets(timers="idle_ms = 1000", step_ms=3)
     put(fleet.router, "changing", QV)
     body = {"prompt": "which one", "peft": "changing", "max_tokens": 900, "ignore_eos": True, "seed": 5}
     expected = whole(fleet.router, **body)

@@ -149,7 +149,7 @@ impl GroupRun {
         }
         let replica = Arc::clone(&choice.replica);
         let prompt = Some(replica.expect_prompt(self.context()));
-        let (scores_seen, silence) = Default::default();
+        let (scores_seen, silence) = (0, Silence::new(self.dispatcher.patience));
         Ok(Attempt { reader, writer, replica, branches, scores_seen, silence, prompt, _outstanding: outstanding })
     }
 

@@ -36,6 +36,7 @@ impl GroupRun {
         if !known || first != seen + 1 || count > due - seen {
             return Err(Trouble::Replica);
         }
+        self.setbacks.step();
         attempt.scores_seen += count;
         scores.drain(..self.scores_delivered.saturating_sub(seen).min(count) as usize);
         self.scores_delivered += scores.len() as u32;

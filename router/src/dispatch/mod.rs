@@ -35,6 +35,10 @@ use setbacks::{Loss, Setbacks, Verdict};
 /// How long a replay waits for a fitting replica to appear: a link's idle timeout and a worker's restart fit in.
 const REPLAY_WAIT: Duration = Duration::from_secs(5);
 
+/// Silence of a group that is always in order, with the default of `stall_ms` five times over: a worker's engine that stands
+/// still is noticed before.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Wait that is suggested where no worker said a better one.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -94,6 +98,8 @@ pub struct Dispatcher {
     pub policy: Arc<dyn Pick>,
     /// What is remembered of the groups that were sent: bounded by its parts.
     pub traffic: Arc<Mutex<Traffic>>,
+    /// Silence on a group's stream that is always in order.
+    pub patience: Duration,
     /// How often one group goes on elsewhere, at most.
     pub replays: u32,
     /// How many groups do, over all.
@@ -104,7 +110,7 @@ impl Dispatcher {
     /// A dispatcher that remembers nothing yet, with the default limit of replays.
     pub fn new(view: FleetView, policy: Arc<dyn Pick>) -> Self {
         let (traffic, budget) = Default::default();
-        Self { view, policy, traffic, replays: Limits::default().replays, budget }
+        Self { view, policy, traffic, replays: Limits::default().replays, patience: PATIENCE, budget }
     }
 }
 

@@ -6,19 +6,18 @@ use std::time::Duration;
 
 use shoal_common::wire::hello::Status;
 
-/// Silence after a token that is always in order.
-const AT_LEAST: Duration = Duration::from_secs(5);
 /// Silences as long as those before, twenty of them, are too.
 const WAITS: u32 = 20;
 /// A silence that was shorter than those before it counts as one in this many.
 const INERTIA: u32 = 8;
-/// Before the first token, the prompts that this router has sent are computed: so long, and so long for each token of them.
-const FIRST: Duration = Duration::from_secs(10);
+/// Before the first token, the prompts that this router has sent are computed: so long for each token of them.
 const PER_PROMPT_TOKEN: Duration = Duration::from_millis(100);
 
 /// The silences of one attempt.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Silence {
+    /// Silence after a token that is always in order; twice as much is before the first.
+    patience: Duration,
     /// How long the next frame is usually waited for; absent before the first token.
     usual: Option<Duration>,
     /// Preemptions that the worker told when the silence was last judged.
@@ -26,6 +25,11 @@ pub(super) struct Silence {
 }
 
 impl Silence {
+    /// Nothing was said yet.
+    pub(super) fn new(patience: Duration) -> Self {
+        Self { patience, usual: None, preemptions: None }
+    }
+
     /// A frame with tokens has come after `waited`.
     pub(super) fn broken(&mut self, waited: Duration) {
         self.usual = Some(
@@ -37,8 +41,8 @@ impl Silence {
     pub(super) fn allowed(&self, prompts: u64) -> Duration {
         let prompts = u32::try_from(prompts).unwrap_or(u32::MAX);
         match self.usual {
-            Some(usual) => usual.saturating_mul(WAITS).max(AT_LEAST),
-            None => FIRST + PER_PROMPT_TOKEN.saturating_mul(prompts),
+            Some(usual) => usual.saturating_mul(WAITS).max(self.patience),
+            None => 2 * self.patience + PER_PROMPT_TOKEN.saturating_mul(prompts),
         }
     }
 
@@ -60,7 +64,7 @@ mod tests {
 
     #[test]
     fn a_silence_is_judged_by_those_before_it_and_the_first_by_the_prompts() {
-        let mut silence = Silence::default();
+        let mut silence = Silence::new(Duration::from_secs(5));
         assert_eq!(silence.allowed(300), Duration::from_secs(40));
         (0..100).for_each(|_| silence.broken(Duration::from_millis(10)));
         assert_eq!(silence.allowed(300), Duration::from_secs(5));
@@ -73,7 +77,7 @@ mod tests {
     #[test]
     fn only_a_worker_that_has_nobody_waiting_owes_a_frame() {
         let quiet = status(100, WorkerState::Ready);
-        let mut silence = Silence::default();
+        let mut silence = Silence::new(Duration::from_secs(5));
         assert!(!silence.is_unexplained(None));
         assert!(!silence.is_unexplained(Some(&quiet)), "it was judged once only");
         assert!(!silence.is_unexplained(Some(&Status { waiting: 1, ..quiet })));

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use shoal_common::ids::{Generation, Incarnation, Name};
-use shoal_common::wire::hello::{Capacity, Status, WorkerState};
+use shoal_common::wire::hello::{Capacity, StageReport, Status, WorkerState};
 
 use super::adapters::Adapters;
 use super::orders::Orders;
@@ -142,6 +142,8 @@ pub struct Replica {
     pub outstanding: Arc<Outstanding>,
     /// Version of its binary, for people.
     pub build: String,
+    /// The stages that its model is split into, as it last told; none where it hosts all of it.
+    pub stages: Arc<[StageReport]>,
     /// Whether its engine moves: groups on it hear when it does not.
     pub vital: Arc<Vital>,
     pub(super) pulse: Pulse,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use shoal_common::config::Timers;
 use shoal_common::ids::Name;
-use shoal_common::wire::hello::{AdapterOrder, AdapterState, Hello, Refusal, Status};
+use shoal_common::wire::hello::{AdapterOrder, AdapterState, Hello, Refusal, StageReport, Status};
 
 use super::Snapshot;
 use super::adapters::{Adapters, News};
@@ -84,6 +84,7 @@ impl Roster {
             orders,
             outstanding: Arc::default(),
             build: hello.build,
+            stages: Arc::default(),
             vital: Arc::default(),
             pulse: Pulse::new(self.patience, now),
             heard: asked,
@@ -137,11 +138,17 @@ impl Roster {
         self.replicas.values().filter(of_model).for_each(|replica| replica.orders.give(order));
     }
 
-    /// Forgets a worker and its adapters. A leave from a place that was given up is dropped.
-    pub fn leave(&mut self, worker: &Name, seat: Seat) {
-        if self.seated(worker, seat).is_some() {
-            self.replicas.remove(worker);
+    /// Notes a head's stages. Words from a place that was given up are dropped.
+    pub fn stages(&mut self, worker: &Name, seat: Seat, stages: Arc<[StageReport]>) {
+        if let Some(replica) = self.seated(worker, seat) {
+            replica.stages = stages;
         }
+    }
+
+    /// Forgets a worker and its adapters; its stages, if it had any. A leave from a place that was given up is dropped.
+    pub fn leave(&mut self, worker: &Name, seat: Seat) -> Arc<[StageReport]> {
+        let left = self.seated(worker, seat).is_some().then(|| self.replicas.remove(worker)).flatten();
+        left.map_or_else(Arc::default, |replica| replica.stages)
     }
 
     /// Whether a worker of this name is a member.

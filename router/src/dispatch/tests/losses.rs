@@ -106,6 +106,37 @@ async fn a_group_goes_on_elsewhere_when_its_worker_s_engine_stands_still_and_lat
 }
 
 #[tokio::test]
+async fn a_group_that_is_forgotten_on_a_worker_whose_engine_moves_goes_on_elsewhere() {
+    let mut stage = Stage::new();
+    stage.dispatcher.patience = Duration::from_millis(50);
+    let (first, second) = (stage.worker("a").await, stage.worker("b").await);
+    let (mut run, _stop) = stage.group(1, None);
+    let (mut forgotten, started) = tokio::join!(first.accepts(), run.start());
+    started.unwrap();
+    forgotten.tokens(0, 0..2).await;
+    for _ in 0..2 {
+        run.next().await.unwrap();
+    }
+    // While somebody waits there, it may be the group itself.
+    let told = Status { running: 1, waiting: 1, ..status(0, WorkerState::Ready) };
+    let seat = stage.roster.snapshot().replicas[0].seat;
+    stage.roster.report(&Name::new("a").unwrap(), seat, told, Instant::now());
+    stage.published.send_replace(Arc::new(stage.roster.snapshot()));
+    let waited = tokio::time::timeout(Duration::from_millis(400), run.next()).await;
+    assert!(waited.is_err(), "it was given up: {waited:?}");
+    stage.roster.report(&Name::new("a").unwrap(), seat, Status { waiting: 0, ..told }, Instant::now());
+    stage.published.send_replace(Arc::new(stage.roster.snapshot()));
+    let plays = async {
+        let mut resumed = second.accepts().await;
+        resumed.tokens(0, 2..6).await;
+        resumed.writer.finish().unwrap();
+        resumed
+    };
+    let (_kept, seen) = tokio::join!(plays, rest(&mut run));
+    assert_eq!(seen.unwrap(), tokens_of(0)[2..]);
+}
+
+#[tokio::test]
 async fn a_group_that_waits_for_a_stuck_engine_s_word_is_given_to_another() {
     let mut stage = Stage::new();
     let (first, second) = (stage.worker("a").await, stage.worker("b").await);
