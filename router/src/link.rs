@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, call};
+use shoal_common::ambient;
 use shoal_common::ids::{Digest, Incarnation, Name};
 use shoal_common::quic::{self, CloseCode};
 use shoal_common::wire::blob::{BlobHeader, BlobRequest, MAX_TOKENIZER_BUNDLE, TokenizerBundle};
@@ -18,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::adapters::{Registry, serve};
 use crate::catalogue::{ServedModel, unix_seconds};
+use crate::fleet::challenge;
 use crate::fleet::orders::Orders;
 use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Snapshot};
 use crate::operations::drains::{DrainOrders, Drains};
@@ -119,16 +121,16 @@ async fn admit(
     certified: &Name,
     context: &LinkContext,
 ) -> Result<Membership, LinkError> {
+    let asked = ambient::now();
     if hello.worker != *certified {
         return Err(LinkError::Refused(Refusal::WrongCertificate));
     }
     let tokenizer = tokenizer_for(connection, &hello, &context.view).await?;
     let model = Arc::new(ServedModel { card: hello.model.clone(), tokenizer, created: unix_seconds() });
-    let offer = Box::new(Offer { hello, model, line: Arc::new(connection.clone()) });
-    match call!(context.fleet, FleetMessage::Join, offer) {
-        Ok(Ok(membership)) => Ok(membership),
-        Ok(Err(refusal)) => Err(LinkError::Refused(refusal)),
-        Err(_) => Err(LinkError::FleetGone),
+    let offer = Offer { hello, model, line: Arc::new(connection.clone()), asked };
+    match challenge::join(&context.fleet, context.view.clone(), offer).await {
+        Some(joined) => joined.map_err(LinkError::Refused),
+        None => Err(LinkError::FleetGone),
     }
 }
 
@@ -144,7 +146,7 @@ async fn tokenizer_for(
     }
     let bytes = fetch_blob(connection, digest).await?;
     let vocab_size = hello.model.vocab_size;
-    let built = tokio::task::spawn_blocking(move || {
+    let built = ambient::off_runtime(move || {
         let bundle: TokenizerBundle = codec::decode(&bytes).map_err(|error| error.to_string())?;
         Tokenizer::from_bundle(&bundle, vocab_size).map_err(|error| error.to_string())
     });
@@ -284,6 +286,7 @@ async fn pump(mut reader: FrameReader<quinn::RecvStream>, link: ActorRef<LinkMes
 async fn tell(mut writer: quinn::SendStream, orders: Arc<Orders>, mut drain: DrainOrders, link: ActorRef<LinkMessage>) {
     let reason = loop {
         let order = tokio::select! {
+            biased;
             order = orders.next() => RouterControl::Adapter(order),
             order = drain.next() => order,
         };

@@ -28,4 +28,4 @@ pub mod stage;
 mod supervisor;
 pub mod weights;
 
-pub use supervisor::{WorkerError, run};
+pub use supervisor::{Footing, WorkerError, run, run_on};

@@ -35,6 +35,7 @@ pub(crate) fn group_failed(failure: GroupFailure) {
         GroupFailure::Engine => "engine",
         GroupFailure::AdapterRefused => "adapter_refused",
         GroupFailure::AdapterUnavailable => "adapter_unavailable",
+        GroupFailure::Incomplete => "incomplete",
     };
     counter!("shoal_worker_groups_failed_total", "reason" => reason).increment(1);
 }

@@ -151,7 +151,7 @@ fn script(section: &Section<'_>, word: EngineWord, report: &mut Report) -> Scrip
             None => Script::default().eos_every,
         },
         faults: section.choice("faults", &[("on", Faults::On), ("off", Faults::Off)], report).unwrap_or_default(),
-        hang: section.millis("hang_ms", 0..=600_000, report).unwrap_or(Script::default().hang),
+        hang: section.millis("hang_ms", 0..=600_000, report).unwrap_or_else(|| Script::default().hang),
     };
     if word != EngineWord::Scripted {
         for key in OF_SCRIPT.into_iter().filter(|key| section.value(key).is_some()) {

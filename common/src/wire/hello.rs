@@ -215,6 +215,8 @@ pub enum WorkerState {
     Ready,
     /// Finishes what runs, takes nothing new.
     Draining,
+    /// A part of its model is away: it computes nothing and takes nothing until that is back.
+    Incomplete,
 }
 
 /// Load and progress of a worker.

@@ -152,6 +152,10 @@ pub enum GroupFailure {
     /// The adapter could not be had in time: nobody sent it, or there is no room for it.
     #[error("the adapter could not be loaded")]
     AdapterUnavailable,
+    /// A part of the worker's model is away or has been, and what was computed is lost with it. See
+    /// [`WorkerState::Incomplete`](super::hello::WorkerState): the same worker may be asked again.
+    #[error("a part of the worker's model was lost")]
+    Incomplete,
 }
 
 /// A generated token.

@@ -177,6 +177,7 @@ fn group_frame() -> impl Strategy<Value = GroupFrame> {
         Just(GroupFailure::Engine),
         Just(GroupFailure::AdapterRefused),
         Just(GroupFailure::AdapterUnavailable),
+        Just(GroupFailure::Incomplete),
     ];
     prop_oneof![
         (number32(), vec(score(), 0..30)).prop_map(|(first, scores)| GroupFrame::PromptScores { first, scores }),
@@ -255,7 +256,7 @@ fn worker_control() -> impl Strategy<Value = WorkerControl> {
             WorkerControl::Hello(Box::new(Hello { worker, incarnation, build, capacity, model }))
         },
     );
-    let state = prop_oneof![Just(WorkerState::Ready), Just(WorkerState::Draining)];
+    let state = prop_oneof![Just(WorkerState::Ready), Just(WorkerState::Draining), Just(WorkerState::Incomplete)];
     let load = (number(), number32(), number32(), number(), number(), number32());
     let totals = (number(), number(), number());
     let status = (state, load, totals).prop_map(|(state, load, (looked_up_tokens, cached_tokens, preemptions))| {

@@ -57,6 +57,7 @@ fn worker_control_name(frame: &WorkerControl) -> &'static str {
         WorkerControl::Hello(_) => "worker_control_hello",
         WorkerControl::Status(Status { state: WorkerState::Ready, .. }) => "worker_control_status_ready",
         WorkerControl::Status(Status { state: WorkerState::Draining, .. }) => "worker_control_status_draining",
+        WorkerControl::Status(Status { state: WorkerState::Incomplete, .. }) => "worker_control_status_incomplete",
         WorkerControl::Adapter(state) => match state.tier {
             AdapterTier::Memory => "worker_control_adapter_memory",
             AdapterTier::Disk => "worker_control_adapter_disk",
@@ -110,6 +111,7 @@ fn group_frame_name(frame: &GroupFrame) -> &'static str {
             GroupFailure::Engine => "group_frame_failed_engine",
             GroupFailure::AdapterRefused => "group_frame_failed_adapter_refused",
             GroupFailure::AdapterUnavailable => "group_frame_failed_adapter_unavailable",
+            GroupFailure::Incomplete => "group_frame_failed_incomplete",
         },
     }
 }
@@ -154,7 +156,8 @@ fn worker_control() -> Vec<WorkerControl> {
         cached_tokens: 250,
         preemptions: 0,
     };
-    let draining = Status { state: WorkerState::Draining, ..ready };
+    let [draining, incomplete] =
+        [WorkerState::Draining, WorkerState::Incomplete].map(|state| Status { state, ..ready });
     let loaded = AdapterState {
         generation: generation(),
         tier: AdapterTier::Memory,
@@ -179,6 +182,7 @@ fn worker_control() -> Vec<WorkerControl> {
         WorkerControl::Hello(Box::new(hello)),
         WorkerControl::Status(ready),
         WorkerControl::Status(draining),
+        WorkerControl::Status(incomplete),
         WorkerControl::Adapter(loaded),
         WorkerControl::Adapter(quarantined),
     ];
@@ -283,6 +287,7 @@ fn group_frames() -> Vec<GroupFrame> {
         GroupFrame::Failed(GroupFailure::Engine),
         GroupFrame::Failed(GroupFailure::AdapterRefused),
         GroupFrame::Failed(GroupFailure::AdapterUnavailable),
+        GroupFrame::Failed(GroupFailure::Incomplete),
     ]
 }
 

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use shoal_common::ambient;
 use shoal_common::ids::BranchIndex;
 use shoal_common::quic::{CloseCode, QuicError};
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
 use shoal_common::wire::message::{GroupFailure, GroupFrame, StreamOpen, Submit};
 
-use super::setbacks::Loss;
+use super::setbacks::{Loss, Stay};
 use super::silence::Silence;
 use super::{DEFAULT_RETRY_AFTER, GroupRun};
 use crate::fleet::pick::Choice;
+use crate::fleet::pulse::Beat;
 use crate::fleet::replica::{OutstandingGuard, PromptGuard};
 use crate::fleet::{FleetView, Replica};
 
@@ -30,6 +32,8 @@ pub(super) struct Attempt {
     /// Prompt scores that came in this attempt; the caller may have more from an earlier one.
     pub(super) scores_seen: u32,
     silence: Silence,
+    /// When the replica took the group, and what was seen of its engine then.
+    taken: (Instant, Beat),
     /// Until the first token has come.
     prompt: Option<PromptGuard>,
     _outstanding: OutstandingGuard,
@@ -51,6 +55,8 @@ impl Drop for ResetOnDrop {
 pub(super) enum Trouble {
     /// Another replica may do better.
     Replica,
+    /// A part of the replica's model was lost: another one is as good, and so is this one once it has that again.
+    Incomplete,
     /// The replica's engine failed at it.
     Broken,
     /// The replica's engine stands still.
@@ -100,10 +106,16 @@ impl Attempt {
         }
     }
 
+    /// How long the replica's engine has turned since it took the group.
+    pub(super) fn stay(&self) -> Stay {
+        let (since, before) = &self.taken;
+        if self.replica.vital.last().has_gone_on(before, *since) { Stay::Long } else { Stay::Short }
+    }
+
     /// What `trouble` says of the replica.
     pub(super) fn loss(&self, trouble: &Trouble) -> Loss {
         match trouble {
-            Trouble::Broken | Trouble::Stuck => Loss::Broken,
+            Trouble::Broken | Trouble::Stuck | Trouble::Incomplete => Loss::Broken,
             Trouble::Parting => Loss::Parted,
             _ => {
                 self.replica.line.connection().and_then(|line| line.close_reason()).map_or(Loss::Misbehaved, |reason| {
@@ -147,7 +159,18 @@ impl GroupRun {
         let replica = Arc::clone(&choice.replica);
         let prompt = Some(replica.expect_prompt(self.context()));
         let (scores_seen, silence) = (0, Silence::new(self.dispatcher.patience));
-        Ok(Attempt { reader, writer, replica, branches, scores_seen, silence, prompt, _outstanding: outstanding })
+        let taken = (ambient::now(), replica.vital.last());
+        Ok(Attempt {
+            reader,
+            writer,
+            replica,
+            branches,
+            scores_seen,
+            silence,
+            taken,
+            prompt,
+            _outstanding: outstanding,
+        })
     }
 
     fn open_branches(&self) -> Vec<BranchIndex> {
@@ -157,7 +180,7 @@ impl GroupRun {
 
     /// What is still to be computed: the open branches from where they stand.
     fn remainder(&self, branches: &[BranchIndex]) -> Submit {
-        let remaining = |deadline: Instant| deadline.saturating_duration_since(Instant::now()).as_millis();
+        let remaining = |deadline: Instant| deadline.saturating_duration_since(ambient::now()).as_millis();
         Submit {
             branches: branches.iter().map(|branch| self.submit.branches[branch.index()].clone()).collect(),
             score_prompt: self.submit.score_prompt.filter(|_| self.scores_delivered < self.scores_due()),
@@ -193,6 +216,7 @@ pub(super) fn judge(failure: GroupFailure) -> Trouble {
         GroupFailure::WrongFingerprint => Trouble::Replica,
         GroupFailure::ShuttingDown => Trouble::Parting,
         GroupFailure::Engine => Trouble::Broken,
+        GroupFailure::Incomplete => Trouble::Incomplete,
         GroupFailure::AdapterUnavailable => Trouble::Adapter,
         GroupFailure::Invalid | GroupFailure::Deadline | GroupFailure::AdapterRefused => Trouble::Group(failure),
     }

@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use shoal_common::ambient;
+
 /// Over which replays and successes are counted.
 const WINDOW: Duration = Duration::from_secs(10);
 /// Counts are kept for each part of the window of this length.
@@ -97,7 +99,7 @@ impl Drop for InFlight {
         let mut books = self.budget.books();
         books.in_flight -= 1;
         if self.end == End::Well {
-            books.part(Instant::now()).successes += 1;
+            books.part(ambient::now()).successes += 1;
         }
     }
 }

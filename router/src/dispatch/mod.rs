@@ -17,6 +17,7 @@ mod silence;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use shoal_common::ambient;
 use shoal_common::config::Limits;
 use shoal_common::ids::{BranchIndex, Name};
 use shoal_common::wire::codec;
@@ -29,7 +30,7 @@ use crate::fleet::traffic::{Profile, Traffic};
 use attempt::{Attempt, Trouble};
 use budget::{InFlight, SharedBudget};
 use route::Route;
-use setbacks::{Loss, Setbacks, Verdict};
+use setbacks::{Loss, Setbacks, Stay, Verdict};
 
 /// How long a replay waits for a fitting replica to appear: a link's idle timeout and a worker's restart fit in.
 const REPLAY_WAIT: Duration = Duration::from_secs(5);
@@ -208,6 +209,7 @@ impl GroupRun {
                 return Ok(None);
             };
             let outcome = tokio::select! {
+                biased;
                 Some(branch) = self.stop_orders.recv() => self.stop_branch(branch).await,
                 frame = attempt.next(&self.dispatcher.view) => frame.and_then(|frame| self.take(frame)),
             };
@@ -231,7 +233,7 @@ impl GroupRun {
         let loss = lost.loss(trouble);
         route.lose(&lost.replica, loss, context);
         let (model, worker) = (&self.model, &lost.replica.worker);
-        if let Err(why) = may_go_on(&mut self.setbacks, loss, &self.dispatcher) {
+        if let Err(why) = may_go_on(&mut self.setbacks, (loss, lost.stay()), &self.dispatcher) {
             metrics::counter!("shoal_replays_refused_total", "why" => why).increment(1);
             tracing::warn!(%model, %worker, ?loss, why, "a worker was lost; the group is given up");
             return Err(DispatchError::Lost);
@@ -259,11 +261,11 @@ impl GroupRun {
 }
 
 /// Whether a group goes on elsewhere after `loss`, or why not.
-fn may_go_on(setbacks: &mut Setbacks, loss: Loss, dispatcher: &Dispatcher) -> Result<(), &'static str> {
-    match setbacks.suffer(loss, dispatcher.replays) {
+fn may_go_on(setbacks: &mut Setbacks, (loss, stay): (Loss, Stay), dispatcher: &Dispatcher) -> Result<(), &'static str> {
+    match setbacks.suffer(loss, stay, dispatcher.replays) {
         Verdict::Poisonous => Err("poison"),
         Verdict::Exhausted => Err("attempts"),
-        Verdict::Replay if dispatcher.budget.allows_replay(Instant::now()) => Ok(()),
+        Verdict::Replay if dispatcher.budget.allows_replay(ambient::now()) => Ok(()),
         Verdict::Replay => Err("budget"),
     }
 }

@@ -2,9 +2,10 @@
 //! Counts in the demand for its adapter for as long as it lives.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use shoal_common::wire::hello::AdapterOrder;
+use shoal_common::ambient;
+use shoal_common::wire::hello::{AdapterOrder, STATUS_EVERY_MS};
 
 use super::attempt::Trouble;
 use super::returning::Returning;
@@ -16,14 +17,20 @@ use crate::fleet::prefix::Overlaps;
 use crate::fleet::traffic::{Profile, Traffic};
 use crate::fleet::{Replica, Seat, Snapshot};
 
+/// How long a replica that lost a part of its model is left alone: then its status has told whether it has that again.
+const REST: Duration = Duration::from_millis(STATUS_EVERY_MS);
+
 /// The way of one group.
 #[derive(Debug)]
 pub(super) struct Route {
     dispatcher: Dispatcher,
     profile: Profile,
     access: Access,
-    /// Places that failed or refused it: never tried again. At most one per worker that was ever tried.
+    /// Places that failed or refused it: never tried again, unless they are resting. At most one per worker that was ever
+    /// tried.
     excluded: Vec<Seat>,
+    /// Those of them that are tried again once a time has come.
+    resting: Vec<(Seat, tokio::time::Instant)>,
     /// The shortest wait that a full replica has told.
     busy: Option<Duration>,
     /// Whether a replica could not have the adapter.
@@ -35,11 +42,18 @@ pub(super) struct Route {
 impl Route {
     /// Sets out. If that makes the adapter worth more workers, those are told to load it.
     pub(super) fn new(dispatcher: &Dispatcher, profile: Profile, access: Access) -> Self {
-        let (excluded, busy) = (Vec::new(), None);
-        let mut route =
-            Self { dispatcher: dispatcher.clone(), profile, access, excluded, busy, lacked: false, returning: None };
+        let mut route = Self {
+            dispatcher: dispatcher.clone(),
+            profile,
+            access,
+            excluded: Vec::new(),
+            resting: Vec::new(),
+            busy: None,
+            lacked: false,
+            returning: None,
+        };
         let snapshot = route.dispatcher.view.now();
-        let growth = lock(&dispatcher.traffic).enter(&mut route.profile, &snapshot, Instant::now());
+        let growth = lock(&dispatcher.traffic).enter(&mut route.profile, &snapshot, ambient::now());
         if growth == Growth::Grew {
             route.load_ahead(&snapshot);
         }
@@ -57,12 +71,17 @@ impl Route {
         let mut last = Unroutable::Nobody;
         let found = tokio::time::timeout(wait, async {
             loop {
+                self.end_rests();
                 last = match self.pick(&view.now()) {
                     Err(passing @ (Unroutable::Nobody | Unroutable::NoRoom)) => passing,
                     settled => return Some(settled),
                 };
-                if !view.changed().await {
-                    return None;
+                tokio::select! {
+                    biased;
+                    changed = view.changed() => if !changed {
+                        return None;
+                    },
+                    () = rested(&self.resting) => {}
                 }
             }
         });
@@ -85,11 +104,20 @@ impl Route {
                 self.busy = Some(self.busy.map_or(*retry_after, |known| known.min(*retry_after)));
             }
             Trouble::Adapter => self.lacked = true,
+            Trouble::Incomplete => self.resting.push((seat, tokio::time::Instant::now() + REST)),
             // Nobody is sent there until it moves, and then there is nothing against it.
             Trouble::Stuck => return,
             Trouble::Replica | Trouble::Broken | Trouble::Silent | Trouble::Parting | Trouble::Group(_) => {}
         }
         self.excluded.push(seat);
+    }
+
+    /// Who has rested may be tried again.
+    fn end_rests(&mut self) {
+        let now = tokio::time::Instant::now();
+        for (seat, _) in self.resting.extract_if(.., |(_, until)| *until <= now) {
+            self.excluded.retain(|excluded| *excluded != seat);
+        }
     }
 
     /// A replica was lost, and with it `context` tokens: what full ones said before is old. One that was only out of reach
@@ -134,14 +162,14 @@ impl Route {
 
     fn pick(&self, snapshot: &Snapshot) -> Result<Choice, Unroutable> {
         let (adapter, overlaps) = self.remembering(|traffic| {
-            let adapter = traffic.adapter(&self.profile, snapshot, Instant::now());
+            let adapter = traffic.adapter(&self.profile, snapshot, ambient::now());
             (adapter, traffic.overlaps(&self.profile, &snapshot.replicas))
         });
         self.dispatcher.policy.pick(snapshot, &self.need(adapter, &overlaps))
     }
 
     fn load_ahead(&self, snapshot: &Snapshot) {
-        let adapter = self.remembering(|traffic| traffic.adapter(&self.profile, snapshot, Instant::now()));
+        let adapter = self.remembering(|traffic| traffic.adapter(&self.profile, snapshot, ambient::now()));
         let Some(generation) = adapter.map(|adapter| adapter.generation) else { return };
         let overlaps = Overlaps::default();
         for replica in self.dispatcher.policy.ahead(snapshot, &self.need(adapter, &overlaps)) {
@@ -167,12 +195,20 @@ impl Route {
     }
 }
 
+/// Resolves when the first rest ends.
+async fn rested(resting: &[(Seat, tokio::time::Instant)]) {
+    match resting.iter().map(|(_, until)| *until).min() {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn lock(traffic: &Mutex<Traffic>) -> MutexGuard<'_, Traffic> {
     traffic.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Route {
     fn drop(&mut self) {
-        self.remembering(|traffic| traffic.leave(&self.profile, Instant::now()));
+        self.remembering(|traffic| traffic.leave(&self.profile, ambient::now()));
     }
 }

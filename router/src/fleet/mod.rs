@@ -1,12 +1,13 @@
 //! Who serves what, now. The [`FleetActor`] owns the [`roster`] and publishes an immutable [`Snapshot`] after every change;
 //! requests read the snapshot and never wait on a mailbox.
 //!
-//! 1. [`roster`]: the members; [`replica`] and [`adapters`]: what is known of one; [`pulse`]: whether its engine moves;
-//!    [`orders`]: what it is told.
+//! 1. [`roster`]: the members, [`challenge`]: who may take the place of one; [`replica`] and [`adapters`]: what is known of
+//!    one; [`pulse`]: whether its engine moves; [`orders`]: what it is told.
 //! 2. [`traffic`]: what the router remembers of its own requests: [`demand`] by adapter, [`prefix`]es by replica.
 //! 3. [`pick`] chooses a replica for a group from a snapshot and that memory.
 
 pub mod adapters;
+pub mod challenge;
 pub mod demand;
 pub mod orders;
 pub mod pick;
@@ -21,12 +22,13 @@ pub mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, MessagingErr, RpcReplyPort};
+use shoal_common::ambient;
 use shoal_common::ids::Name;
+use shoal_common::watch;
 use shoal_common::wire::hello::{AdapterOrder, AdapterState, Refusal, Status};
-use tokio::sync::watch;
 
 use crate::catalogue::ServedModel;
 use orders::Orders;
@@ -133,7 +135,7 @@ pub struct FleetState {
 impl FleetState {
     fn join(&mut self, offer: Offer, fleet: ActorRef<FleetMessage>) -> Result<Membership, Refusal> {
         let worker = offer.hello.worker.clone();
-        let seat = self.roster.join(offer, Instant::now());
+        let seat = self.roster.join(offer, ambient::now());
         self.publish();
         let orders = self.roster.orders(&worker).unwrap_or_default();
         Ok(Membership { fleet, worker, seat: seat?, orders })
@@ -196,7 +198,7 @@ impl Actor for FleetActor {
                 let _ = reply.send(state.join(*offer, myself));
             }
             FleetMessage::Report { worker, seat, status } => {
-                if let Some(health) = state.roster.report(&worker, seat, status, Instant::now()) {
+                if let Some(health) = state.roster.report(&worker, seat, status, ambient::now()) {
                     tell_health(&worker, health);
                 }
                 tell_load(&worker, Some(&status));

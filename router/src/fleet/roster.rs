@@ -11,16 +11,16 @@ use shoal_common::wire::hello::{AdapterOrder, AdapterState, Hello, Refusal, Stat
 use super::Snapshot;
 use super::adapters::{Adapters, News};
 use super::orders::{Orders, Pins};
-use super::pulse::{Health, Pulse};
+use super::pulse::{Health, Pulse, Vital};
 use super::replica::{Line, Replica, Seat};
 use crate::catalogue::ServedModel;
 
 /// A worker of the same name that was heard of within this time is taken for alive, and a second one is refused: four
 /// status intervals.
-const ALIVE_WITHIN: Duration = Duration::from_secs(1);
+pub(super) const ALIVE_WITHIN: Duration = Duration::from_secs(1);
 
 /// A worker that asks to serve.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Offer {
     /// Its own words.
     pub hello: Hello,
@@ -28,6 +28,8 @@ pub struct Offer {
     pub model: Arc<ServedModel>,
     /// Its connection.
     pub line: Arc<dyn Line>,
+    /// When it asked first, which is the last that was heard of it.
+    pub asked: Instant,
 }
 
 /// The members.
@@ -57,7 +59,7 @@ impl Roster {
     /// Takes a worker in, or says why not. A new life of a known worker replaces the old one unless that one is alive; a
     /// new connection of the same life replaces the old one in any case, for the worker itself has given that up.
     pub fn join(&mut self, offer: Offer, now: Instant) -> Result<Seat, Refusal> {
-        let Offer { hello, model, line } = offer;
+        let Offer { hello, model, line, asked } = offer;
         if hello.model.layers.begin != 0 || hello.model.layers.end != hello.model.layer_count {
             return Err(Refusal::IncompleteModel);
         }
@@ -82,11 +84,14 @@ impl Roster {
             orders,
             outstanding: Arc::default(),
             build: hello.build,
-            vital: Arc::default(),
+            vital: Arc::new(Vital::new(now)),
             pulse: Pulse::new(self.patience, now),
-            heard: now,
+            heard: asked,
         };
-        self.replicas.insert(hello.worker, replica);
+        if let Some(old) = self.replicas.insert(hello.worker, replica) {
+            // Nothing comes on it any more: groups on it go on at once, and not only when its silence is noticed.
+            old.line.close();
+        }
         Ok(seat)
     }
 
@@ -114,8 +119,8 @@ impl Roster {
         let replica = self.seated(worker, seat)?;
         replica.status = Some(status);
         replica.heard = now;
-        let health = replica.pulse.hear(&status, replica.outstanding.prompts(), now);
-        replica.vital.note(health).then_some(health)
+        let beat = replica.pulse.hear(&status, replica.outstanding.prompts(), now);
+        replica.vital.note(beat).then_some(beat.health)
     }
 
     /// Notes what became of an adapter. Words from a place that was given up are dropped.

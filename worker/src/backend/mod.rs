@@ -20,6 +20,8 @@ pub(crate) mod tables;
 mod tests;
 
 pub use shoal_common::block_hash::BLOCK_TOKENS;
+use std::time::Duration;
+
 use shoal_common::ids::TokenId;
 
 pub use check::{BadStep, StepCheck};
@@ -123,7 +125,7 @@ pub struct BackendError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// A life of the pool's content, see [`Backend::kv_epoch`].
+/// A life of the pool's content, see [`Backend::pin_epoch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvEpoch(pub u64);
 
@@ -154,9 +156,10 @@ pub trait Backend: Send {
     /// had.
     fn reserve(&mut self, blocks: usize) -> Result<(), BackendError>;
 
-    /// Which life the pool's content has. When it changes, nothing that was computed before can be read any more; `None` while
-    /// nothing can be computed. A backend on one machine has one life.
-    fn kv_epoch(&self) -> Option<KvEpoch> {
+    /// Which life the pool's content has now; `None` while nothing can be computed. Steps and copies are of the life that was
+    /// pinned last, and one that comes after that life's end fails: what was computed before another life can never be read.
+    /// Asked before each step is planned. A backend on one machine has one life.
+    fn pin_epoch(&mut self) -> Option<KvEpoch> {
         Some(KvEpoch(0))
     }
 
@@ -164,6 +167,12 @@ pub trait Backend: Send {
     /// [`StepCheck`] refuses is an error and changes nothing; after any other error the KV of the positions that the step
     /// was to write is undefined, and that of all others is what it was.
     fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError>;
+
+    /// How much longer than its computing the last step is to take: what a backend that plays a slower machine says. Whoever
+    /// runs the engine waits for it, in the time it runs in, before anything of the step is told.
+    fn plays_for(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Begins a step on the first stage: its layers' output goes to `rows`, `[tokens of all slices, width]`.
     fn begin(&mut self, _slices: &[Slice<'_>], _rows: &mut [f32]) -> Result<(), BackendError> {

@@ -1,8 +1,9 @@
 //! A backend whose panics are errors: whatever a backend does, the thread that drives it lives.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
-use crate::backend::{Backend, BackendError, BlockId, LogitsBuffer, Slice};
+use crate::backend::{Backend, BackendError, BlockId, KvEpoch, LogitsBuffer, Slice};
 
 /// The backend panicked; the panic hook has told where.
 #[derive(Debug, thiserror::Error)]
@@ -17,8 +18,17 @@ impl Guarded {
         Self(backend)
     }
 
+    /// A backend that does not know has nothing that could be read.
+    pub(super) fn pin_epoch(&mut self) -> Option<KvEpoch> {
+        guard(|| Ok(self.0.pin_epoch())).ok().flatten()
+    }
+
     pub(super) fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError> {
         guard(|| self.0.forward(slices, logits))
+    }
+
+    pub(super) fn plays_for(&self) -> Duration {
+        self.0.plays_for()
     }
 
     pub(super) fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), BackendError> {

@@ -1,12 +1,13 @@
 //! One step, in the order of its plan: copy, compute, score, draw, say. A step at which the backend fails is computed once
 //! more, group by group, so that the one that it fails at ends alone.
 
-use std::time::Instant;
+use std::time::Duration;
 
+use shoal_common::ambient;
 use shoal_common::telemetry::Chain;
 use shoal_common::wire::message::GroupFailure;
 
-use super::turn::{Engine, Turn};
+use super::turn::{Engine, Life, Turn};
 use crate::backend::{BackendError, LogitsOf, Slice};
 use crate::metrics;
 use crate::scheduler::{Draw, Drawn, GroupId, Phase, Row, SequenceId, StepPlan};
@@ -39,14 +40,18 @@ impl Engine {
         let totals = self.policy.totals();
         self.policy.plan(&self.pace, plan);
         metrics::scheduler(totals, self.policy.totals());
-        let began = Instant::now();
+        let began = ambient::now();
         drawn.clear();
         let computed = self.compute(plan, slices);
+        self.owed = if plan.slices.is_empty() { Duration::ZERO } else { self.backend.plays_for() };
         match &computed {
             Ok(()) => self.speak(plan, first_rows, drawn),
             Err(error) => {
                 tracing::error!(error = %Chain(error), "a step failed");
-                self.step_by_group(plan, (slices, first_rows), drawn);
+                // Where it failed because the pool's life has ended, all that were of that life end with it.
+                if self.heed_epoch() == Life::GoesOn {
+                    self.step_by_group(plan, (slices, first_rows), drawn);
+                }
             }
         }
         self.say_drawn(drawn);
@@ -56,7 +61,7 @@ impl Engine {
         if plan.is_empty() {
             return Turn::Idle;
         }
-        let took = began.elapsed();
+        let took = ambient::since(began) + self.owed;
         if computed.is_ok() {
             self.pace.observe(plan.tokens_of(Phase::Decode), plan.prefills(), took.as_secs_f64());
         }

@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::thread;
+use std::time::Duration;
 
+use shoal_common::ambient;
+use shoal_common::watch;
 use shoal_common::wire::hello::{Status, WorkerState};
 use shoal_common::wire::message::{GroupFailure, GroupFrame};
-use tokio::sync::watch;
 
 use super::admission::Arrival;
 use super::group::{LiveGroup, Parking};
@@ -18,7 +20,7 @@ use super::rate::Rate;
 use super::sink::Outbox;
 use super::step::Scratch;
 use super::{COMMANDS, Command, IDLE_TICK, Mode, Orders, admission};
-use crate::backend::{Backend, LogitsBuffer};
+use crate::backend::{Backend, KvEpoch, LogitsBuffer};
 use crate::metrics;
 use crate::sampler::Sampler;
 use crate::scheduler::{Bounds, GroupId, Pace, Policy, Refused};
@@ -36,6 +38,8 @@ pub(super) struct Engine {
     links: Links,
     pub(super) policy: Policy,
     pub(super) backend: Guarded,
+    /// What all KV that can be found was computed in; absent while nothing can be computed.
+    epoch: Option<KvEpoch>,
     pub(super) sampler: Sampler,
     pub(super) logits: LogitsBuffer,
     pub(super) groups: BTreeMap<GroupId, LiveGroup>,
@@ -43,6 +47,8 @@ pub(super) struct Engine {
     pub(super) rate: Rate,
     pub(super) pace: Pace,
     pub(super) scratch: Scratch,
+    /// What the last step still takes, see [`Backend::plays_for`].
+    pub(super) owed: Duration,
     /// Groups of a turn, memory used again.
     ids: Vec<GroupId>,
     next_group: u64,
@@ -56,6 +62,13 @@ pub(super) enum Turn {
     Idle,
 }
 
+/// What became of the pool's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    GoesOn,
+    Changed,
+}
+
 /// Whether the loop goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Inbox {
@@ -65,10 +78,12 @@ pub(super) enum Inbox {
 
 impl Engine {
     pub(super) fn new(bounds: Bounds, backend: Box<dyn Backend>, links: Links) -> Self {
+        let mut backend = Guarded::new(backend);
         Self {
+            epoch: backend.pin_epoch(),
             links,
             policy: Policy::new(bounds),
-            backend: Guarded::new(backend),
+            backend,
             sampler: Sampler::new(),
             logits: LogitsBuffer::default(),
             groups: BTreeMap::new(),
@@ -76,6 +91,7 @@ impl Engine {
             rate: Rate::default(),
             pace: Pace::new(bounds.slots),
             scratch: Scratch::default(),
+            owed: Duration::ZERO,
             ids: Vec::new(),
             next_group: 0,
             progress: 0,
@@ -85,22 +101,46 @@ impl Engine {
     /// Turns until it is told to stop, or until no handle is left.
     pub(super) fn run(mut self) {
         let mut turn = Turn::Idle;
-        while self.read_commands(turn) == Inbox::Open && self.links.orders.mode() != Mode::Stop {
-            turn = self.turn();
+        while self.read_commands(turn) == Inbox::Open && !self.is_stopped() {
+            turn = self.work();
+            thread::sleep(self.owed);
+            self.tell();
         }
-        self.fail_all(GroupFailure::ShuttingDown);
-        self.publish();
+        self.finish();
+    }
+
+    /// Whether the loop is to end.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.links.orders.mode() == Mode::Stop
     }
 
     /// One turn after the commands were read.
+    #[cfg(test)]
     pub(super) fn turn(&mut self) -> Turn {
+        let turn = self.work();
+        self.tell();
+        turn
+    }
+
+    /// The turn's work: what it says waits in the outbox.
+    pub(super) fn work(&mut self) -> Turn {
         self.heed_links();
+        self.heed_epoch();
         // Before the step: a router must not wait for a prefill to learn that its group was taken.
         self.outbox.flush();
-        let turn = self.step();
+        self.step()
+    }
+
+    /// The end of a turn, once the step has taken its time.
+    pub(super) fn tell(&mut self) {
         self.outbox.flush();
         self.publish();
-        turn
+    }
+
+    /// After the last turn.
+    pub(super) fn finish(mut self) {
+        self.fail_all(GroupFailure::ShuttingDown);
+        self.publish();
     }
 
     /// Sleeps when idle, then takes what has come, at most as much as the channel holds.
@@ -113,10 +153,18 @@ impl Engine {
             }
         }
         for _ in 0..COMMANDS {
-            let Ok(command) = self.links.inbox.try_recv() else { break };
-            self.obey(command);
+            if self.try_command().is_err() {
+                break;
+            }
         }
         Inbox::Open
+    }
+
+    /// Takes a command without waiting for one.
+    pub(super) fn try_command(&mut self) -> Result<(), TryRecvError> {
+        let command = self.links.inbox.try_recv()?;
+        self.obey(command);
+        Ok(())
     }
 
     fn obey(&mut self, command: Command) {
@@ -140,6 +188,8 @@ impl Engine {
         }
         let refusal = if self.links.orders.mode() != Mode::Serve {
             Some(self.busy())
+        } else if self.epoch.is_none() {
+            Some(GroupFrame::Failed(GroupFailure::Incomplete))
         } else {
             match self.policy.admit(id, admission::shape(submit, hashes)) {
                 Ok(()) => None,
@@ -163,9 +213,25 @@ impl Engine {
         busy(self.rate.expected_wait(self.policy.load().queued_tokens))
     }
 
+    /// When the life of the pool's content has ended, forgets all that was computed in it. Who had a part in that must begin
+    /// anew, here or elsewhere; and while no other life has begun, nobody does well to wait here.
+    pub(super) fn heed_epoch(&mut self) -> Life {
+        let now = self.backend.pin_epoch();
+        let before = std::mem::replace(&mut self.epoch, now);
+        if now == before {
+            return Life::GoesOn;
+        }
+        tracing::info!(?before, ?now, "another life of the kv");
+        let lost = |id: &GroupId| now.is_none() || self.policy.has_begun(*id);
+        let ids: Vec<_> = self.groups.keys().copied().filter(lost).collect();
+        ids.into_iter().for_each(|id| self.fail(id, GroupFailure::Incomplete));
+        self.policy.forget_kv();
+        Life::Changed
+    }
+
     /// Reads every group's link: who is gone, which branches ended, who is too late, who does not drain.
     fn heed_links(&mut self) {
-        let now = Instant::now();
+        let now = ambient::now();
         let mut ids = std::mem::take(&mut self.ids);
         ids.extend(self.groups.keys());
         for id in ids.drain(..) {
@@ -225,19 +291,22 @@ impl Engine {
     }
 
     fn fail_all(&mut self, failure: GroupFailure) {
-        while let Ok(command) = self.links.inbox.try_recv() {
-            self.obey(command);
-        }
+        while self.try_command().is_ok() {}
         let ids: Vec<_> = self.groups.keys().copied().collect();
         ids.into_iter().for_each(|id| self.fail(id, failure));
         self.outbox.flush();
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         self.progress += 1;
         let (load, totals) = (self.policy.load(), self.policy.totals());
+        let state = match (self.links.orders.mode(), self.epoch) {
+            (Mode::Drain | Mode::Stop, _) => WorkerState::Draining,
+            (Mode::Serve, None) => WorkerState::Incomplete,
+            (Mode::Serve, Some(_)) => WorkerState::Ready,
+        };
         let status = Status {
-            state: if self.links.orders.mode() == Mode::Serve { WorkerState::Ready } else { WorkerState::Draining },
+            state,
             progress: self.progress,
             running: u32::try_from(load.running).unwrap_or(u32::MAX),
             waiting: u32::try_from(load.waiting).unwrap_or(u32::MAX),

@@ -283,6 +283,7 @@ impl Policy {
     /// The branch runs.
     fn begin(&mut self, id: SequenceId, way: Way) {
         let Some(group) = self.groups.get_mut(&id.group) else { return };
+        group.has_begun = true;
         group.set_life(id.branch, Life::Running);
         self.shares.served(group.share_key);
         if group.first_waiting().is_none() {

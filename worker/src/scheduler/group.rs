@@ -116,6 +116,8 @@ pub(super) struct Group {
     purpose: Purpose,
     /// Prompt tokens whose rows were asked for; all of them where none are scored.
     pub(super) scored: usize,
+    /// Whether anything was computed for it.
+    pub(super) has_begun: bool,
     /// Whether the engine has the prompt's last row for branches that have drawn nothing yet.
     pub(super) has_row: bool,
     hashes: Vec<BlockHash>,
@@ -139,6 +141,7 @@ impl Group {
             max_tokens,
             purpose,
             scored: if scoring == Scoring::Prompt { 0 } else { prompt },
+            has_begun: false,
             has_row: false,
             hashes: hashes.prompt,
             branches: emitted.into_iter().map(branch).collect(),

@@ -117,6 +117,17 @@ impl Policy {
         }
     }
 
+    /// Whether anything was computed for the group.
+    pub fn has_begun(&self, id: GroupId) -> bool {
+        self.groups.get(&id).is_some_and(|group| group.has_begun)
+    }
+
+    /// No block holds what it held: nothing of it is found any more. Groups that have begun must be gone.
+    pub fn forget_kv(&mut self) {
+        assert!(self.running.is_empty() && self.blocks.referenced() == 0, "a sequence goes on with kv that is lost");
+        self.blocks = Blocks::new(self.bounds.blocks);
+    }
+
     /// Ends one branch, and the group if it was the last; then returns the group. A branch that is unknown or has ended is
     /// passed over.
     pub fn stop_branch(&mut self, id: GroupId, branch: BranchIndex) -> Option<GroupId> {

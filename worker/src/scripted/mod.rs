@@ -12,7 +12,7 @@ mod tokenizer;
 mod tests;
 
 use std::collections::TryReserveError;
-use std::thread;
+use std::time::Duration;
 
 use shoal_common::adapter::Geometry;
 use shoal_common::config::{Faults, Script};
@@ -68,13 +68,15 @@ pub struct Scripted {
     script: Script,
     pool: Pool,
     check: StepCheck,
+    /// What the last step is to take.
+    lasts: Duration,
 }
 
 impl Scripted {
     /// An engine without a pool yet.
     pub fn new(script: &Script) -> Self {
         let check = StepCheck::new(VOCAB, script.context as usize);
-        Self { script: *script, pool: Pool::default(), check }
+        Self { script: *script, pool: Pool::default(), check, lasts: Duration::ZERO }
     }
 
     /// The fault that this step has to play: a slice completes a trigger.
@@ -121,16 +123,16 @@ impl Backend for Scripted {
     }
 
     fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError> {
+        self.lasts = Duration::ZERO;
         self.check.check(slices).map_err(ScriptedError::from)?;
         if let Some(at) = slices.iter().position(|slice| !self.pool.fits(slice)) {
             return Err(ScriptedError::OtherAdapter(at).into());
         }
-        // The real cost of a step: this is the engine's own thread.
-        thread::sleep(self.script.step);
+        self.lasts = self.script.step;
         match self.planned_fault(slices) {
             None => {}
             Some(Fault::Fail) => return Err(ScriptedError::Scripted.into()),
-            Some(Fault::Hang) => thread::sleep(self.script.hang),
+            Some(Fault::Hang) => self.lasts += self.script.hang,
             Some(Fault::Crash) => std::process::abort(),
         }
         slices.iter().for_each(|slice| self.pool.write(slice));
@@ -147,6 +149,10 @@ impl Backend for Scripted {
             }
         }
         Ok(())
+    }
+
+    fn plays_for(&self) -> Duration {
+        self.lasts
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), BackendError> {

@@ -96,6 +96,7 @@ async fn serve(
         // Not before: the first stream that a router takes is the control stream.
         shared.adapters.offer();
         tokio::select! {
+            biased;
             end = control::tell(send, &shared) => end,
             end = control::obey(orders, &shared) => end,
         }
@@ -103,22 +104,24 @@ async fn serve(
     tokio::pin!(control);
     loop {
         tokio::select! {
+            // What ends something comes before what begins something.
+            biased;
+            () = closing.fired() => {
+                let _ = tokio::time::timeout(FAREWELL, finish(&mut streams)).await;
+                return SessionEnd::Closing;
+            }
+            end = &mut control => return end,
+            Some(ended) = streams.join_next(), if !streams.is_empty() => {
+                if let Some(end) = fault(ended) {
+                    return end;
+                }
+            }
             accepted = connection.accept_bi() => match accepted {
                 Ok((send, recv)) => {
                     streams.spawn(stream::serve(shared.clone(), send, recv));
                 }
                 Err(error) => return SessionEnd::Lost(error.into()),
             },
-            Some(ended) = streams.join_next(), if !streams.is_empty() => {
-                if let Some(end) = fault(ended) {
-                    return end;
-                }
-            }
-            end = &mut control => return end,
-            () = closing.fired() => {
-                let _ = tokio::time::timeout(FAREWELL, finish(&mut streams)).await;
-                return SessionEnd::Closing;
-            }
         }
     }
 }

@@ -80,7 +80,7 @@ pub(super) async fn tell(mut send: SendStream, shared: &Shared) -> SessionEnd {
             return match status.state {
                 // It has ended as it was told to. What it said last is still on its way, and the order to close follows.
                 WorkerState::Draining => std::future::pending().await,
-                WorkerState::Ready => SessionEnd::EngineGone,
+                WorkerState::Ready | WorkerState::Incomplete => SessionEnd::EngineGone,
             };
         }
         if shared.drain.is_given() {

@@ -38,6 +38,7 @@ impl From<Broken> for BackendError {
 pub struct Pipeline {
     first: Box<dyn Backend>,
     current: Current,
+    pinned: Option<Arc<Epoch>>,
     /// The epoch of the steps so far, and how many there were.
     epoch: Option<(u64, u64)>,
     /// To be made by the stages before the next step.
@@ -57,7 +58,15 @@ impl Pipeline {
     /// `first` has the first layers and the ends; `replica` the rest.
     pub fn new(first: Box<dyn Backend>, replica: &Replica) -> Self {
         let current = replica.current();
-        Self { first, current, epoch: None, copies: Vec::new(), rows: Vec::new(), row_takes: Duration::ZERO }
+        Self {
+            first,
+            current,
+            pinned: None,
+            epoch: None,
+            copies: Vec::new(),
+            rows: Vec::new(),
+            row_takes: Duration::ZERO,
+        }
     }
 
     /// Carries `self.rows` through all stages.
@@ -127,16 +136,20 @@ impl Backend for Pipeline {
         self.first.reserve(blocks)
     }
 
-    fn kv_epoch(&self) -> Option<KvEpoch> {
-        self.current.get().map(|epoch| KvEpoch(epoch.number))
+    fn pin_epoch(&mut self) -> Option<KvEpoch> {
+        let current = self.current.get();
+        let number = |epoch: &Option<Arc<Epoch>>| epoch.as_ref().map(|epoch| epoch.number);
+        if number(&current) != number(&self.pinned) {
+            // What they copy is lost.
+            self.copies.clear();
+        }
+        self.pinned = current;
+        number(&self.pinned).map(KvEpoch)
     }
 
     fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError> {
-        let Some(epoch): Option<Arc<Epoch>> = self.current.get() else {
-            // There is nothing left to be copied.
-            self.copies.clear();
-            return Err(Broken::NotTogether.into());
-        };
+        let is_current = |epoch: &Arc<Epoch>| self.current.get().is_some_and(|current| current.number == epoch.number);
+        let epoch = self.pinned.clone().filter(is_current).ok_or(Broken::NotTogether)?;
         let tokens: usize = slices.iter().map(|slice| slice.tokens.len()).sum();
         self.rows.resize(tokens * self.first.width(), 0.0);
         self.first.begin(slices, &mut self.rows)?;

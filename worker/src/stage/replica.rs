@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::{join_all, select_all};
 use quinn::{Connection, Endpoint};
+use shoal_common::ambient;
 use shoal_common::config::Timers;
 use shoal_common::fingerprint::NUMERICS_VERSION;
 use shoal_common::ids::{Digest, Generation, Incarnation, LayerRange, Name};
@@ -159,9 +160,9 @@ impl Replica {
                 // They were together: the loss of one is a first failure.
                 Together::Were => {
                     backoff.reset();
-                    backoff.next(rand::random())
+                    backoff.next(ambient::draw())
                 }
-                Together::NotAll => backoff.next(rand::random()),
+                Together::NotAll => backoff.next(ambient::draw()),
             };
             tokio::select! {
                 () = closing.fired() => break,

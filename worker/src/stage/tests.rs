@@ -139,9 +139,9 @@ struct Head {
 
 impl Head {
     /// Waits until all stages are there, in an epoch other than `before`.
-    fn together(&self, before: Option<KvEpoch>) -> KvEpoch {
+    fn together(&mut self, before: Option<KvEpoch>) -> KvEpoch {
         for _ in 0..2000 {
-            if let Some(epoch) = self.bench.backend.kv_epoch().filter(|epoch| Some(*epoch) != before) {
+            if let Some(epoch) = self.bench.backend.pin_epoch().filter(|epoch| Some(*epoch) != before) {
                 return epoch;
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -192,7 +192,7 @@ fn a_stage_that_is_lost_ends_the_epoch_and_one_that_comes_back_begins_another() 
     let slice = head.bench.tables.slice(sequence, 0, &tokens[..16], crate::backend::LogitsOf::Last);
     let mut logits = crate::backend::LogitsBuffer::default();
     assert!(head.bench.backend.forward(&[slice], &mut logits).is_err(), "a step went through a stage that is gone");
-    assert_eq!(head.bench.backend.kv_epoch(), None);
+    assert_eq!(head.bench.backend.pin_epoch(), None);
     let _beta = cluster.stage("beta", address, layers(2, 4));
     head.together(Some(first));
     assert_same_bits("after", &head.bench.alone(&tokens, 16), &expected);
@@ -202,12 +202,12 @@ fn a_stage_that_is_lost_ends_the_epoch_and_one_that_comes_back_begins_another() 
 fn a_stage_of_another_cut_or_model_is_not_used_and_says_why() {
     let cluster = Cluster::new();
     let beta = cluster.stage("beta", LOOPBACK, layers(2, 4));
-    let head = cluster.head(layers(0, 3), &[("beta", &beta, layers(3, 4))]);
+    let mut head = cluster.head(layers(0, 3), &[("beta", &beta, layers(3, 4))]);
     let refused = |states: &Vec<super::StageState>| states[0].reason.is_some();
     let mut states = head.states.clone();
     let state = cluster.runtime.block_on(async { states.wait_for(refused).await.unwrap()[0].clone() });
     assert_eq!(state.reason.unwrap(), "the stage refuses: the stage hosts the layers 2 to 4");
-    assert_eq!(head.bench.backend.kv_epoch(), None);
+    assert_eq!(head.bench.backend.pin_epoch(), None);
 }
 
 impl Cluster {

@@ -8,22 +8,23 @@ mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quinn::Endpoint;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use shoal_common::ambient;
 use shoal_common::config::{Timers, WorkerConfig};
 use shoal_common::ids::{Incarnation, Name};
 use shoal_common::pki::Identity;
 use shoal_common::quic::{self, QuicError};
 use shoal_common::shutdown::{self, Shutdown};
 use shoal_common::telemetry::Chain;
+use shoal_common::watch;
 use shoal_common::wire::hello::{Capacity, Hello, ModelCard, Status, WorkerState};
-use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::adapters::{AdapterStore, StoreSettings};
-use crate::engine::{self, EngineHandle, EngineThread, Served, StartError};
+use crate::engine::{self, Drive, EngineHandle, EngineRun, Served, StartError};
 use crate::model::LoadedModel;
 use crate::session::{Offer, SessionActor, SessionArgs};
 use restarts::{Restarts, Verdict};
@@ -74,13 +75,34 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<(), WorkerError> {
     let endpoint = quic::worker_endpoint(&identity, &timers)?;
+    run_on(Footing { endpoint, drive: Drive::Thread }, config, timers, model, shutdown).await
+}
+
+/// What a worker stands on.
+#[derive(Debug)]
+pub struct Footing {
+    /// From where it dials routers, with its identity.
+    pub endpoint: Endpoint,
+    /// Who runs its engine.
+    pub drive: Drive,
+}
+
+/// [`run`] on an endpoint that was made elsewhere.
+pub async fn run_on(
+    footing: Footing,
+    config: WorkerConfig,
+    timers: Timers,
+    model: LoadedModel,
+    shutdown: Shutdown,
+) -> Result<(), WorkerError> {
+    let Footing { endpoint, drive } = footing;
     let bounds = capacity::bounds(&config, &model.card, model.backend.kv_bytes_per_token());
     let LoadedModel { card, bundle, backend, adapters } = model;
     let card = capacity::held(card, &bounds);
     let limits = capacity::adapters(&config);
     let directory = config.data_dir.join("adapters");
     let adapters = AdapterStore::open(StoreSettings { limits, directory }, adapters).await;
-    let (engine, thread) = engine::spawn(Served::from(&card), bounds, backend)?;
+    let (engine, run) = engine::spawn(drive, Served::from(&card), bounds, backend)?;
     let capacity = capacity::announced(&bounds, &limits);
     let offer = Arc::new(Offer { hello: hello(config.name.clone(), capacity, card), bundle });
     let (closer, closing) = shutdown::channel();
@@ -96,22 +118,23 @@ pub async fn run(
     let sessions = config.routers.iter().map(session).collect();
     let (_root, mut ended) = WorkerActor::spawn(None, WorkerActor, sessions).await?;
     let served = tokio::select! {
+        biased;
         ended = &mut ended => ended.map_err(WorkerError::from).and(Err(WorkerError::SessionsFail)),
         end = serve(&engine, timers.drain, shutdown) => end,
     };
     engine.stop();
-    let stopped = join(thread, engine.status(), STOP_WITHIN).await;
+    let stopped = join(run, engine.status(), STOP_WITHIN).await;
     closer.fire();
     close(&endpoint, ended).await;
     served.and(stopped)
 }
 
-/// Waits for the engine's thread, but not for a step that hangs. `status` closes when the thread ends.
-async fn join(thread: EngineThread, mut status: watch::Receiver<Status>, within: Duration) -> Result<(), WorkerError> {
+/// Waits for the engine, but not for a step that hangs. `status` closes when the engine ends.
+async fn join(run: EngineRun, mut status: watch::Receiver<Status>, within: Duration) -> Result<(), WorkerError> {
     if tokio::time::timeout(within, closed(&mut status)).await.is_err() {
         return Err(WorkerError::EngineHangs);
     }
-    tokio::task::spawn_blocking(|| thread.join()).await?.map_err(|_panic| WorkerError::EngineGone)
+    run.join().await.map_err(|_panic| WorkerError::EngineGone)
 }
 
 fn hello(worker: Name, capacity: Capacity, model: ModelCard) -> Hello {
@@ -132,6 +155,7 @@ async fn close(endpoint: &Endpoint, sessions: JoinHandle<()>) {
 async fn serve(engine: &EngineHandle, drain: Duration, mut shutdown: Shutdown) -> Result<(), WorkerError> {
     let mut status = engine.status();
     tokio::select! {
+        biased;
         () = shutdown.fired() => {}
         () = closed(&mut status) => return Err(WorkerError::EngineGone),
     }
@@ -221,7 +245,7 @@ impl RootState {
     ) -> Result<(), ActorProcessingErr> {
         let Some(args) = self.sessions.remove(&who) else { return Ok(()) };
         tracing::error!(router = %args.router, error = %Chain(error.as_ref()), "a session failed");
-        match self.restarts.record(Instant::now()) {
+        match self.restarts.record(ambient::now()) {
             Verdict::Restart => self.start(myself, args).await,
             Verdict::Escalate => Err(error),
         }

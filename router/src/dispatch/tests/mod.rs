@@ -10,10 +10,10 @@ use shoal_common::config::Timers;
 use shoal_common::ids::{Incarnation, TokenId};
 use shoal_common::pki::{Authority, Identity, Role};
 use shoal_common::quic::{self, Acceptor};
+use shoal_common::watch;
 use shoal_common::wire::codec::{CodecError, FrameReader};
 use shoal_common::wire::hello::{Capacity, Hello};
 use shoal_common::wire::message::{BranchEnd, BranchStart, EndRules, GroupFrame, PromptIds, StreamOpen};
-use tokio::sync::watch;
 
 use super::*;
 use crate::fleet::pick::{Access, LeastQueued};
@@ -82,8 +82,8 @@ impl Stage {
             capacity: Capacity { slots: 8, kv_tokens: 1024, groups: 1, adapter_slots: 4, adapter_bytes: 1 << 20 },
             model: model().card.clone(),
         };
-        let offer = Offer { hello, model: model(), line: Arc::new(accepted.unwrap()) };
-        self.roster.join(offer, Instant::now()).unwrap();
+        let (line, asked) = (Arc::new(accepted.unwrap()), Instant::now());
+        self.roster.join(Offer { hello, model: model(), line, asked }, asked).unwrap();
         self.published.send_replace(Arc::new(self.roster.snapshot()));
         Played { connection: dialled.unwrap(), endpoint }
     }
@@ -365,6 +365,27 @@ async fn a_worker_whose_streams_are_all_taken_is_full() {
     let (mut run, _stop) = stage.group(1, None);
     let started = run.start().await;
     assert!(matches!(started, Err(DispatchError::Busy { .. })), "{started:?} with {} taken", taken.len());
+}
+
+#[tokio::test]
+async fn a_replica_that_has_lost_a_part_of_its_model_is_asked_again() {
+    let mut stage = Stage::new();
+    let only = stage.worker("a").await;
+    let (mut run, _stop) = stage.group(1, None);
+    let plays = async {
+        let mut group = only.accepts().await;
+        group.tokens(0, 0..3).await;
+        group.send(GroupFrame::Failed(GroupFailure::Incomplete)).await;
+        let mut still = only.group().await;
+        still.send(GroupFrame::Failed(GroupFailure::Incomplete)).await;
+        let mut resumed = only.accepts().await;
+        assert_eq!(resumed.submit.branches[0].emitted.0.len(), 3);
+        resumed.tokens(0, 3..6).await;
+        resumed.writer.finish().unwrap();
+        (group, still, resumed)
+    };
+    let (_kept, seen) = tokio::join!(plays, whole(&mut run));
+    assert_eq!(seen, tokens_of(0));
 }
 
 #[tokio::test]

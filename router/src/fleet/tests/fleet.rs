@@ -1,8 +1,8 @@
 //! The fleet's actor: what it publishes and whom it tells.
 
 use ractor::{Actor, ActorRef, call};
+use shoal_common::watch;
 use shoal_common::wire::hello::AdapterOrder;
-use tokio::sync::watch;
 
 use super::*;
 use crate::fleet::{FleetActor, FleetMessage, FleetView, Membership};

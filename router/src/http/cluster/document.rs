@@ -60,6 +60,8 @@ pub(super) enum State {
     Draining,
     /// Takes nothing new, and nothing of this router runs on it.
     Drained,
+    /// A part of its model is away: takes nothing until that is back.
+    Incomplete,
     /// Its engine stands still: it is given nothing until that moves again.
     Stuck,
     /// Its connection is gone, and will be forgotten in a moment.
@@ -260,15 +262,18 @@ impl Worker {
 
 /// A worker is drained only once it has said that it drains: until then it may still be given groups.
 fn state(replica: &Replica, duty: Duty) -> State {
-    let says_so = replica.status.is_some_and(|status| status.state == WorkerState::Draining);
+    let says = |state| replica.status.is_some_and(|status| status.state == state);
+    let says_so = says(WorkerState::Draining);
     if replica.line.is_closed() {
         State::Gone
-    } else if replica.vital.health() == Health::Stuck {
+    } else if replica.vital.last().health == Health::Stuck {
         State::Stuck
     } else if says_so && replica.outstanding.tokens() == 0 {
         State::Drained
     } else if says_so || duty == Duty::Drain {
         State::Draining
+    } else if says(WorkerState::Incomplete) {
+        State::Incomplete
     } else {
         State::Ready
     }

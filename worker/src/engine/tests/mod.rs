@@ -3,5 +3,6 @@
 mod adapters;
 pub(crate) mod backend;
 pub(crate) mod bench;
+mod epochs;
 mod paging;
 mod promises;

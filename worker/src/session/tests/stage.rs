@@ -23,7 +23,7 @@ use crate::WorkerError;
 use crate::adapters::{AdapterStore, Limits, PeftLoader, StoreSettings};
 use crate::engine::tests::backend::HashBackend;
 use crate::engine::tests::bench::{self, Heard, ROOMY, submission};
-use crate::engine::{EngineHandle, EngineThread, Served};
+use crate::engine::{Drive, EngineHandle, EngineRun, Served};
 use crate::model::LoadedModel;
 use crate::session::{Offer, SessionActor, SessionArgs};
 
@@ -142,7 +142,7 @@ pub(super) struct Alone {
     pub(super) acceptor: Acceptor,
     pub(super) session: JoinHandle<()>,
     pub(super) engine: EngineHandle,
-    pub(super) thread: EngineThread,
+    pub(super) run: EngineRun,
     pub(super) closer: Trigger,
 }
 
@@ -150,7 +150,7 @@ pub(super) async fn session_alone() -> Alone {
     let network = Network::new();
     let (acceptor, router) = network.router();
     let LoadedModel { card, bundle, backend, adapters } = model();
-    let (engine, thread) = crate::engine::spawn(Served::from(&card), ROOMY, backend).unwrap();
+    let (engine, run) = crate::engine::spawn(Drive::Thread, Served::from(&card), ROOMY, backend).unwrap();
     // Nothing is ever written there.
     let limits = Limits { slots: 4, bytes: 1 << 20, disk_bytes: 1 << 20 };
     let settings = StoreSettings { limits, directory: "/nonexistent".into() };
@@ -172,7 +172,7 @@ pub(super) async fn session_alone() -> Alone {
         closing,
     };
     let (_, session) = SessionActor::spawn(None, SessionActor, args).await.unwrap();
-    Alone { acceptor, session, engine, thread, closer }
+    Alone { acceptor, session, engine, run, closer }
 }
 
 impl Link {
