@@ -12,7 +12,9 @@ use shoal_common::ids::{Digest, Incarnation, Name};
 use shoal_common::quic::{self, CloseCode};
 use shoal_common::wire::blob::{BlobHeader, BlobRequest, MAX_TOKENIZER_BUNDLE, TokenizerBundle};
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
-use shoal_common::wire::hello::{AdapterState, Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl};
+use shoal_common::wire::hello::{
+    AdapterState, Hello, ModelCard, Refusal, RouterControl, StageReport, Status, WorkerControl,
+};
 use shoal_common::wire::message::StreamOpen;
 use tokio::io::AsyncReadExt;
 use tokio_util::task::AbortOnDropHandle;
@@ -191,6 +193,8 @@ pub enum LinkMessage {
     Report(Status, RpcReplyPort<()>),
     /// The worker told what became of an adapter. Answered when the fleet has noted it.
     Adapter(AdapterState, RpcReplyPort<()>),
+    /// A head told of its stages. Answered when the fleet has noted it.
+    Stages(Vec<StageReport>, RpcReplyPort<()>),
 }
 
 /// Passes a worker's reports to the fleet, and orders to the worker, until its connection ends.
@@ -248,6 +252,7 @@ impl Actor for LinkActor {
                 let _ = reply.send(());
             }
             LinkMessage::Adapter(adapter, noted) => state.membership.adapter(adapter, noted)?,
+            LinkMessage::Stages(stages, noted) => state.membership.stages(stages, noted)?,
         }
         Ok(())
     }
@@ -272,6 +277,11 @@ async fn pump(mut reader: FrameReader<quinn::RecvStream>, link: ActorRef<LinkMes
             }
             Ok(WorkerControl::Adapter(state)) => {
                 if call!(link, LinkMessage::Adapter, state).is_err() {
+                    return;
+                }
+            }
+            Ok(WorkerControl::Stages(stages)) => {
+                if call!(link, LinkMessage::Stages, stages).is_err() {
                     return;
                 }
             }

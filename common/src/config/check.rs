@@ -1,5 +1,5 @@
 //! The rules of `cluster.toml`: turns the merged tree into a [`Config`], section by section, and records everything
-//! that is wrong on the way. The lists have files of their own, `models`, `workers` and `adapters`. Looks at the file system only to
+//! that is wrong on the way. The lists have files of their own, `models`, `workers`, `replicas` and `adapters`. Looks at the file system only to
 //! see whether a named file exists.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,9 +10,10 @@ use config::Value;
 
 use super::adapters;
 use super::models::models;
+use super::replicas::replicas;
 use super::report::Report;
 use super::section::Section;
-use super::workers::workers;
+use super::workers::{Workers, workers};
 use super::{
     ApiConfig, ClusterConfig, Config, Exposure, Limits, PromptLogPolicy, RouterConfig, Scope, Timers, UsageChunk,
 };
@@ -25,16 +26,18 @@ const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// The whole cluster, as right as `report` is empty. `data_dir` is the default of `router.data_dir`.
 pub(super) fn cluster(root: &Value, scope: &Scope, data_dir: PathBuf, report: &mut Report) -> Config {
-    let known = ["cluster", "router", "worker", "model", "adapter", "limits", "api"];
+    let known = ["cluster", "router", "worker", "replica", "model", "adapter", "limits", "api"];
     let root = Section::open("", Some(root), &known, report);
     let cluster = cluster_section(&root, scope, report);
     let router = router(&root, scope, data_dir, report);
     let models = models(&root, scope, report);
-    let (workers, hosts) = workers(&root, &models.names, &router, scope, report);
+    let workers = workers(&root, &models.names, &router, scope, report);
+    let replicas = replicas(&root, &models.whole, &workers, scope, report);
     let adapters = adapters::adapters(&root, &models.names, report);
     let limits = limits(&root.section("limits", &LIMITS, report), report);
     let api = api(&root, report);
-    Config { cluster, router, workers, models: models.whole, adapters, limits, api, hosts }
+    let Workers { whole: workers, hosts, .. } = workers;
+    Config { cluster, router, workers, replicas, models: models.whole, adapters, limits, api, hosts }
 }
 
 fn cluster_section(root: &Section<'_>, scope: &Scope, report: &mut Report) -> ClusterConfig {

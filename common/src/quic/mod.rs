@@ -24,7 +24,7 @@ use crate::ids::Name;
 use crate::pki::{CertificateFault, Identity, Role, Subject};
 
 /// The protocol's name and version. A side that cannot agree on it is refused in the handshake.
-pub const ALPN: &[u8] = b"shoal/2";
+pub const ALPN: &[u8] = b"shoal/3";
 /// The same of what heads and stages speak: a router that dials a stage, or a head that dials a router, gets no further.
 pub const STAGE_ALPN: &[u8] = b"shoal-stage/1";
 

@@ -9,6 +9,7 @@
 pub mod adapters;
 pub mod challenge;
 pub mod demand;
+mod gauges;
 pub mod orders;
 pub mod pick;
 pub mod prefix;
@@ -28,7 +29,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, MessagingErr, RpcReplyPort};
 use shoal_common::ambient;
 use shoal_common::ids::Name;
 use shoal_common::watch;
-use shoal_common::wire::hello::{AdapterOrder, AdapterState, Refusal, Status};
+use shoal_common::wire::hello::{AdapterOrder, AdapterState, Refusal, StageReport, Status};
 
 use crate::catalogue::ServedModel;
 use orders::Orders;
@@ -71,6 +72,17 @@ pub enum FleetMessage {
         /// Answered when it is published, so that each link has one such message in the mailbox at most.
         noted: RpcReplyPort<()>,
     },
+    /// A head told of its stages.
+    Stages {
+        /// Whose.
+        worker: Name,
+        /// Its place.
+        seat: Seat,
+        /// All of them, the head the first.
+        stages: Vec<StageReport>,
+        /// Answered when it is published, so that each link has one such message in the mailbox at most.
+        noted: RpcReplyPort<()>,
+    },
     /// Workers shall do something with an adapter.
     Order {
         /// Workers of this model only.
@@ -106,6 +118,12 @@ impl Membership {
     pub fn adapter(&self, state: AdapterState, noted: RpcReplyPort<()>) -> Result<(), MessagingErr<FleetMessage>> {
         let (worker, state) = (self.worker.clone(), Box::new(state));
         self.fleet.cast(FleetMessage::Adapter { worker, seat: self.seat, state, noted })
+    }
+
+    /// Tells of the worker's stages. Fails only when the fleet is gone.
+    pub fn stages(&self, stages: Vec<StageReport>, noted: RpcReplyPort<()>) -> Result<(), MessagingErr<FleetMessage>> {
+        let worker = self.worker.clone();
+        self.fleet.cast(FleetMessage::Stages { worker, seat: self.seat, stages, noted })
     }
 
     /// Tells the worker's load. Fails only when the fleet is gone.
@@ -148,20 +166,6 @@ impl FleetState {
     }
 }
 
-/// A worker's load as `/metrics` shows it: workers have no HTTP of their own. A worker that left has none.
-fn tell_load(worker: &Name, status: Option<&Status>) {
-    let tell = |name: &'static str, value: fn(&Status) -> f64| {
-        metrics::gauge!(name, "worker" => worker.to_string()).set(status.map_or(0.0, value));
-    };
-    tell("shoal_worker_sequences_running", |status| status.running.into());
-    tell("shoal_worker_groups_waiting", |status| status.waiting.into());
-    tell("shoal_worker_tokens_queued", |status| status.queued_tokens as f64);
-    tell("shoal_worker_kv_tokens_used", |status| status.kv_used as f64);
-    tell("shoal_worker_prefix_tokens_looked_up", |status| status.looked_up_tokens as f64);
-    tell("shoal_worker_prefix_tokens_cached", |status| status.cached_tokens as f64);
-    tell("shoal_worker_sequences_preempted", |status| status.preemptions as f64);
-}
-
 /// An engine got stuck, or moves again.
 fn tell_health(worker: &Name, health: Health) {
     match health {
@@ -201,7 +205,7 @@ impl Actor for FleetActor {
                 if let Some(health) = state.roster.report(&worker, seat, status, ambient::now()) {
                     tell_health(&worker, health);
                 }
-                tell_load(&worker, Some(&status));
+                gauges::tell_load(&worker, Some(&status));
                 state.publish();
             }
             FleetMessage::Adapter { worker, seat, state: adapter, noted } => {
@@ -210,11 +214,18 @@ impl Actor for FleetActor {
                 // Nobody waits where the link died meanwhile.
                 let _ = noted.send(());
             }
+            FleetMessage::Stages { worker, seat, stages, noted } => {
+                gauges::tell_stages(&worker, &stages);
+                state.roster.stages(&worker, seat, stages.into());
+                state.publish();
+                let _ = noted.send(());
+            }
             FleetMessage::Order { model, order } => state.roster.order(model.as_ref(), order),
             FleetMessage::Leave { worker, seat } => {
-                state.roster.leave(&worker, seat);
+                let stages = state.roster.leave(&worker, seat);
                 if !state.roster.has(&worker) {
-                    tell_load(&worker, None);
+                    gauges::tell_load(&worker, None);
+                    gauges::stages_gone(&worker, &stages);
                 }
                 state.publish();
             }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use shoal_common::ids::{Generation, Incarnation, Name};
 use shoal_common::quic::CloseCode;
-use shoal_common::wire::hello::{Capacity, Status, WorkerState};
+use shoal_common::wire::hello::{Capacity, StageReport, Status, WorkerState};
 
 use super::adapters::Adapters;
 use super::orders::Orders;
@@ -19,7 +19,7 @@ use crate::catalogue::ServedModel;
 /// What a link needs from a worker's connection: opening streams and knowing whether it is gone. A trait so that rules can
 /// be tested without a socket.
 pub trait Line: Send + Sync + fmt::Debug {
-    /// Ends the connection: another one has the worker's place.
+    /// Ends the connection: another life has the worker's place.
     fn close(&self);
     /// Whether the connection is known to be closed.
     fn is_closed(&self) -> bool;
@@ -149,6 +149,8 @@ pub struct Replica {
     pub outstanding: Arc<Outstanding>,
     /// Version of its binary, for people.
     pub build: String,
+    /// The stages that its model is split into, as it last told; none where it hosts all of it.
+    pub stages: Arc<[StageReport]>,
     /// Whether its engine moves: groups on it hear when it does not.
     pub vital: Arc<Vital>,
     pub(super) pulse: Pulse,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use shoal_common::config::Timers;
 use shoal_common::ids::Name;
-use shoal_common::wire::hello::{AdapterOrder, AdapterState, Hello, Refusal, Status};
+use shoal_common::wire::hello::{AdapterOrder, AdapterState, Hello, Refusal, StageReport, Status};
 
 use super::Snapshot;
 use super::adapters::{Adapters, News};
@@ -84,12 +84,14 @@ impl Roster {
             orders,
             outstanding: Arc::default(),
             build: hello.build,
+            stages: Arc::default(),
             vital: Arc::new(Vital::new(now)),
             pulse: Pulse::new(self.patience, now),
             heard: asked,
         };
-        if let Some(old) = self.replicas.insert(hello.worker, replica) {
-            // Nothing comes on it any more: groups on it go on at once, and not only when its silence is noticed.
+        let old = self.replicas.insert(hello.worker, replica);
+        if let Some(old) = old.filter(|old| old.incarnation != hello.incarnation) {
+            // Nothing comes of that life any more: groups on it go on at once, and not only when its silence is noticed.
             old.line.close();
         }
         Ok(seat)
@@ -140,11 +142,17 @@ impl Roster {
         self.replicas.values().filter(of_model).for_each(|replica| replica.orders.give(order));
     }
 
-    /// Forgets a worker and its adapters. A leave from a place that was given up is dropped.
-    pub fn leave(&mut self, worker: &Name, seat: Seat) {
-        if self.seated(worker, seat).is_some() {
-            self.replicas.remove(worker);
+    /// Notes a head's stages. Words from a place that was given up are dropped.
+    pub fn stages(&mut self, worker: &Name, seat: Seat, stages: Arc<[StageReport]>) {
+        if let Some(replica) = self.seated(worker, seat) {
+            replica.stages = stages;
         }
+    }
+
+    /// Forgets a worker and its adapters; its stages, if it had any. A leave from a place that was given up is dropped.
+    pub fn leave(&mut self, worker: &Name, seat: Seat) -> Arc<[StageReport]> {
+        let left = self.seated(worker, seat).is_some().then(|| self.replicas.remove(worker)).flatten();
+        left.map_or_else(Arc::default, |replica| replica.stages)
     }
 
     /// Whether a worker of this name is a member.

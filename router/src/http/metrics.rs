@@ -37,6 +37,10 @@ pub(crate) fn describe() {
     gauge!("shoal_worker_prefix_tokens_looked_up", "Tokens looked for in the prefix cache since the start, by worker");
     gauge!("shoal_worker_prefix_tokens_cached", "Tokens found in the prefix cache since the start, by worker");
     gauge!("shoal_worker_sequences_preempted", "Sequences that gave their KV to others since the start, by worker");
+    gauge!("shoal_stage_connected", "1 where a stage of a split model is connected to its head, by head and stage");
+    gauge!("shoal_stage_steps", "Steps that a stage has computed since its head started, by head and stage");
+    gauge!("shoal_stage_computing_seconds", "Time that they took there, by head and stage");
+    gauge!("shoal_stage_busy_share", "Share of the last second in which a stage computed, by head and stage");
     counter!("shoal_worker_steps_total", "Steps of the engine");
     histogram!("shoal_worker_step_seconds", "Steps of the engine, in seconds");
     counter!("shoal_worker_tokens_total", "Tokens computed, by phase");

@@ -19,6 +19,7 @@ use shoal_router::RouterSettings;
 use shoal_router::fleet::FleetView;
 use shoal_worker::Footing;
 use shoal_worker::engine::Drive;
+use shoal_worker::model::Layers;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 use turmoil::Sim;
@@ -218,9 +219,12 @@ async fn worker(host: Host, world: &World) -> turmoil::Result {
         adapter_slots: 4,
         adapter_bytes: Some(1 << 20),
         adapter_disk_bytes: 1 << 20,
+        stage_listen: None,
+        memory: None,
+        speed: 1,
     };
     let model = ModelConfig { name, source: ModelSource::Scripted(shape.script) };
-    let model = shoal_worker::model::load(&model, None)?;
+    let model = shoal_worker::model::load(&model, None, Layers::All)?;
     let (trigger, shutdown) = shutdown::channel();
     world.up(host, trigger, None);
     let footing = Footing { endpoint, drive: Drive::Task };

@@ -147,7 +147,7 @@ impl<'a> Prompt<'a> {
     /// The prompt's tokens, where they are reported.
     fn prompt_tokens(&self) -> Vec<Told> {
         let ask = self.ask;
-        if !ask.loglikelihood && !(ask.echo && ask.logprobs.is_some()) {
+        if !(ask.loglikelihood || ask.echo && ask.logprobs.is_some()) {
             return Vec::new();
         }
         let tokens: Vec<TokenId> = self.text.bytes().map(|byte| TokenId(byte.into())).collect();

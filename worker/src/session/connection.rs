@@ -19,6 +19,7 @@ use crate::adapters::{RouterSource, Via};
 use crate::emit::{OPENINGS, Opening, Writer};
 use crate::engine::EngineHandle;
 use crate::engine::sink::{ConnectionKey, Outlet, StreamKey, report_bound};
+use crate::stage::Board;
 
 /// For the last frames to reach the router after the engine has ended: several round trips on any link worth having.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -34,6 +35,7 @@ pub(super) struct Shared {
     pub(super) engine: EngineHandle,
     pub(super) adapters: Via,
     pub(super) offer: Arc<Offer>,
+    pub(super) stages: Option<Board>,
     pub(super) outlet: Outlet,
     pub(super) openings: mpsc::Sender<Opening<SendStream>>,
     pub(super) drain: DrainOrder,
@@ -69,6 +71,7 @@ fn open(connection: &Connection, args: SessionArgs) -> (Arc<Shared>, AbortOnDrop
         engine: args.engine,
         adapters: args.adapters.via(Arc::new(RouterSource::new(connection.clone()))),
         offer: args.offer,
+        stages: args.stages,
         outlet: Outlet::new(key, reports),
         openings,
         drain: DrainOrder::default(),

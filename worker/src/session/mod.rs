@@ -27,6 +27,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::adapters::AdapterStore;
 use crate::engine::EngineHandle;
+use crate::stage::Board;
 use backoff::Backoff;
 
 /// What the worker has to offer, the same for every router.
@@ -53,6 +54,8 @@ pub struct SessionArgs {
     pub adapters: AdapterStore,
     /// What is served.
     pub offer: Arc<Offer>,
+    /// What there is to tell of the model's stages; absent where it is hosted whole.
+    pub stages: Option<Board>,
     /// Fires once the engine has ended and connections are to be closed.
     pub closing: Shutdown,
 }

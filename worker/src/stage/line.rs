@@ -11,6 +11,7 @@ use shoal_common::wire::codec::{self, CodecError, FrameReader};
 use shoal_common::wire::stage::{HeadFrame, StageAdapter, StageFrame, StageHello, StageRefusal, StageStep};
 use tokio::sync::{mpsc as queue, oneshot};
 
+use super::meter::Meter;
 use super::rows::{self, VALUE};
 
 /// Asks that wait for the line: steps in flight, and adapters to come.
@@ -63,11 +64,12 @@ impl Line {
     pub(super) async fn open(
         connection: Connection,
         hello: StageHello,
+        meter: Meter,
     ) -> Result<(Self, Incarnation, impl Future<Output = LineError>), LineError> {
         let introduced = tokio::time::timeout(READY_WITHIN, introduce(&connection, hello));
         let (incarnation, send, frames) = introduced.await.map_err(|_| LineError::Timeout)??;
         let (asks, asked) = queue::channel(ASKS);
-        let talk = Talk { send, frames, steps: VecDeque::new(), adapters: HashMap::new() };
+        let talk = Talk { send, frames, steps: VecDeque::new(), adapters: HashMap::new(), meter };
         Ok((Self(asks), incarnation, talk.run(asked, connection)))
     }
 
@@ -109,6 +111,7 @@ struct Talk {
     /// In the order in which they were asked, which is that of the answers.
     steps: VecDeque<InFlight>,
     adapters: HashMap<Generation, Vec<oneshot::Sender<StageAdapter>>>,
+    meter: Meter,
 }
 
 impl Talk {
@@ -158,6 +161,7 @@ impl Talk {
                 self.frames.raw(values * VALUE, &mut bytes).await?;
                 let mut carried = Carried { rows: vec![0.0; values], took: Duration::from_micros(took_us) };
                 rows::decode(&bytes, &mut carried.rows);
+                self.meter.add(carried.took);
                 // The engine may have given up on it.
                 let _ = done.try_send(Some(carried));
             }

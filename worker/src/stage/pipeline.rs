@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shoal_common::wire::stage::{StageSlice, StageStep};
 
 use super::line::{Ask, Carried, Line};
+use super::meter::Meter;
 use super::replica::{Current, Epoch, Replica};
 use crate::backend::{BLOCK_TOKENS, Backend, BackendError, BlockId, KvEpoch, LogitsBuffer, Slice};
 
@@ -38,6 +39,8 @@ impl From<Broken> for BackendError {
 pub struct Pipeline {
     first: Box<dyn Backend>,
     current: Current,
+    /// Counts what the head computes itself.
+    meter: Meter,
     pinned: Option<Arc<Epoch>>,
     /// The epoch of the steps so far, and how many there were.
     epoch: Option<(u64, u64)>,
@@ -57,10 +60,11 @@ impl std::fmt::Debug for Pipeline {
 impl Pipeline {
     /// `first` has the first layers and the ends; `replica` the rest.
     pub fn new(first: Box<dyn Backend>, replica: &Replica) -> Self {
-        let current = replica.current();
+        let (current, meter) = (replica.current(), replica.head_meter());
         Self {
             first,
             current,
+            meter,
             pinned: None,
             epoch: None,
             copies: Vec::new(),
@@ -152,12 +156,17 @@ impl Backend for Pipeline {
         let epoch = self.pinned.clone().filter(is_current).ok_or(Broken::NotTogether)?;
         let tokens: usize = slices.iter().map(|slice| slice.tokens.len()).sum();
         self.rows.resize(tokens * self.first.width(), 0.0);
+        let began = Instant::now();
         self.first.begin(slices, &mut self.rows)?;
+        let begun = began.elapsed();
         if let Err(broken) = self.carry_on(&epoch, slices) {
             self.current.give_up(epoch.number);
             return Err(broken.into());
         }
-        self.first.finish(slices, &self.rows, logits)
+        let came_back = Instant::now();
+        self.first.finish(slices, &self.rows, logits)?;
+        self.meter.add(begun + came_back.elapsed());
+        Ok(())
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), BackendError> {

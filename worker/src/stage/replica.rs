@@ -20,7 +20,9 @@ use shoal_common::wire::stage::{StageAdapter, StageHello};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
+use super::board::Board;
 use super::line::{Ask, Line, LineError};
+use super::meter::Meter;
 use crate::session::backoff::Backoff;
 
 /// A stage as the head is told of it.
@@ -105,6 +107,8 @@ pub struct Replica {
     members: Vec<Member>,
     current: Current,
     states: watch::Sender<Vec<StageState>>,
+    /// The head's, then the members'.
+    meters: Vec<Meter>,
 }
 
 /// What connections are made with.
@@ -131,7 +135,19 @@ impl Replica {
     pub fn new(offer: HeadOffer, members: Vec<Member>) -> Self {
         let state = |member: &Member| StageState { member: member.clone(), incarnation: None, reason: None };
         let (states, _) = watch::channel(members.iter().map(state).collect());
-        Self { offer, members, current: Current::default(), states }
+        let meters = (0..=members.len()).map(|_| Meter::default()).collect();
+        Self { offer, members, current: Current::default(), states, meters }
+    }
+
+    /// What routers are told of this replica, whose head hosts `layers`.
+    pub fn board(&self, layers: LayerRange) -> Board {
+        let HeadOffer { head, incarnation, .. } = &self.offer;
+        Board::new((head.clone(), *incarnation, layers), self.states(), self.meters.clone())
+    }
+
+    /// Counts what the head computes.
+    pub(super) fn head_meter(&self) -> Meter {
+        self.meters[0].clone()
     }
 
     pub(super) fn current(&self) -> Current {
@@ -175,7 +191,7 @@ impl Replica {
     /// From the first dial to the first loss.
     async fn epoch(&self, number: u64, dial: &Dial) -> Together {
         let mut guard = Connections::default();
-        let attempts = self.members.iter().map(|member| self.reach(member, number, dial));
+        let attempts = (0..self.members.len()).map(|at| self.reach(at, number, dial));
         let mut ready = Vec::new();
         for (at, attempt) in join_all(attempts).await.into_iter().enumerate() {
             match attempt {
@@ -205,12 +221,13 @@ impl Replica {
         Together::Were
     }
 
-    async fn reach(&self, member: &Member, epoch: u64, dial: &Dial) -> Result<Ready, ReachError> {
+    async fn reach(&self, at: usize, epoch: u64, dial: &Dial) -> Result<Ready, ReachError> {
+        let (member, meter) = (&self.members[at], self.meters[at + 1].clone());
         let connection = connect(member, dial).await?;
         let HeadOffer { head, incarnation, weights, numerics_class, blocks } = self.offer.clone();
         let (numerics_version, layers) = (NUMERICS_VERSION, member.layers);
         let hello = StageHello { head, incarnation, epoch, weights, numerics_class, numerics_version, layers, blocks };
-        let (line, incarnation, life) = Line::open(connection.clone(), hello).await?;
+        let (line, incarnation, life) = Line::open(connection.clone(), hello, meter).await?;
         Ok(Ready { line, incarnation, connection, life: tokio::spawn(life) })
     }
 

@@ -6,7 +6,7 @@ use shoal_common::wire::hello::{Capacity, ModelCard};
 
 use crate::adapters::Limits;
 use crate::backend::BLOCK_TOKENS;
-use crate::model::{adapter_bytes_default, kv_tokens_default};
+use crate::model::{adapter_bytes_default, kv_tokens_default, stage_kv_tokens_default};
 use crate::scheduler::Bounds;
 
 /// Work that is admitted, as a multiple of what the KV holds: several of the largest groups there can be. Whoever would wait
@@ -28,6 +28,12 @@ pub(super) fn bounds(config: &WorkerConfig, card: &ModelCard, kv_bytes_per_token
         queued_tokens: QUEUED_KV * blocks * BLOCK_TOKENS as u64,
         step_tokens: config.step_tokens as usize,
     }
+}
+
+/// Blocks of KV that a stage has room for. Its head says how many are used.
+pub(super) fn stage_blocks(config: &WorkerConfig, kv_bytes_per_token: u64) -> u32 {
+    let tokens = config.kv_tokens.unwrap_or_else(|| stage_kv_tokens_default(kv_bytes_per_token));
+    u32::try_from(tokens / BLOCK_TOKENS as u64).unwrap_or(u32::MAX).max(1)
 }
 
 /// The model as this machine can serve it: a sequence longer than all of the KV is never asked for.

@@ -10,6 +10,7 @@ use shoal_common::quic::ALPN;
 use shoal_common::wire::hello::{Status, WorkerState};
 use utoipa::ToSchema;
 
+use super::stage::Stage;
 use crate::catalogue::ServedModel;
 use crate::fleet::Replica;
 use crate::fleet::pulse::Health;
@@ -84,8 +85,11 @@ pub(in crate::http) struct Worker {
     state: State,
     /// Whether this router has told it to drain. A worker that was told to end drains without that.
     drain_ordered: bool,
-    /// What it hosts.
+    /// What it hosts, with its stages, if it has any.
     model: HostedModel,
+    /// The stages that the model is split into, in the order of their layers, this worker the first; none where it hosts all of
+    /// it.
+    stages: Vec<Stage>,
     /// Its load; `null` before its first report.
     load: Option<Load>,
     /// What it can hold.
@@ -246,6 +250,7 @@ impl Worker {
             state: state(replica, duty),
             drain_ordered: duty == Duty::Drain,
             model: HostedModel::from(&*replica.model),
+            stages: replica.stages.iter().map(Stage::from).collect(),
             load: replica.status.as_ref().map(Load::from),
             capacity: Capacity {
                 slots: replica.capacity.slots,

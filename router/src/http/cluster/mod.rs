@@ -2,6 +2,7 @@
 //! a worker. What is told is in [`document`], who may order in [`super::operator`].
 
 mod document;
+mod stage;
 
 use std::sync::Arc;
 
