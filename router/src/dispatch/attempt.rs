@@ -53,6 +53,8 @@ impl Drop for ResetOnDrop {
 /// How an attempt went wrong.
 #[derive(Debug)]
 pub(super) enum Trouble {
+    /// The replica's connection is gone; it never had the group.
+    Gone,
     /// Another replica may do better.
     Replica,
     /// A part of the replica's model was lost: another one is as good, and so is this one once it has that again.
@@ -111,33 +113,31 @@ impl Attempt {
         let (since, before) = &self.taken;
         if self.replica.vital.last().has_gone_on(before, *since) { Stay::Long } else { Stay::Short }
     }
+}
 
-    /// What `trouble` says of the replica.
-    pub(super) fn loss(&self, trouble: &Trouble) -> Loss {
-        match trouble {
-            Trouble::Broken | Trouble::Stuck | Trouble::Incomplete => Loss::Broken,
-            Trouble::Parting => Loss::Parted,
-            _ => {
-                self.replica.line.connection().and_then(|line| line.close_reason()).map_or(Loss::Misbehaved, |reason| {
-                    match QuicError::from(reason) {
-                        QuicError::Closed(CloseCode::Shutdown) => Loss::Parted,
-                        QuicError::Closed(_) => Loss::Died,
-                        _ => Loss::OutOfReach,
-                    }
-                })
+/// What `trouble` with a group says of its replica.
+pub(super) fn loss(replica: &Replica, trouble: &Trouble) -> Loss {
+    match trouble {
+        Trouble::Broken | Trouble::Stuck | Trouble::Incomplete => Loss::Broken,
+        Trouble::Parting => Loss::Parted,
+        _ => replica.line.connection().and_then(|line| line.close_reason()).map_or(Loss::Misbehaved, |reason| {
+            match QuicError::from(reason) {
+                QuicError::Closed(CloseCode::Shutdown) => Loss::Parted,
+                QuicError::Closed(_) => Loss::Died,
+                _ => Loss::OutOfReach,
             }
-        }
+        }),
     }
 }
 
 impl GroupRun {
     /// Opens a stream on the chosen replica, submits, and waits for its word.
     pub(super) async fn attempt(&mut self, choice: &Choice) -> Result<Attempt, Trouble> {
-        let connection = choice.replica.line.connection().ok_or(Trouble::Replica)?;
+        let connection = choice.replica.line.connection().ok_or(Trouble::Gone)?;
         let outstanding = choice.replica.reserve(self.work(), self.submit.adapter);
         let full = |_| Trouble::Full { retry_after: DEFAULT_RETRY_AFTER };
         let opened = tokio::time::timeout(STREAM_WAIT, connection.open_bi()).await.map_err(full)?;
-        let (writer, reader) = opened.map_err(|_| Trouble::Replica)?;
+        let (writer, reader) = opened.map_err(|_| Trouble::Gone)?;
         let mut writer = ResetOnDrop(writer);
         let branches = self.open_branches();
         let submit = self.remainder(&branches);

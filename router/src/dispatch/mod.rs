@@ -24,10 +24,10 @@ use shoal_common::wire::codec;
 use shoal_common::wire::message::{BranchToken, GroupFailure, GroupOrder, Submit, TokenScore};
 use tokio::sync::mpsc;
 
-use crate::fleet::FleetView;
 use crate::fleet::pick::{Access, Pick};
 use crate::fleet::traffic::{Profile, Traffic};
-use attempt::{Attempt, Trouble};
+use crate::fleet::{FleetView, Replica};
+use attempt::{Attempt, Trouble, loss};
 use budget::{InFlight, SharedBudget};
 use route::Route;
 use setbacks::{Loss, Setbacks, Stay, Verdict};
@@ -196,9 +196,21 @@ impl GroupRun {
                     return Ok(());
                 }
                 Err(Trouble::Group(failure)) => return Err(DispatchError::Failed(failure)),
-                Err(trouble) => route.avoid(choice.replica.seat, &trouble),
+                Err(trouble) => {
+                    route.avoid(choice.replica.seat, &trouble);
+                    self.blame(&choice.replica, &trouble)?;
+                }
             }
         }
+    }
+
+    /// A worker may die of a group before it could say that it has it. That is no replay, but it counts against the group.
+    fn blame(&mut self, replica: &Replica, trouble: &Trouble) -> Result<(), DispatchError> {
+        if !matches!(trouble, Trouble::Replica) || self.setbacks.unheard(loss(replica, trouble)) != Verdict::Poisonous {
+            return Ok(());
+        }
+        give_up(&self.model, replica, "poison");
+        Err(DispatchError::Lost)
     }
 
     /// The next event; `None` after the last. Cancel-safe only as a whole: a dropped `next` must not be called again.
@@ -230,12 +242,11 @@ impl GroupRun {
         if matches!(trouble, Trouble::Adapter) {
             return self.start().await;
         }
-        let loss = lost.loss(trouble);
+        let loss = loss(&lost.replica, trouble);
         route.lose(&lost.replica, loss, context);
         let (model, worker) = (&self.model, &lost.replica.worker);
         if let Err(why) = may_go_on(&mut self.setbacks, (loss, lost.stay()), &self.dispatcher) {
-            metrics::counter!("shoal_replays_refused_total", "why" => why).increment(1);
-            tracing::warn!(%model, %worker, ?loss, why, "a worker was lost; the group is given up");
+            give_up(model, &lost.replica, why);
             return Err(DispatchError::Lost);
         }
         let replay = self.setbacks.replays();
@@ -258,6 +269,13 @@ impl GroupRun {
         }
         Ok(None)
     }
+}
+
+/// Tells that a group does not go on elsewhere, and why.
+fn give_up(model: &Name, replica: &Replica, why: &'static str) {
+    let worker = &replica.worker;
+    metrics::counter!("shoal_replays_refused_total", "why" => why).increment(1);
+    tracing::warn!(%model, %worker, why, "a worker was lost; the group is given up");
 }
 
 /// Whether a group goes on elsewhere after `loss`, or why not.

@@ -85,6 +85,12 @@ impl Setbacks {
         Verdict::Replay
     }
 
+    /// A worker was lost after it was sent the group and before it had said that it has it.
+    pub(super) fn unheard(&mut self, loss: Loss) -> Verdict {
+        self.deaths += u32::from(loss.may_be_the_group_s_doing());
+        if self.deaths >= DEATHS { Verdict::Poisonous } else { Verdict::Replay }
+    }
+
     /// How often it has gone on elsewhere.
     pub(super) fn replays(&self) -> u32 {
         self.replays
@@ -119,6 +125,15 @@ mod tests {
         let verdicts = verdicts(&[(0, died), (16, died), (500, died), (3, died), (3, died)], 9);
         assert_eq!(verdicts[..4], [Verdict::Replay; 4]);
         assert_eq!(verdicts[4], Verdict::Poisonous);
+    }
+
+    #[test]
+    fn a_worker_that_dies_before_it_can_say_that_it_has_the_group_counts() {
+        let mut setbacks = Setbacks::default();
+        assert_eq!(setbacks.unheard(Loss::Parted), Verdict::Replay);
+        assert_eq!(setbacks.suffer(Loss::OutOfReach, Stay::Short, 9), Verdict::Replay);
+        assert_eq!(setbacks.unheard(Loss::OutOfReach), Verdict::Poisonous);
+        assert_eq!(setbacks.replays(), 1);
     }
 
     #[test]
