@@ -31,6 +31,9 @@ pki = "{pki}"
 listen = "127.0.0.1:{http}"
 quic = "127.0.0.1:{quic}"
 [limits]
+# A client that the machine keeps waiting is no client that sends nothing.
+header_timeout_ms = 60000
+body_timeout_ms = 60000
 {limits}
 """
 
