@@ -67,7 +67,7 @@ fn planned(config: &Config, replica: &ReplicaConfig) -> Result<Vec<LayerRange>, 
     let unplanned = |why| PartsError { replica: replica.name.clone(), why };
     let source = config.model(&replica.model).and_then(|model| model.files());
     let (path, engine) = source.ok_or_else(|| unplanned(Why::NoFiles))?;
-    let file = ModelFile::open(path).map_err(|error| unplanned(Why::Unreadable(error)))?;
+    let file = ModelFile::open(path).map_err(|error| unplanned(Why::Unreadable(Box::new(error))))?;
     let workers: Vec<_> = replica.stages.iter().filter_map(|stage| config.worker(stage.worker.as_str())).collect();
     let room = |worker: &&WorkerConfig| Room { memory: worker.memory.unwrap_or(u64::MAX), speed: worker.speed };
     let rooms: Vec<Room> = workers.iter().map(room).collect();
@@ -99,7 +99,7 @@ enum Why {
     #[error("its model has no files")]
     NoFiles,
     #[error("its model cannot be read")]
-    Unreadable(#[source] WeightsError),
+    Unreadable(#[source] Box<WeightsError>),
     #[error(
         "{0} has room for the whole model, and what fits on one worker is not split: remove the [[replica]], and each of its workers hosts all of it; or write layers"
     )]

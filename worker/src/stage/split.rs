@@ -122,8 +122,8 @@ struct Reached {
 /// The best last stage on `worker` that ends at `end`, after those that `before` reaches.
 fn best(costs: &Costs, worker: Room, end: usize, before: &[Option<Reached>]) -> Option<Reached> {
     let mut best: Option<Reached> = None;
-    for begin in 0..end {
-        let Some(reached) = before[begin] else { continue };
+    for (begin, reached) in before[..end].iter().enumerate() {
+        let Some(reached) = reached else { continue };
         let range = LayerRange { begin: begin as u32, end: end as u32 };
         if costs.bytes(range) > worker.memory {
             continue;
