@@ -218,7 +218,7 @@ def play(rules):
     if rules.weights:
         fleet.served = "SmolLM2-135M-Instruct"
         fleet.router.models = [fleet.served]
-        fleet.per_worker = {name: {"more": 'threads = 1\nmodel = "SmolLM2-135M-Instruct"\n'} for name in fleet.names}
+        fleet.per_worker = {name: {"more": "threads = 1\n"} for name in fleet.names}
     try:
         fleet.start()
         adapter = register(fleet, GOLDEN / ("adapters/pirate" if rules.weights else "tiny/tiny-qv"))

@@ -31,6 +31,9 @@ pki = "{pki}"
 listen = "127.0.0.1:{http}"
 quic = "127.0.0.1:{quic}"
 [limits]
+# A client that the machine keeps waiting is no client that sends nothing.
+header_timeout_ms = 60000
+body_timeout_ms = 60000
 {limits}
 """
 
@@ -137,7 +140,8 @@ class Fleet:
         dials = own.get("routers", dials or [f"127.0.0.1:{one.quic}" for one in self.routers])
         for name in [worker] if worker else self.names:
             data = own.get("data_dir", self.directory / f"data-{name}")
-            text += WORKER.format(name=name, slots=own.get("slots", self.slots))
+            part = WORKER.format(name=name, slots=own.get("slots", self.slots))
+            text += part.replace('model = "scripted"', f'model = "{self.served}"')
             text += f'routers = {json.dumps(dials)}\ndata_dir = "{data}"\n' + own.get("more", "")
         path = self.directory / f"{worker or router.name}.toml"
         path.write_text(text)

@@ -9,10 +9,11 @@ use shoal_common::quic::{CloseCode, QuicError};
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
 use shoal_common::wire::message::{GroupFailure, GroupFrame, StreamOpen, Submit};
 
-use super::setbacks::Loss;
+use super::setbacks::{Loss, Stay};
 use super::silence::Silence;
 use super::{DEFAULT_RETRY_AFTER, GroupRun};
 use crate::fleet::pick::Choice;
+use crate::fleet::pulse::Beat;
 use crate::fleet::replica::{OutstandingGuard, PromptGuard};
 use crate::fleet::{FleetView, Replica};
 
@@ -31,6 +32,8 @@ pub(super) struct Attempt {
     /// Prompt scores that came in this attempt; the caller may have more from an earlier one.
     pub(super) scores_seen: u32,
     silence: Silence,
+    /// When the replica took the group, and what was seen of its engine then.
+    taken: (Instant, Beat),
     /// Until the first token has come.
     prompt: Option<PromptGuard>,
     _outstanding: OutstandingGuard,
@@ -50,6 +53,8 @@ impl Drop for ResetOnDrop {
 /// How an attempt went wrong.
 #[derive(Debug)]
 pub(super) enum Trouble {
+    /// The replica's connection is gone; it never had the group.
+    Gone,
     /// Another replica may do better.
     Replica,
     /// A part of the replica's model was lost: another one is as good, and so is this one once it has that again.
@@ -103,32 +108,36 @@ impl Attempt {
         }
     }
 
-    /// What `trouble` says of the replica.
-    pub(super) fn loss(&self, trouble: &Trouble) -> Loss {
-        match trouble {
-            Trouble::Broken | Trouble::Stuck | Trouble::Incomplete => Loss::Broken,
-            Trouble::Parting => Loss::Parted,
-            _ => {
-                self.replica.line.connection().and_then(|line| line.close_reason()).map_or(Loss::Misbehaved, |reason| {
-                    match QuicError::from(reason) {
-                        QuicError::Closed(CloseCode::Shutdown) => Loss::Parted,
-                        QuicError::Closed(_) => Loss::Died,
-                        _ => Loss::OutOfReach,
-                    }
-                })
+    /// How long the replica's engine has turned since it took the group.
+    pub(super) fn stay(&self) -> Stay {
+        let (since, before) = &self.taken;
+        if self.replica.vital.last().has_gone_on(before, *since) { Stay::Long } else { Stay::Short }
+    }
+}
+
+/// What `trouble` with a group says of its replica.
+pub(super) fn loss(replica: &Replica, trouble: &Trouble) -> Loss {
+    match trouble {
+        Trouble::Broken | Trouble::Stuck | Trouble::Incomplete => Loss::Broken,
+        Trouble::Parting => Loss::Parted,
+        _ => replica.line.connection().and_then(|line| line.close_reason()).map_or(Loss::Misbehaved, |reason| {
+            match QuicError::from(reason) {
+                QuicError::Closed(CloseCode::Shutdown) => Loss::Parted,
+                QuicError::Closed(_) => Loss::Died,
+                _ => Loss::OutOfReach,
             }
-        }
+        }),
     }
 }
 
 impl GroupRun {
     /// Opens a stream on the chosen replica, submits, and waits for its word.
     pub(super) async fn attempt(&mut self, choice: &Choice) -> Result<Attempt, Trouble> {
-        let connection = choice.replica.line.connection().ok_or(Trouble::Replica)?;
+        let connection = choice.replica.line.connection().ok_or(Trouble::Gone)?;
         let outstanding = choice.replica.reserve(self.work(), self.submit.adapter);
         let full = |_| Trouble::Full { retry_after: DEFAULT_RETRY_AFTER };
         let opened = tokio::time::timeout(STREAM_WAIT, connection.open_bi()).await.map_err(full)?;
-        let (writer, reader) = opened.map_err(|_| Trouble::Replica)?;
+        let (writer, reader) = opened.map_err(|_| Trouble::Gone)?;
         let mut writer = ResetOnDrop(writer);
         let branches = self.open_branches();
         let submit = self.remainder(&branches);
@@ -150,7 +159,18 @@ impl GroupRun {
         let replica = Arc::clone(&choice.replica);
         let prompt = Some(replica.expect_prompt(self.context()));
         let (scores_seen, silence) = (0, Silence::new(self.dispatcher.patience));
-        Ok(Attempt { reader, writer, replica, branches, scores_seen, silence, prompt, _outstanding: outstanding })
+        let taken = (ambient::now(), replica.vital.last());
+        Ok(Attempt {
+            reader,
+            writer,
+            replica,
+            branches,
+            scores_seen,
+            silence,
+            taken,
+            prompt,
+            _outstanding: outstanding,
+        })
     }
 
     fn open_branches(&self) -> Vec<BranchIndex> {

@@ -24,13 +24,13 @@ use shoal_common::wire::codec;
 use shoal_common::wire::message::{BranchToken, GroupFailure, GroupOrder, Submit, TokenScore};
 use tokio::sync::mpsc;
 
-use crate::fleet::FleetView;
 use crate::fleet::pick::{Access, Pick};
 use crate::fleet::traffic::{Profile, Traffic};
-use attempt::{Attempt, Trouble};
+use crate::fleet::{FleetView, Replica};
+use attempt::{Attempt, Trouble, loss};
 use budget::{InFlight, SharedBudget};
 use route::Route;
-use setbacks::{Loss, Setbacks, Verdict};
+use setbacks::{Loss, Setbacks, Stay, Verdict};
 
 /// How long a replay waits for a fitting replica to appear: a link's idle timeout and a worker's restart fit in.
 const REPLAY_WAIT: Duration = Duration::from_secs(5);
@@ -196,9 +196,21 @@ impl GroupRun {
                     return Ok(());
                 }
                 Err(Trouble::Group(failure)) => return Err(DispatchError::Failed(failure)),
-                Err(trouble) => route.avoid(choice.replica.seat, &trouble),
+                Err(trouble) => {
+                    route.avoid(choice.replica.seat, &trouble);
+                    self.blame(&choice.replica, &trouble)?;
+                }
             }
         }
+    }
+
+    /// A worker may die of a group before it could say that it has it. That is no replay, but it counts against the group.
+    fn blame(&mut self, replica: &Replica, trouble: &Trouble) -> Result<(), DispatchError> {
+        if !matches!(trouble, Trouble::Replica) || self.setbacks.unheard(loss(replica, trouble)) != Verdict::Poisonous {
+            return Ok(());
+        }
+        give_up(&self.model, replica, "poison");
+        Err(DispatchError::Lost)
     }
 
     /// The next event; `None` after the last. Cancel-safe only as a whole: a dropped `next` must not be called again.
@@ -230,12 +242,11 @@ impl GroupRun {
         if matches!(trouble, Trouble::Adapter) {
             return self.start().await;
         }
-        let loss = lost.loss(trouble);
+        let loss = loss(&lost.replica, trouble);
         route.lose(&lost.replica, loss, context);
         let (model, worker) = (&self.model, &lost.replica.worker);
-        if let Err(why) = may_go_on(&mut self.setbacks, loss, &self.dispatcher) {
-            metrics::counter!("shoal_replays_refused_total", "why" => why).increment(1);
-            tracing::warn!(%model, %worker, ?loss, why, "a worker was lost; the group is given up");
+        if let Err(why) = may_go_on(&mut self.setbacks, (loss, lost.stay()), &self.dispatcher) {
+            give_up(model, &lost.replica, why);
             return Err(DispatchError::Lost);
         }
         let replay = self.setbacks.replays();
@@ -260,9 +271,16 @@ impl GroupRun {
     }
 }
 
+/// Tells that a group does not go on elsewhere, and why.
+fn give_up(model: &Name, replica: &Replica, why: &'static str) {
+    let worker = &replica.worker;
+    metrics::counter!("shoal_replays_refused_total", "why" => why).increment(1);
+    tracing::warn!(%model, %worker, why, "a worker was lost; the group is given up");
+}
+
 /// Whether a group goes on elsewhere after `loss`, or why not.
-fn may_go_on(setbacks: &mut Setbacks, loss: Loss, dispatcher: &Dispatcher) -> Result<(), &'static str> {
-    match setbacks.suffer(loss, dispatcher.replays) {
+fn may_go_on(setbacks: &mut Setbacks, (loss, stay): (Loss, Stay), dispatcher: &Dispatcher) -> Result<(), &'static str> {
+    match setbacks.suffer(loss, stay, dispatcher.replays) {
         Verdict::Poisonous => Err("poison"),
         Verdict::Exhausted => Err("attempts"),
         Verdict::Replay if dispatcher.budget.allows_replay(ambient::now()) => Ok(()),

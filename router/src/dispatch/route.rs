@@ -107,7 +107,12 @@ impl Route {
             Trouble::Incomplete => self.resting.push((seat, tokio::time::Instant::now() + REST)),
             // Nobody is sent there until it moves, and then there is nothing against it.
             Trouble::Stuck => return,
-            Trouble::Replica | Trouble::Broken | Trouble::Silent | Trouble::Parting | Trouble::Group(_) => {}
+            Trouble::Gone
+            | Trouble::Replica
+            | Trouble::Broken
+            | Trouble::Silent
+            | Trouble::Parting
+            | Trouble::Group(_) => {}
         }
         self.excluded.push(seat);
     }

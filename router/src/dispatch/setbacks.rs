@@ -2,14 +2,14 @@
 //!
 //! What a group makes a worker compute depends on nothing but the group, to the bit. So one that kills its worker kills the
 //! next one too, at the same place: soon after it got there. A group whose workers die soon after they got it, two in a row,
-//! is *poisonous*. One that had gone on for a while when its worker died is not blamed, nor for what was before: else those
+//! is *poisonous*. One that had stayed for a while when its worker died is not blamed, nor for what was before: else those
 //! that shared a worker with a poisonous group would end with it.
 
 /// Workers in a row that may die soon after they got a group before it is blamed.
 const DEATHS: u32 = 2;
-/// Steps after which a group has gone on for a while. A dying worker takes the frames with it that it had not sent, so that
+/// Steps after which a group has stayed for a while. A dying worker takes the frames with it that it had not sent, so that
 /// a group may be a few steps behind the place that kills.
-const GONE_ON: u32 = 16;
+const A_WHILE: u32 = 16;
 
 /// How a group came to lose its worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,15 @@ impl Loss {
     fn may_be_the_group_s_doing(self) -> bool {
         matches!(self, Self::OutOfReach | Self::Died | Self::Broken)
     }
+}
+
+/// How long the worker's engine had turned with the group, by its own word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stay {
+    /// Not long.
+    Short,
+    /// For a while, whether the group had a token of it or not: prompts wait for their turn.
+    Long,
 }
 
 /// What follows from a loss.
@@ -59,10 +68,13 @@ impl Setbacks {
         self.steps = self.steps.saturating_add(1);
     }
 
-    /// A worker was lost; the group goes on elsewhere `allowed` times at most.
-    pub(super) fn suffer(&mut self, loss: Loss, allowed: u32) -> Verdict {
-        let has_gone_on = std::mem::take(&mut self.steps) >= GONE_ON;
-        self.deaths = if has_gone_on { 0 } else { self.deaths + u32::from(loss.may_be_the_group_s_doing()) };
+    /// A worker was lost after a stay of so long; the group goes on elsewhere `allowed` times at most, orderly partings apart.
+    pub(super) fn suffer(&mut self, loss: Loss, stay: Stay, allowed: u32) -> Verdict {
+        let is_long = std::mem::take(&mut self.steps) >= A_WHILE || stay == Stay::Long;
+        self.deaths = if is_long { 0 } else { self.deaths + u32::from(loss.may_be_the_group_s_doing()) };
+        if loss == Loss::Parted {
+            return Verdict::Replay;
+        }
         if self.deaths >= DEATHS {
             return Verdict::Poisonous;
         }
@@ -71,6 +83,12 @@ impl Setbacks {
         }
         self.replays += 1;
         Verdict::Replay
+    }
+
+    /// A worker was lost after it was sent the group and before it had said that it has it.
+    pub(super) fn unheard(&mut self, loss: Loss) -> Verdict {
+        self.deaths += u32::from(loss.may_be_the_group_s_doing());
+        if self.deaths >= DEATHS { Verdict::Poisonous } else { Verdict::Replay }
     }
 
     /// How often it has gone on elsewhere.
@@ -87,7 +105,7 @@ mod tests {
         let mut setbacks = Setbacks::default();
         let suffer = |(steps, loss): &(u32, Loss)| {
             (0..*steps).for_each(|_| setbacks.step());
-            setbacks.suffer(*loss, allowed)
+            setbacks.suffer(*loss, Stay::Short, allowed)
         };
         losses.iter().map(suffer).collect()
     }
@@ -110,15 +128,32 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_dies_before_it_can_say_that_it_has_the_group_counts() {
+        let mut setbacks = Setbacks::default();
+        assert_eq!(setbacks.unheard(Loss::Parted), Verdict::Replay);
+        assert_eq!(setbacks.suffer(Loss::OutOfReach, Stay::Short, 9), Verdict::Replay);
+        assert_eq!(setbacks.unheard(Loss::OutOfReach), Verdict::Poisonous);
+        assert_eq!(setbacks.replays(), 1);
+    }
+
+    #[test]
+    fn a_group_whose_prompt_waited_for_its_turn_on_workers_that_died_is_not_blamed() {
+        let mut setbacks = Setbacks::default();
+        let mut suffer = |stay| setbacks.suffer(Loss::OutOfReach, stay, 9);
+        assert_eq!([Stay::Short, Stay::Long, Stay::Short].map(&mut suffer), [Verdict::Replay; 3]);
+        assert_eq!(suffer(Stay::Short), Verdict::Poisonous);
+    }
+
+    #[test]
     fn workers_that_part_in_order_are_nobody_s_fault() {
-        let losses = [(0, Loss::Parted), (0, Loss::OutOfReach), (0, Loss::Parted), (0, Loss::Misbehaved)];
-        assert_eq!(verdicts(&losses, 9), [Verdict::Replay; 4]);
+        let losses = [(0, Loss::Parted), (0, Loss::OutOfReach), (0, Loss::Parted), (0, Loss::Parted)];
+        assert_eq!(verdicts(&losses, 1), [Verdict::Replay; 4]);
     }
 
     #[test]
     fn nothing_is_tried_for_ever() {
         let losses = [(99, Loss::OutOfReach); 4];
         assert_eq!(verdicts(&losses, 3), [Verdict::Replay, Verdict::Replay, Verdict::Replay, Verdict::Exhausted]);
-        assert_eq!(verdicts(&[(0, Loss::Parted)], 0), [Verdict::Exhausted]);
+        assert_eq!(verdicts(&[(0, Loss::Misbehaved)], 0), [Verdict::Exhausted]);
     }
 }

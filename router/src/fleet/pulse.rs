@@ -24,6 +24,10 @@ const SLOWEST_TOKEN: Duration = Duration::from_millis(100);
 /// For the first step of a worker's life, of whose speed nothing is known: its weights may come from a disk.
 const FIRST_STEP: Duration = Duration::from_secs(10);
 
+/// Turns and time in which an engine that something kills at once would not have gone on. Time alone says nothing of an engine
+/// whose steps are long, and turns are told a moment late.
+const LONG: (u64, Duration) = (64, Duration::from_secs(1));
+
 /// What a worker's statuses say of its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -33,35 +37,49 @@ pub enum Health {
     Stuck,
 }
 
-/// The health of one worker, told to all groups on it.
-#[derive(Debug)]
-pub struct Vital(watch::Sender<Health>);
+/// What was last seen of an engine.
+#[derive(Clone, Copy, Debug)]
+pub struct Beat {
+    /// As of the last status.
+    pub health: Health,
+    /// Its turns so far.
+    pub progress: u64,
+    /// When they were last seen to grow.
+    pub moved: Instant,
+}
 
-impl Default for Vital {
-    fn default() -> Self {
-        Self(watch::Sender::new(Health::Moving))
+impl Beat {
+    /// Whether the engine has turned for long since `before` and `since`: what would have killed it at once has not.
+    pub fn has_gone_on(&self, before: &Self, since: Instant) -> bool {
+        let turns = self.progress.saturating_sub(before.progress);
+        turns >= LONG.0 && self.moved.saturating_duration_since(since) >= LONG.1
     }
 }
 
+/// The last beat of one worker, told to all groups on it.
+#[derive(Debug)]
+pub struct Vital(watch::Sender<Beat>);
+
 impl Vital {
+    /// Of a worker that has just joined.
+    pub(super) fn new(now: Instant) -> Self {
+        Self(watch::Sender::new(Beat { health: Health::Moving, progress: 0, moved: now }))
+    }
+
     /// As of the last status.
-    pub fn health(&self) -> Health {
+    pub fn last(&self) -> Beat {
         *self.0.borrow()
     }
 
     /// Resolves once the engine is stuck. Cancel-safe.
     pub async fn stuck(&self) {
         // Its sender lives as long as this.
-        let _ = self.0.subscribe().wait_for(|health| *health == Health::Stuck).await;
+        let _ = self.0.subscribe().wait_for(|beat| beat.health == Health::Stuck).await;
     }
 
-    /// Notes what the last status said; whether that is news. The roster alone calls it, so nobody comes in between.
-    pub(super) fn note(&self, health: Health) -> bool {
-        let is_news = self.health() != health;
-        if is_news {
-            self.0.send_replace(health);
-        }
-        is_news
+    /// Notes what the last status said; whether the health is news.
+    pub(super) fn note(&self, beat: Beat) -> bool {
+        self.0.send_replace(beat).health != beat.health
     }
 }
 
@@ -93,7 +111,7 @@ impl Pulse {
     }
 
     /// A status came; `prompts` are the tokens of prompts that this router has sent and that have not shown a token yet.
-    pub fn hear(&mut self, status: &Status, prompts: u64, now: Instant) -> Health {
+    pub fn hear(&mut self, status: &Status, prompts: u64, now: Instant) -> Beat {
         let since = now.saturating_duration_since(self.heard).min(COUNTED);
         self.heard = now;
         match self.progress.replace(status.progress) {
@@ -108,7 +126,8 @@ impl Pulse {
             }
         }
         self.ran = status.running > 0;
-        if self.still > self.allowed(status, prompts) { Health::Stuck } else { Health::Moving }
+        let health = if self.still > self.allowed(status, prompts) { Health::Stuck } else { Health::Moving };
+        Beat { health, progress: status.progress, moved: self.moved }
     }
 
     /// How long the engine may stand still.
@@ -155,7 +174,7 @@ mod tests {
         fn after(&mut self, ms: u64, turns: u64, prompts: u64) -> Health {
             self.now += Duration::from_millis(ms);
             self.status.progress += turns;
-            self.pulse.hear(&self.status, prompts, self.now)
+            self.pulse.hear(&self.status, prompts, self.now).health
         }
 
         /// Milliseconds for which the engine stands still before it is taken for stuck.
@@ -221,5 +240,15 @@ mod tests {
             told.after(250, 1, 0);
         }
         assert!(alarms <= 2, "steps of three seconds were taken for stuck {alarms} times of 20");
+    }
+
+    #[test]
+    fn an_engine_has_gone_on_after_a_second_and_many_turns_and_not_before() {
+        let since = Instant::now();
+        let beat = |progress, ms| Beat { health: Health::Moving, progress, moved: since + Duration::from_millis(ms) };
+        let before = beat(100, 0);
+        assert!(beat(164, 1000).has_gone_on(&before, since));
+        assert!(!beat(163, 60_000).has_gone_on(&before, since), "few and long steps");
+        assert!(!beat(10_000, 999).has_gone_on(&before, since), "the turns may be from before");
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use shoal_common::ids::{Generation, Incarnation, Name};
+use shoal_common::quic::CloseCode;
 use shoal_common::wire::hello::{Capacity, StageReport, Status, WorkerState};
 
 use super::adapters::Adapters;
@@ -18,6 +19,8 @@ use crate::catalogue::ServedModel;
 /// What a link needs from a worker's connection: opening streams and knowing whether it is gone. A trait so that rules can
 /// be tested without a socket.
 pub trait Line: Send + Sync + fmt::Debug {
+    /// Ends the connection: another life has the worker's place.
+    fn close(&self);
     /// Whether the connection is known to be closed.
     fn is_closed(&self) -> bool;
     /// The QUIC connection; absent in tests of pure rules.
@@ -25,6 +28,10 @@ pub trait Line: Send + Sync + fmt::Debug {
 }
 
 impl Line for quinn::Connection {
+    fn close(&self) {
+        CloseCode::Shutdown.close(self);
+    }
+
     fn is_closed(&self) -> bool {
         self.close_reason().is_some()
     }
@@ -154,7 +161,7 @@ impl Replica {
     /// Whether it may be given groups.
     pub fn takes_groups(&self) -> bool {
         let is_ready = self.status.is_none_or(|status| status.state == WorkerState::Ready);
-        is_ready && !self.line.is_closed() && self.vital.health() == Health::Moving
+        is_ready && !self.line.is_closed() && self.vital.last().health == Health::Moving
     }
 
     /// When its decode loop was last seen to turn.

@@ -11,7 +11,7 @@ use shoal_common::wire::hello::{AdapterOrder, AdapterState, Hello, Refusal, Stag
 use super::Snapshot;
 use super::adapters::{Adapters, News};
 use super::orders::{Orders, Pins};
-use super::pulse::{Health, Pulse};
+use super::pulse::{Health, Pulse, Vital};
 use super::replica::{Line, Replica, Seat};
 use crate::catalogue::ServedModel;
 
@@ -85,11 +85,15 @@ impl Roster {
             outstanding: Arc::default(),
             build: hello.build,
             stages: Arc::default(),
-            vital: Arc::default(),
+            vital: Arc::new(Vital::new(now)),
             pulse: Pulse::new(self.patience, now),
             heard: asked,
         };
-        self.replicas.insert(hello.worker, replica);
+        let old = self.replicas.insert(hello.worker, replica);
+        if let Some(old) = old.filter(|old| old.incarnation != hello.incarnation) {
+            // Nothing comes of that life any more: groups on it go on at once, and not only when its silence is noticed.
+            old.line.close();
+        }
         Ok(seat)
     }
 
@@ -117,8 +121,8 @@ impl Roster {
         let replica = self.seated(worker, seat)?;
         replica.status = Some(status);
         replica.heard = now;
-        let health = replica.pulse.hear(&status, replica.outstanding.prompts(), now);
-        replica.vital.note(health).then_some(health)
+        let beat = replica.pulse.hear(&status, replica.outstanding.prompts(), now);
+        replica.vital.note(beat).then_some(beat.health)
     }
 
     /// Notes what became of an adapter. Words from a place that was given up are dropped.

@@ -224,3 +224,20 @@ async fn a_worker_that_was_only_out_of_reach_gets_its_group_back() {
     let (_kept, seen) = tokio::join!(plays, rest(&mut run));
     assert_eq!(seen.unwrap(), tokens_of(0)[2..]);
 }
+
+#[tokio::test]
+async fn a_group_that_two_workers_died_of_before_they_could_say_a_word_is_not_given_to_a_third() {
+    let mut stage = Stage::new();
+    let workers = [stage.worker("a").await, stage.worker("b").await, stage.worker("c").await];
+    let (mut run, _stop) = stage.group(1, None);
+    let plays = async {
+        for worker in &workers[..2] {
+            let _silent = worker.group().await;
+            worker.die();
+        }
+    };
+    let ((), started) = tokio::join!(plays, run.start());
+    assert!(matches!(started, Err(DispatchError::Lost)), "{started:?}");
+    let third = tokio::time::timeout(Duration::from_millis(50), workers[2].group()).await;
+    assert!(third.is_err(), "a third worker was given the group");
+}

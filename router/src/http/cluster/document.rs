@@ -271,7 +271,7 @@ fn state(replica: &Replica, duty: Duty) -> State {
     let says_so = says(WorkerState::Draining);
     if replica.line.is_closed() {
         State::Gone
-    } else if replica.vital.health() == Health::Stuck {
+    } else if replica.vital.last().health == Health::Stuck {
         State::Stuck
     } else if says_so && replica.outstanding.tokens() == 0 {
         State::Drained
