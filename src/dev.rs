@@ -1,23 +1,27 @@
 //! `shoal dev`: a router and its workers in one process, over loopback QUIC with certificates made in memory; otherwise the
 //! very functions that a cluster runs. Called by `main`.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Context;
 use shoal_common::config::{Config, WorkerConfig};
 use shoal_common::ids::Name;
 use shoal_common::pki::{Authority, Role};
+use shoal_common::quic;
 use shoal_common::shutdown::{self, Shutdown};
-use shoal_router::fleet::FleetView;
+use shoal_router::fleet::{FleetView, Replica};
+use shoal_worker::Part;
 use tokio::task::JoinSet;
 
+use crate::parts::{self, Place};
 use crate::roles::{self, Hosted};
 
 /// Runs the whole cluster until `shutdown` fires: then the router finishes what is running, and the workers follow it.
 ///
 /// # Errors
 /// The first part that fails or ends by itself ends the others.
-pub(crate) async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
+pub(crate) async fn run(mut config: Config, mut shutdown: Shutdown) -> anyhow::Result<()> {
     let authority = Authority::create(&config.cluster.name)?;
     let identity = authority.issue(Role::Router, &Name::new("router").context("the router's own name")?)?;
     let bound = shoal_router::bind(roles::settings(&config), identity).await?;
@@ -26,12 +30,7 @@ pub(crate) async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Resul
     let (router_trigger, router_shutdown) = shutdown::channel();
     let (worker_trigger, worker_shutdown) = shutdown::channel();
     let mut workers = JoinSet::new();
-    let share = thread_share(config.workers.len());
-    for worker in &config.workers {
-        let model = config.model(&worker.model).context("a worker's model is not in the configuration")?.clone();
-        let worker = at_home(worker, bound.quic_addr(), share);
-        let identity = authority.issue(Role::Worker, &worker.name)?;
-        let hosted = Hosted { worker, model, timers: config.cluster.timers, identity };
+    for hosted in hosted(&mut config, &authority, bound.quic_addr())? {
         workers.spawn(roles::host(hosted, worker_shutdown.clone()));
     }
     let mut router = tokio::spawn(bound.serve(router_shutdown));
@@ -49,6 +48,31 @@ pub(crate) async fn run(config: Config, mut shutdown: Shutdown) -> anyhow::Resul
         outcome = outcome.and(ran?);
     }
     outcome
+}
+
+/// Every worker with its part. The stages' endpoints are bound first, for the heads to be told of them: any free port will do.
+fn hosted(config: &mut Config, authority: &Authority, router: SocketAddr) -> anyhow::Result<Vec<Hosted>> {
+    let timers = config.cluster.timers;
+    let mut listening = BTreeMap::new();
+    for stage in config.replicas.iter_mut().flat_map(|replica| replica.stages.iter_mut().skip(1)) {
+        let identity = authority.issue(Role::Worker, &stage.worker)?;
+        let endpoint = quic::stage_endpoint((Ipv4Addr::LOCALHOST, 0).into(), &identity, &timers)?;
+        stage.address = Some(endpoint.local_addr()?.to_string());
+        listening.insert(stage.worker.clone(), (endpoint, identity));
+    }
+    let share = thread_share(config.workers.len());
+    let host = |worker: &WorkerConfig| {
+        let model = config.model(&worker.model).context("a worker's model is not in the configuration")?.clone();
+        let place = parts::place(config, &worker.name)?;
+        let layers = place.layers();
+        let (part, identity) = match (place, listening.remove(&worker.name)) {
+            (_, Some((endpoint, identity))) => (Part::Stage(endpoint), identity),
+            (Place::Head(_, members), None) => (Part::Head(members), authority.issue(Role::Worker, &worker.name)?),
+            (Place::Whole(_) | Place::Stage(_), None) => (Part::Whole, authority.issue(Role::Worker, &worker.name)?),
+        };
+        Ok(Hosted { worker: at_home(worker, router, share), model, layers, part, timers, identity })
+    };
+    config.workers.iter().map(host).collect()
 }
 
 /// A part that ends before it was told to leaves nothing to serve.
@@ -80,9 +104,18 @@ pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
 
 /// Says once, on stdout, where and what is served, when every worker has joined; then nothing more.
 async fn announce(mut view: FleetView, config: &Config, http: SocketAddr) -> std::convert::Infallible {
-    while view.now().replicas.len() < config.workers.len() && view.changed().await {}
+    // A head joins for its stages, and takes groups once they are together.
+    let heads =
+        config.workers.iter().filter(|worker| config.stage_of(&worker.name).is_none_or(|(_, at)| at == 0)).count();
+    let ready = |view: &FleetView| view.now().replicas.iter().filter(|replica| is_ready(replica)).count();
+    while ready(&view) < heads && view.changed().await {}
     println!("{}", banner(config, reachable(http)));
     std::future::pending().await
+}
+
+/// Whether it has said so: one that only joined may lack its stages.
+fn is_ready(replica: &Replica) -> bool {
+    replica.status.is_some() && replica.takes_groups()
 }
 
 /// A model's name needs no escape, neither in the shell nor in JSON.

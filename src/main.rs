@@ -8,6 +8,7 @@ mod check;
 mod cli;
 mod dev;
 mod operate;
+mod parts;
 mod plan;
 mod pull;
 mod roles;

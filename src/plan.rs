@@ -37,7 +37,9 @@ pub(crate) fn lines(config: &Config, here: &str) -> Result<String, PlanError> {
         }
         let weights = config.model(&worker.model).and_then(|model| model.files()).map(|(path, _)| path);
         let (name, file) = (worker.name.as_str(), worker.name.as_str().replace('/', "%2F"));
-        text.push_str(&line(&["worker", name, &file, place(host, here), worker.model.as_str(), &path(weights)])?);
+        let head = config.stage_of(&worker.name).map_or("-", |(replica, _)| replica.head().as_str());
+        let (host, model) = (place(host, here), worker.model.as_str());
+        text.push_str(&line(&["worker", name, &file, host, model, &path(weights), head])?);
     }
     Ok(text)
 }
@@ -90,7 +92,7 @@ mod tests {
         assert_eq!(
             plan_of(&text).expect("a plan"),
             "cluster\treef\t/srv/shoal\tDIR/pki\t30000\nrouter\trouter\trouter\t.\thttp://127.0.0.1:81\t10.0.0.1:9\nworker\torg/a\t\
-             org%2Fa\tops@gpu1\tm\tDIR/w.gguf\nworker\tb\tb\t.\tm\tDIR/w.gguf\n"
+             org%2Fa\tops@gpu1\tm\tDIR/w.gguf\t-\nworker\tb\tb\t.\tm\tDIR/w.gguf\t-\n"
         );
     }
 
@@ -102,7 +104,7 @@ mod tests {
         );
         let plan = plan_of(&text).expect("a plan");
         assert!(plan.starts_with("cluster\tshoal\t~/.local/share/shoal/cluster-shoal\t-\t30000\n"), "{plan}");
-        assert!(plan.contains("\thttp://127.0.0.1:80\t") && plan.ends_with("worker\ta\ta\t.\tm\t-\n"), "{plan}");
+        assert!(plan.contains("\thttp://127.0.0.1:80\t") && plan.ends_with("worker\ta\ta\t.\tm\t-\t-\n"), "{plan}");
     }
 
     #[test]

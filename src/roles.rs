@@ -7,9 +7,13 @@ use anyhow::Context;
 use shoal_common::config::{Config, ModelConfig, Timers, WorkerConfig};
 use shoal_common::ids::Name;
 use shoal_common::pki::{Identity, Role};
+use shoal_common::quic;
 use shoal_common::shutdown::Shutdown;
 use shoal_router::RouterSettings;
-use shoal_worker::model::{self, LoadedModel};
+use shoal_worker::model::{self, Layers, LoadedModel};
+use shoal_worker::{Hosting, Part};
+
+use crate::parts::{self, Place};
 
 /// The name of [`router_name`].
 pub(crate) const ROUTER: &str = "router";
@@ -27,8 +31,19 @@ pub(crate) async fn worker(config: Config, name: &str, shutdown: Shutdown) -> an
     let worker = config.worker(name).with_context(|| format!("the configuration names no worker {name}"))?.clone();
     let identity = Identity::load(pki(&config)?, &worker.name, Role::Worker)?;
     let model = config.model(&worker.model).context("the worker's model is not in the configuration")?.clone();
-    let hosted = Hosted { worker, model, timers: config.cluster.timers, identity };
-    host(hosted, shutdown).await
+    let timers = config.cluster.timers;
+    let place = parts::place(&config, &worker.name)?;
+    let layers = place.layers();
+    let part = match place {
+        Place::Whole(_) => Part::Whole,
+        Place::Head(_, members) => Part::Head(members),
+        Place::Stage(_) => {
+            let listen = worker.stage_listen.context("a stage has no address to listen on")?;
+            // Before the model is read: a port that is taken is told at once.
+            Part::Stage(quic::stage_endpoint(listen, &identity, &timers)?)
+        }
+    };
+    host(Hosted { worker, model, layers, part, timers, identity }, shutdown).await
 }
 
 /// The router's name in its certificate, where nothing else is said.
@@ -53,25 +68,30 @@ pub(crate) fn settings(config: &Config) -> RouterSettings {
 pub(crate) struct Hosted {
     pub(crate) worker: WorkerConfig,
     pub(crate) model: ModelConfig,
+    /// Those that it hosts.
+    pub(crate) layers: Layers,
+    /// How it is connected with whoever has the others.
+    pub(crate) part: Part,
     pub(crate) timers: Timers,
     pub(crate) identity: Identity,
 }
 
 /// Loads the model and runs the worker. A signal while the model loads ends it at once: nothing is running yet.
 pub(crate) async fn host(hosted: Hosted, mut shutdown: Shutdown) -> anyhow::Result<()> {
-    let Hosted { worker, model, timers, identity } = hosted;
+    let Hosted { worker, model, layers, part, timers, identity } = hosted;
     let loaded = tokio::select! {
-        loaded = load(model, worker.threads) => loaded?,
+        loaded = load(model, worker.threads, layers) => loaded?,
         () = shutdown.fired() => return Ok(()),
     };
-    Ok(shoal_worker::run(worker, timers, identity, loaded, shutdown).await?)
+    let hosting = Hosting { model: loaded, part };
+    Ok(shoal_worker::run(worker, timers, identity, hosting, shutdown).await?)
 }
 
 /// Reads the weights away from the runtime: it takes seconds.
-async fn load(model: ModelConfig, threads: Option<u32>) -> anyhow::Result<LoadedModel> {
+async fn load(model: ModelConfig, threads: Option<u32>, layers: Layers) -> anyhow::Result<LoadedModel> {
     tracing::info!(model = %model.name, "loading");
     let name = model.name.clone();
-    let loaded = tokio::task::spawn_blocking(move || model::load(&model, threads)).await?;
+    let loaded = tokio::task::spawn_blocking(move || model::load(&model, threads, layers)).await?;
     loaded.with_context(|| format!("cannot load model {name}"))
 }
 

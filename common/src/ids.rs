@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ambient;
+
 /// Index of a token in a model's vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -152,7 +154,7 @@ pub struct Incarnation(pub u64);
 impl Incarnation {
     /// Draws a fresh one.
     pub fn draw() -> Self {
-        Self(rand::random())
+        Self(ambient::draw())
     }
 }
 

@@ -8,10 +8,12 @@
 //! 6. [`quic`] and [`pki`]: the transport, its settings and the certificates that say who may play which role.
 //! 7. [`config`]: `cluster.toml`, every fault of it reported together.
 //! 8. [`telemetry`] and [`shutdown`]: logging set-up and the one signal that ends a process cleanly.
+//! 9. [`ambient`]: time, chance and spare threads, which a simulation replaces; [`watch`]: a value whose changes are waited for.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 #![warn(missing_docs)]
 
 pub mod adapter;
+pub mod ambient;
 pub mod block_hash;
 pub mod config;
 pub mod fingerprint;
@@ -21,4 +23,5 @@ pub mod quic;
 pub mod sampling;
 pub mod shutdown;
 pub mod telemetry;
+pub mod watch;
 pub mod wire;

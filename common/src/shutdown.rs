@@ -1,12 +1,10 @@
 //! The one signal that ends a process cleanly. Cloned into every part that must stop; it never stops anything itself.
 
-use std::sync::Arc;
-
-use tokio::sync::watch;
+use crate::watch;
 
 /// Asks every holder of a [`Shutdown`] to finish.
 #[derive(Clone, Debug)]
-pub struct Trigger(Arc<watch::Sender<bool>>);
+pub struct Trigger(watch::Sender<bool>);
 
 /// Tells its holder when to finish.
 #[derive(Clone, Debug)]
@@ -15,7 +13,7 @@ pub struct Shutdown(watch::Receiver<bool>);
 /// A connected pair.
 pub fn channel() -> (Trigger, Shutdown) {
     let (sender, receiver) = watch::channel(false);
-    (Trigger(Arc::new(sender)), Shutdown(receiver))
+    (Trigger(sender), Shutdown(receiver))
 }
 
 impl Trigger {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use shoal_common::ambient;
 use shoal_common::block_hash::CacheSalt;
 use shoal_common::config::{ApiConfig, Limits};
 use shoal_common::ids::Name;
 use shoal_common::shutdown::Shutdown;
 use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::adapters::Registry;
@@ -77,7 +77,7 @@ impl App {
         let busy = |_| ApiError::Busy { retry_after: TEXT_WAIT, reason: BusyReason::Tokenizers };
         let permit = timeout(TEXT_WAIT, Arc::clone(&self.text_threads).acquire_owned()).await.map_err(busy)?;
         // The permit goes with the work: a caller that leaves does not free the thread.
-        let done = spawn_blocking(move || {
+        let done = ambient::off_runtime(move || {
             let _permit = permit;
             work()
         });

@@ -36,4 +36,4 @@ mod testing;
 pub mod text;
 pub mod validate;
 
-pub use run::{Bound, RouterError, RouterSettings, bind};
+pub use run::{Bound, RouterError, RouterSettings, bind, bind_on};

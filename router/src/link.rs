@@ -7,17 +7,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, call};
+use shoal_common::ambient;
 use shoal_common::ids::{Digest, Incarnation, Name};
 use shoal_common::quic::{self, CloseCode};
 use shoal_common::wire::blob::{BlobHeader, BlobRequest, MAX_TOKENIZER_BUNDLE, TokenizerBundle};
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
-use shoal_common::wire::hello::{AdapterState, Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl};
+use shoal_common::wire::hello::{
+    AdapterState, Hello, ModelCard, Refusal, RouterControl, StageReport, Status, WorkerControl,
+};
 use shoal_common::wire::message::StreamOpen;
 use tokio::io::AsyncReadExt;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::adapters::{Registry, serve};
 use crate::catalogue::{ServedModel, unix_seconds};
+use crate::fleet::challenge;
 use crate::fleet::orders::Orders;
 use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Snapshot};
 use crate::operations::drains::{DrainOrders, Drains};
@@ -119,16 +123,16 @@ async fn admit(
     certified: &Name,
     context: &LinkContext,
 ) -> Result<Membership, LinkError> {
+    let asked = ambient::now();
     if hello.worker != *certified {
         return Err(LinkError::Refused(Refusal::WrongCertificate));
     }
     let tokenizer = tokenizer_for(connection, &hello, &context.view).await?;
     let model = Arc::new(ServedModel { card: hello.model.clone(), tokenizer, created: unix_seconds() });
-    let offer = Box::new(Offer { hello, model, line: Arc::new(connection.clone()) });
-    match call!(context.fleet, FleetMessage::Join, offer) {
-        Ok(Ok(membership)) => Ok(membership),
-        Ok(Err(refusal)) => Err(LinkError::Refused(refusal)),
-        Err(_) => Err(LinkError::FleetGone),
+    let offer = Offer { hello, model, line: Arc::new(connection.clone()), asked };
+    match challenge::join(&context.fleet, context.view.clone(), offer).await {
+        Some(joined) => joined.map_err(LinkError::Refused),
+        None => Err(LinkError::FleetGone),
     }
 }
 
@@ -144,7 +148,7 @@ async fn tokenizer_for(
     }
     let bytes = fetch_blob(connection, digest).await?;
     let vocab_size = hello.model.vocab_size;
-    let built = tokio::task::spawn_blocking(move || {
+    let built = ambient::off_runtime(move || {
         let bundle: TokenizerBundle = codec::decode(&bytes).map_err(|error| error.to_string())?;
         Tokenizer::from_bundle(&bundle, vocab_size).map_err(|error| error.to_string())
     });
@@ -189,6 +193,8 @@ pub enum LinkMessage {
     Report(Status, RpcReplyPort<()>),
     /// The worker told what became of an adapter. Answered when the fleet has noted it.
     Adapter(AdapterState, RpcReplyPort<()>),
+    /// A head told of its stages. Answered when the fleet has noted it.
+    Stages(Vec<StageReport>, RpcReplyPort<()>),
 }
 
 /// Passes a worker's reports to the fleet, and orders to the worker, until its connection ends.
@@ -246,6 +252,7 @@ impl Actor for LinkActor {
                 let _ = reply.send(());
             }
             LinkMessage::Adapter(adapter, noted) => state.membership.adapter(adapter, noted)?,
+            LinkMessage::Stages(stages, noted) => state.membership.stages(stages, noted)?,
         }
         Ok(())
     }
@@ -273,6 +280,11 @@ async fn pump(mut reader: FrameReader<quinn::RecvStream>, link: ActorRef<LinkMes
                     return;
                 }
             }
+            Ok(WorkerControl::Stages(stages)) => {
+                if call!(link, LinkMessage::Stages, stages).is_err() {
+                    return;
+                }
+            }
             Ok(WorkerControl::Hello(_)) => break LinkError::Unexpected,
             Err(error) => break LinkError::Codec(error),
         }
@@ -284,6 +296,7 @@ async fn pump(mut reader: FrameReader<quinn::RecvStream>, link: ActorRef<LinkMes
 async fn tell(mut writer: quinn::SendStream, orders: Arc<Orders>, mut drain: DrainOrders, link: ActorRef<LinkMessage>) {
     let reason = loop {
         let order = tokio::select! {
+            biased;
             order = orders.next() => RouterControl::Adapter(order),
             order = drain.next() => order,
         };

@@ -8,16 +8,18 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use ractor::{Actor, ActorRef};
+use shoal_common::ambient;
 use shoal_common::block_hash::CacheSalt;
 use shoal_common::config::{AdapterConfig, ApiConfig, Limits, RouterConfig, Timers};
 use shoal_common::ids::{Generation, Name};
 use shoal_common::pki::Identity;
 use shoal_common::quic::{self, CloseCode, QuicError};
 use shoal_common::shutdown::{self, Shutdown};
+use shoal_common::watch;
 use shoal_common::wire::hello::AdapterOrder;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::adapters::allow::Allowed;
@@ -30,6 +32,7 @@ use crate::fleet::pick::ByAdapter;
 use crate::fleet::{FleetView, Snapshot};
 use crate::http;
 use crate::http::foreign::HostPolicy;
+use crate::http::server::Listen;
 use crate::operations::Operations;
 use crate::prompt_log::{PromptLog, PromptLogError};
 use crate::supervisor::{RouterActor, RouterArguments, RouterMessage};
@@ -91,11 +94,14 @@ pub enum RouterError {
     Metrics,
 }
 
+/// Some thousand samples of 8 bytes come together in between on a busy machine.
+const FOLD_SAMPLES_EVERY: Duration = Duration::from_secs(5);
+
 /// A router whose sockets are bound; workers are taken from now on.
 #[derive(Debug)]
-pub struct Bound {
+pub struct Bound<L = TcpListener> {
     settings: RouterSettings,
-    listener: TcpListener,
+    listener: L,
     http_addr: SocketAddr,
     quic_addr: SocketAddr,
     endpoint: quinn::Endpoint,
@@ -105,19 +111,28 @@ pub struct Bound {
     prompt_log: PromptLog,
     metrics: PrometheusHandle,
     adapters: Registry,
-    /// Bring adapters in, and let old ones go.
-    _keepers: [AbortOnDropHandle<()>; 2],
+    /// Bring adapters in, let old ones go, and keep the metrics small.
+    _keepers: [AbortOnDropHandle<()>; 3],
 }
 
 /// Binds both sockets and begins to take workers.
 pub async fn bind(settings: RouterSettings, identity: Identity) -> Result<Bound, RouterError> {
     let address = settings.router.listen;
     let listener = TcpListener::bind(address).await.map_err(|source| RouterError::Http { address, source })?;
-    let http_addr = listener.local_addr()?;
+    let endpoint = quic::router_endpoint(settings.router.quic, &identity, &settings.timers)?;
+    bind_on(settings, listener, endpoint).await
+}
+
+/// Begins to take workers on sockets that were made elsewhere.
+pub async fn bind_on<L: Listen>(
+    settings: RouterSettings,
+    listener: L,
+    endpoint: quinn::Endpoint,
+) -> Result<Bound<L>, RouterError> {
+    let http_addr = listener.address()?;
     if !http_addr.ip().is_loopback() {
         tracing::warn!(%http_addr, "HTTP is served without keys to everyone who can reach this address");
     }
-    let endpoint = quic::router_endpoint(settings.router.quic, &identity, &settings.timers)?;
     let quic_addr = endpoint.local_addr()?;
     let prompt_log = PromptLog::open(&settings.router.data_dir, settings.router.prompt_log)?;
     let metrics = recorder()?;
@@ -134,7 +149,7 @@ pub async fn bind(settings: RouterSettings, identity: Identity) -> Result<Bound,
     };
     let (root, root_ended) = Actor::spawn(None, RouterActor, arguments).await?;
     adapters.connect(Arc::new(FleetWorkers { root: root.clone(), view: view.clone() }));
-    let _keepers = keepers(&settings, &adapters, &view);
+    let _keepers = keepers(&settings, &adapters, &view, metrics.clone());
     Ok(Bound {
         settings,
         listener,
@@ -181,15 +196,31 @@ async fn open_adapters(settings: &RouterSettings, view: &FleetView) -> Result<Re
         allowed: Allowed::new(router.adapters.iter().chain(&router.adapter_paths).cloned()),
     };
     let catalogue = Arc::new(view.clone());
-    let opened = spawn_blocking(move || Registry::open(of_adapters, catalogue)).await;
+    let opened = ambient::off_runtime(move || Registry::open(of_adapters, catalogue)).await;
     Ok(opened.map_err(std::io::Error::other)??)
 }
 
-fn keepers(settings: &RouterSettings, adapters: &Registry, view: &FleetView) -> [AbortOnDropHandle<()>; 2] {
+fn keepers(
+    settings: &RouterSettings,
+    adapters: &Registry,
+    view: &FleetView,
+    metrics: PrometheusHandle,
+) -> [AbortOnDropHandle<()>; 3] {
     let sources = Sources { configured: settings.adapters.clone(), directory: settings.router.adapters.clone() };
     let watching = tokio::spawn(adapter_watch::watch(adapters.clone(), view.clone(), sources));
     let keeping = tokio::spawn(keep::keep(adapters.clone(), view.clone()));
-    [watching, keeping].map(AbortOnDropHandle::new)
+    [watching, keeping, tokio::spawn(fold_samples(metrics))].map(AbortOnDropHandle::new)
+}
+
+/// Folds the samples of histograms into their buckets now and then: the recorder keeps each one until somebody asks for the
+/// metrics, and that may be nobody.
+async fn fold_samples(metrics: PrometheusHandle) {
+    let mut ticks = tokio::time::interval(FOLD_SAMPLES_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        metrics.run_upkeep();
+    }
 }
 
 /// The process's metrics recorder: one, however many routers a process runs.
@@ -204,7 +235,7 @@ fn recorder() -> Result<PrometheusHandle, RouterError> {
     RECORDER.get_or_init(install).clone().ok_or(RouterError::Metrics)
 }
 
-impl Bound {
+impl<L: Listen> Bound<L> {
     /// Where HTTP is served.
     pub fn http_addr(&self) -> SocketAddr {
         self.http_addr
@@ -237,6 +268,7 @@ impl Bound {
             std::future::pending::<()>().await
         };
         let served = tokio::select! {
+            biased;
             () = server => Ok(()),
             () = cutter => Ok(()),
             _ = &mut self.root_ended => Err(RouterError::SupervisorEnded),
@@ -259,7 +291,11 @@ impl Bound {
             metrics: self.metrics.clone(),
             prompt_log: self.prompt_log.clone(),
             adapters: self.adapters.clone(),
-            dispatcher: Dispatcher::new(self.operations.view.clone(), Arc::new(ByAdapter)),
+            dispatcher: Dispatcher {
+                replays: self.settings.limits.replays,
+                patience: 5 * self.settings.timers.stall,
+                ..Dispatcher::new(self.operations.view.clone(), Arc::new(ByAdapter))
+            },
             text_threads: Arc::new(Semaphore::new(cores)),
             operations: self.operations.clone(),
             requests: Arc::new(Semaphore::new(self.settings.limits.requests)),

@@ -2,16 +2,15 @@
 //! A link that fails loses its worker only; the worker dials again. The fleet failing ends the router: its roster is the
 //! one state that cannot be rebuilt while links live.
 
-use std::time::Instant;
-
 use ractor::actor::messages::BoxedState;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use shoal_common::ambient;
 use shoal_common::config::Timers;
 use shoal_common::ids::Name;
 use shoal_common::quic::{self, Acceptor, Admission};
 use shoal_common::telemetry::Chain;
+use shoal_common::watch;
 use shoal_common::wire::hello::AdapterOrder;
-use tokio::sync::watch;
 
 use crate::adapters::Registry;
 use crate::fleet::{FleetActor, FleetMessage, FleetView, Snapshot};
@@ -73,7 +72,7 @@ impl Actor for RouterActor {
         let RouterArguments { endpoint, timers, published, operations, adapters } = arguments;
         let Operations { router, drains, incidents, .. } = operations;
         let view = FleetView::new(published.subscribe());
-        let (fleet, _) = Actor::spawn_linked(None, FleetActor, published, myself.get_cell()).await?;
+        let (fleet, _) = Actor::spawn_linked(None, FleetActor, (published, timers.stall), myself.get_cell()).await?;
         let context = LinkContext { fleet: fleet.clone(), view, router, drains, adapters };
         tokio::spawn(accept(Acceptor::new(endpoint, timers), incidents.clone(), myself));
         Ok(RouterState { fleet, context, incidents })
@@ -120,7 +119,7 @@ impl Actor for RouterActor {
 fn note_lost(mut link: BoxedState, reason: Option<String>, incidents: &Incidents) {
     if let Ok(link) = link.take::<LinkState>() {
         let (worker, closed) = link.ended();
-        incidents.note(Incident::lost(worker, closed, reason, Instant::now()));
+        incidents.note(Incident::lost(worker, closed, reason, ambient::now()));
     }
 }
 
@@ -133,7 +132,7 @@ async fn accept(mut acceptor: Acceptor, incidents: Incidents, root: ActorRef<Rou
                     return;
                 }
             }
-            Admission::Refused { peer, error } => incidents.note(Incident::unproven(peer, &error, Instant::now())),
+            Admission::Refused { peer, error } => incidents.note(Incident::unproven(peer, &error, ambient::now())),
         }
     }
 }
@@ -151,7 +150,7 @@ async fn welcome(
             metrics::counter!("shoal_workers_refused_total").increment(1);
             let name = worker.as_ref().map(tracing::field::display);
             tracing::warn!(worker = name, %remote, error = %Chain(&error), "a worker's connection was not taken");
-            incidents.note(Incident::refused((worker, remote), &error, Instant::now()));
+            incidents.note(Incident::refused((worker, remote), &error, ambient::now()));
             return;
         }
     };

@@ -11,10 +11,10 @@ use shoal_common::fingerprint::Fingerprint;
 use shoal_common::ids::BranchIndex;
 use shoal_common::ids::{Digest, Generation, LayerRange, Name, TokenId};
 use shoal_common::sampling::SamplingParams;
+use shoal_common::watch;
 use shoal_common::wire::blob::TokenizerBundle;
 use shoal_common::wire::hello::{AdapterOrder, ModelCard};
 use shoal_common::wire::message::{BranchEnd, BranchToken, PromptIds, TokenScore};
-use tokio::sync::watch;
 
 use crate::RouterSettings;
 use crate::adapters::{Order, Origin, Registry, Settings, Source, WorkerAdapter, Workers};
@@ -177,11 +177,9 @@ impl Fleet {
         let mut card = ModelCard { name: name.clone(), ..model.card.clone() };
         edit(&mut card);
         let model = Arc::new(ServedModel { card, tokenizer: Arc::clone(&model.tokenizer), created: 1 });
-        self.0.send_modify(|snapshot| {
-            let mut next = Snapshot::clone(snapshot);
-            next.models.insert(name, model);
-            *snapshot = Arc::new(next);
-        });
+        let mut next = Snapshot::clone(&self.0.borrow());
+        next.models.insert(name, model);
+        self.0.send_replace(Arc::new(next));
     }
 
     /// Nothing was ever seen.

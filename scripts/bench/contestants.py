@@ -3,6 +3,7 @@ one server runs at a time, on loopback, with the same number of threads as every
 
 import ctypes
 import dataclasses
+import json
 import os
 import pathlib
 import resource
@@ -28,6 +29,16 @@ class ServerFailed(Exception):
 
 
 @dataclasses.dataclass
+class Adapter:
+    """A LoRA adapter under its name."""
+
+    name: str
+    # PEFT directory, and the same as GGUF.
+    directory: pathlib.Path
+    gguf: pathlib.Path
+
+
+@dataclasses.dataclass
 class Setup:
     """What all servers of a measurement have in common."""
 
@@ -38,6 +49,9 @@ class Setup:
     context: int
     # Folder for logs and for what servers write.
     work: pathlib.Path
+    # Of the family that is measured, and their largest rank.
+    adapters: list = dataclasses.field(default_factory=list)
+    rank: int = 8
 
 
 @dataclasses.dataclass
@@ -51,6 +65,11 @@ class Contestant:
     # Path that answers 200 once the model is loaded, and seconds for that.
     ready_path: str
     ready_within: int
+    # Paths that answer 200 once adapters can be asked for too.
+    adapter_paths: list = dataclasses.field(default_factory=list)
+    # Flags of `shoal bench` that ask for the adapters in turn, and for the base model.
+    ask_for_adapters: list = dataclasses.field(default_factory=list)
+    ask_for_base: list = dataclasses.field(default_factory=lambda: ["--model", MODEL_NAME])
 
     @property
     def title(self):
@@ -58,18 +77,21 @@ class Contestant:
 
 
 def shoal(binary, model, file, setup, port):
-    command = [binary, "dev", "--model", file, "--model-name", MODEL_NAME, "--listen", f"127.0.0.1:{port}"]
-    command += [
-        "--threads",
-        setup.threads,
-        "--slots",
-        max(32, setup.slots),
-        "--data-dir",
-        setup.work / "shoal",
-        "--log",
-        "warn",
-    ]
-    return Contestant("shoal", model, command, {}, "/readyz", 120)
+    command = [binary, "dev", "--listen", f"127.0.0.1:{port}", "--data-dir", setup.work / "shoal", "--log", "warn"]
+    if not setup.adapters:
+        command += ["--model", file, "--model-name", MODEL_NAME, "--threads", setup.threads]
+        return Contestant("shoal", model, [*command, "--slots", max(32, setup.slots)], {}, "/readyz", 120)
+    # How many adapters a worker holds is said in a file alone.
+    worker = f"threads = {setup.threads}\nslots = {max(32, setup.slots)}\n"
+    worker += f"adapter_slots = {len(setup.adapters)}\nadapter_bytes = {4 << 30}\n"
+    text = f'[[model]]\nname = "{MODEL_NAME}"\npath = "{file}"\n[[worker]]\nname = "w"\n{worker}'
+    text += "".join(f'[[adapter]]\nname = "{one.name}"\npath = "{one.directory}"\n' for one in setup.adapters)
+    config = setup.work / "shoal.toml"
+    config.write_text(text)
+    names = [one.name for one in setup.adapters]
+    paths = [f"/v1/models/{name}" for name in names]
+    command += ["--config", config]
+    return Contestant("shoal", model, command, {}, "/readyz", 120, paths, ["--models", ",".join(names)])
 
 
 def llama_server(binary, model, file, setup, port):
@@ -77,7 +99,20 @@ def llama_server(binary, model, file, setup, port):
     command += ["--threads", setup.threads, "--threads-batch", setup.threads, "--parallel", setup.slots]
     # The context is divided among the slots. States of past prompts in RAM cost time, and no prompt comes again.
     command += ["--ctx-size", setup.slots * setup.context, "--cache-ram", 0]
-    return Contestant("llama-server", model, command, {}, "/health", 180)
+    contestant = Contestant("llama-server", model, command, {}, "/health", 180)
+    if setup.adapters:
+        command += ["--lora", ",".join(str(one.gguf) for one in setup.adapters)]
+        numbers = range(len(setup.adapters))
+        contestant.ask_for_adapters = ["--model", MODEL_NAME]
+        contestant.ask_for_adapters += [flag for number in numbers for flag in ("--extra", adapter_of(number, 1.0))]
+        # Who says nothing gets all of them.
+        contestant.ask_for_base += ["--extra", adapter_of(0, 0.0)]
+    return contestant
+
+
+def adapter_of(number, scale):
+    """What a request to llama-server says of its adapter."""
+    return json.dumps({"lora": [{"id": number, "scale": scale}]})
 
 
 def vllm(venv, model, folder, setup, port, name="vllm"):
@@ -86,6 +121,11 @@ def vllm(venv, model, folder, setup, port, name="vllm"):
     command = [venv / "bin/vllm", "serve", folder, "--served-model-name", MODEL_NAME, "--host", "127.0.0.1"]
     command += ["--port", port, "--dtype", "bfloat16", "--max-num-seqs", setup.slots]
     command += ["--max-model-len", max(2048, setup.context)]
+    ask = ["--models", ",".join(one.name for one in setup.adapters)]
+    if setup.adapters:
+        count = len(setup.adapters)
+        command += ["--enable-lora", "--max-loras", count, "--max-cpu-loras", count, "--max-lora-rank", setup.rank]
+        command += ["--lora-modules", *(f"{one.name}={one.directory}" for one in setup.adapters)]
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_CACHE_ROOT": str(venv / "cache"),
@@ -97,7 +137,7 @@ def vllm(venv, model, folder, setup, port, name="vllm"):
     # Its documentation asks for both; what is not there is done without.
     wanted = [venv / "lib/libiomp5.so", pathlib.Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")]
     environment["LD_PRELOAD"] = ":".join(str(file) for file in wanted if file.exists())
-    return Contestant(name, model, command, environment, "/health", 900)
+    return Contestant(name, model, command, environment, "/health", 900, [], ask)
 
 
 def free_port():
@@ -162,13 +202,15 @@ class Running:
 
     def wait_until_ready(self, deadline):
         # One request at a time, and rarely: the processor belongs to the server.
+        paths = [self.contestant.ready_path, *self.contestant.adapter_paths]
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise ServerFailed(f"{self.contestant.title} ended with code {self.process.returncode}; see {self.log}")
             try:
-                with urllib.request.urlopen(self.url + self.contestant.ready_path, timeout=5) as answer:
-                    if answer.status == 200:
-                        return
+                while paths:
+                    with urllib.request.urlopen(self.url + paths[0], timeout=5):
+                        paths.pop(0)
+                return
             except (urllib.error.URLError, OSError):
                 pass
             time.sleep(0.1)

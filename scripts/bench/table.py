@@ -19,7 +19,7 @@ class Sample:
     model: str
     server: str
     round: int
-    # "load" or "prefill".
+    # "load", "adapters" (the same with adapters in turn) or "prefill".
     kind: str
     concurrency: int
     tokens_per_s: float
@@ -146,6 +146,25 @@ def prefill_table(samples):
     return lines
 
 
+def adapters_table(samples):
+    """What adapters cost: tokens/s with them over those without, within a round, of each server by itself."""
+    head = ["model", "concurrency", "server", "tokens/s without", "with adapters", "with ÷ without", "with ÷ best peer"]
+    lines = [row(head), row(["---"] * len(head))]
+    for model, concurrency, mine, others in cells(samples, "adapters"):
+        both = mine + others
+        for server, name in dict.fromkeys((sample.server, sample.model) for sample in both):
+            of_one = [s for s in samples if (s.server, s.model, s.concurrency) == (server, name, concurrency)]
+            adapted = [sample for sample in of_one if sample.kind == "adapters"]
+            base = [sample for sample in of_one if sample.kind == "load"]
+            peers = [sample for sample in both if sample.server != SHOAL] if server == SHOAL else []
+            kept = ratio(adapted, base, "tokens_per_s", max)
+            rates = [median(sample.tokens_per_s for sample in some) for some in (base, adapted)]
+            title = server if name == mine[0].model else f"{server} ({name})"
+            of_best = number(ratio(adapted, peers, "tokens_per_s", max)) if peers else ""
+            lines.append(row([model, str(concurrency), title, *map(number, rates), number(kept), of_best]))
+    return lines
+
+
 def start_table(starts):
     head = ["server", "model", "ready after s", "memory MB", "cores taken by others"]
     lines = [row(head), row(["---"] * len(head))]
@@ -163,6 +182,7 @@ def tell(samples, starts, rounds):
     ]
     for title, lines in (
         ("Load", load_table(samples)),
+        ("Adapters", adapters_table(samples)),
         ("Prefill: one prompt, one client", prefill_table(samples)),
         ("Start", start_table(starts)),
     ):

@@ -1,6 +1,8 @@
 """The promises of the measurement's own code: how ratios are made, and that no server is left behind."""
 
+import json
 import pathlib
+import struct
 import sys
 import time
 
@@ -9,7 +11,9 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import contestants
+import lora
 import table
+import zipf
 
 
 def sample(server, model, round_number, tokens_per_s, kind="load", ttft=100.0):
@@ -52,6 +56,18 @@ def test_prefill_is_told_in_prompt_tokens_per_second():
     samples.append(sample("llama-server", "smollm2-q4_1", 1, 1, "prefill", 400.0))
     (shoal,) = cells_of(table.tell(samples, [], 1), "shoal")
     assert shoal == ["smollm2-q4_1", "shoal", "512", "50.0", "10240", "0.50", "0.12"]
+
+
+def test_what_adapters_cost_is_told_of_each_server_by_itself_within_a_round():
+    samples = []
+    for number, pace in enumerate((1, 2, 1), start=1):
+        for server, model, base, kept in (("shoal", "q", 300, 0.9), ("llama-server", "q", 200, 0.5), ("vllm", "x-bf16", 100, 0.8)):
+            samples.append(sample(server, model, number, base * pace))
+            samples.append(sample(server, model, number, base * pace * kept, "adapters"))
+    told = table.tell(samples, [], 3).split("**Adapters**")[1]
+    assert cells_of(told, "shoal") == [["q", "8", "shoal", "300", "270", "0.90", "2.70"]]
+    assert cells_of(told, "llama-server")[0][3:] == ["200", "100", "0.50", ""]
+    assert cells_of(told, "vllm")[0][2:] == ["vllm (x-bf16)", "100", "80.0", "0.80", ""]
 
 
 def test_peers_are_told_without_shoal():
@@ -118,3 +134,28 @@ def test_what_the_server_uses_is_not_the_others(monkeypatch):
     monkeypatch.setattr(contestants, "busy_seconds", lambda: next(busy))
     monkeypatch.setattr(contestants.time, "monotonic", lambda: next(clock))
     assert contestants.Others(Server()).cores() == 0.5
+
+
+def test_skewed_traffic_is_the_same_for_its_seed_and_meets_few_often():
+    drawn = zipf.draws(100, 1.1, 5000, 7)
+    assert drawn == zipf.draws(100, 1.1, 5000, 7) != zipf.draws(100, 1.1, 5000, 8)
+    counts = sorted((drawn.count(rank) for rank in range(100)), reverse=True)
+    assert 0.2 < counts[0] / 5000 < 0.3 and counts[50] > 0
+
+
+def test_a_cache_lets_go_of_what_was_asked_for_longest_ago():
+    cache = zipf.Lru(2)
+    assert [cache.asks(name) for name in "abacba"] == [False, False, True, False, False, False]
+    assert list(cache.names) == ["b", "a"]
+
+
+def test_random_adapters_are_the_same_for_their_seed_and_have_numbers_of_one_size(tmp_path):
+    shape = (64, 64, 32, 160, 2)
+    one, again, other = (lora.write(tmp_path / name, shape, seed, 2) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    weights = [(directory / lora.WEIGHTS).read_bytes() for directory in (one, again, other)]
+    assert weights[0] == weights[1] != weights[2]
+    length = int.from_bytes(weights[0][:8], "little")
+    header = json.loads(weights[0][8 : 8 + length])
+    assert len(header) == 2 * 7 * 2
+    values = struct.unpack(f"<{(len(weights[0]) - 8 - length) // 4}f", weights[0][8 + length :])
+    assert all(2**-7 <= abs(value) < 2**-5 for value in values) and min(values) < 0 < max(values)

@@ -1,6 +1,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # It shares its variables with scripts/cluster.
 # The parts of a cluster, the hosts they are on and the files they need there. Sourced by scripts/cluster, which owns the
-# commands; what happens on a host is in host.sh. Sets: cluster, dir, pki, drain_ms, url, names, role, file, host, model, weights.
+# commands; what happens on a host is in host.sh. Sets: cluster, dir, pki, drain_ms, url, names, role, file, host, model,
+# weights, head_of.
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -46,15 +47,17 @@ tell() { on "$@" </dev/null; }
 at() { if [[ "$1" == . ]]; then echo "this machine"; else echo "$1"; fi; }
 
 read_plan() {
-  local plan kind a b c d e
+  local plan kind a b c d e f
   plan="$("$shoal" plan --config "$config")" || exit 1
   names=()
-  declare -gA role file host model weights
-  while IFS=$'\t' read -r kind a b c d e; do
+  declare -gA role file host model weights head_of
+  while IFS=$'\t' read -r kind a b c d e f; do
     case "$kind" in
       cluster) cluster="$a" dir="$b" pki="$c" drain_ms="$d" ;;
-      router) role[$a]=router file[$a]="$b" host[$a]="$c" url="$d" model[$a]=- weights[$a]=- router="$a" ;;
-      worker) names+=("$a") role[$a]=worker file[$a]="$b" host[$a]="$c" model[$a]="$d" weights[$a]="$e" ;;
+      router) role[$a]=router file[$a]="$b" host[$a]="$c" url="$d" model[$a]=- weights[$a]=- head_of[$a]=- router="$a" ;;
+      worker)
+        names+=("$a") role[$a]=worker file[$a]="$b" host[$a]="$c" model[$a]="$d" weights[$a]="$e" head_of[$a]="$f"
+        ;;
     esac
   done <<<"$plan"
   workers=("${names[@]}")
@@ -69,6 +72,9 @@ read_plan() {
   pki="$(realpath -m -- "$pki")"
   host_code="$(<"$here/cluster.d/host.sh")"
 }
+
+# Whether worker $1 is a stage of a split model that another one, its head, dials. The router knows it from that one alone.
+is_stage() { [[ "${head_of[$1]}" != - && "${head_of[$1]}" != "$1" ]]; }
 
 hosts_of() {
   local name

@@ -7,8 +7,11 @@ view() {
   if [[ "$state" == running ]]; then ask_router status --lines 2>/dev/null || true; fi
 }
 
-# Field $3 of worker $2 in view $1: 3 state, 4 incarnation, 5 model ... as `shoal status --lines` writes them.
-field() { awk -F'\t' -v name="$2" -v n="$3" '$1 == "worker" && $2 == name { print $n }' <<<"$1"; }
+# How the line of part $1 begins in a view.
+kind_of() { if is_stage "$1"; then echo stage; else echo worker; fi; }
+
+# Field $3 of part $2 in view $1: 3 state, 4 incarnation, 5 model ... as `shoal status --lines` writes them.
+field() { awk -F'\t' -v kind="$(kind_of "$2")" -v name="$2" -v n="$3" '$1 == kind && $2 == name { print $n }' <<<"$1"; }
 
 # How many workers of model $2 are ready in view $1.
 ready_workers() { awk -F'\t' -v model="$2" '$1 == "worker" && $3 == "ready" && $5 == model' <<<"$1" | wc -l; }
@@ -16,7 +19,14 @@ ready_workers() { awk -F'\t' -v model="$2" '$1 == "worker" && $3 == "ready" && $
 # Tells each trouble of view $1 once, if it is not older than $2 seconds.
 declare -A told=()
 tell_troubles() {
-  local kind event worker address cause _times ago why advice
+  local kind event worker address cause _times ago why advice name
+  for name in "${workers[@]}"; do
+    is_stage "$name" || continue
+    why="$(field "$1" "$name" 10)"
+    [[ -n "$why" && "$why" != - && -z "${told[$name$why]:-}" ]] || continue
+    told[$name$why]=yes
+    say "${head_of[$name]} has not got its stage $name: $why"
+  done
   while IFS=$'\t' read -r kind event worker address cause _times ago why advice; do
     [[ "$kind" == incident && "$cause" != shutdown && "$ago" -le "$2" ]] || continue
     [[ -z "${told[$event$worker$cause]:-}" ]] || continue
@@ -58,7 +68,9 @@ await() {
 
 is_ready() {
   if [[ "${role[$1]}" == router ]]; then [[ "$2" == router* ]]; return; fi
-  [[ "$(field "$2" "$1" 3)" == ready && "$(field "$2" "$1" 4)" != "${before[$1]:-}" ]]
+  local wanted=ready
+  if is_stage "$1"; then wanted=connected; fi
+  [[ "$(field "$2" "$1" 3)" == "$wanted" && "$(field "$2" "$1" 4)" != "${before[$1]:-}" ]]
 }
 
 # Prints rows of fields apart by tabs as a table.
@@ -108,7 +120,8 @@ row_of() {
     if is_ready "$1" "$2"; then printf 'answers'; else printf 'silent'; fi
     return
   fi
-  awk -F'\t' -v name="$1" -v model="${model[$1]}" '
-    $1 == "worker" && $2 == name { printf "%s\t%s\t%s\t%s\t%s\t%s\t%s", $3, $5, $6, $7, $8, $9, $10; found = 1 }
+  awk -F'\t' -v kind="$(kind_of "$1")" -v name="$1" -v model="${model[$1]}" '
+    $1 == "stage" && kind == "stage" && $2 == name { printf "%s\t%s\t%s\t-\t-\t-\t-", $3, $5, $6; found = 1 }
+    $1 == "worker" && kind == "worker" && $2 == name { printf "%s\t%s\t%s\t%s\t%s\t%s\t%s", $3, $5, $6, $7, $8, $9, $10; found = 1 }
     END { if (!found) printf "away\t%s", model }' <<<"$2"
 }

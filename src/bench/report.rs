@@ -242,14 +242,12 @@ fn table<const N: usize>(header: [&str; N], rows: impl Iterator<Item = [String; 
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Map;
-
     use super::super::prompts::Material;
     use super::*;
 
     fn report(cached_tokens: f64, output_tokens: f64) -> Report {
         let prompt = PromptPlan { material: Material::Words, tokens: 128, shared: 0, seed: 1 };
-        let plan = RequestPlan { models: Vec::new(), prompt, max_tokens: 64, extra: Map::new() };
+        let plan = RequestPlan { models: Vec::new(), prompt, max_tokens: 64, extra: Vec::new() };
         let spread = |p50| Some(Spread { p50, p90: p50 * 2.0, p99: p50 * 10.0, max: p50 * 20.0 });
         let run = |tokens_per_s| Figures {
             seconds: 4.0,

@@ -1,5 +1,5 @@
-//! The requests of a measurement, made before the clock runs: each body with its own prompt, the models in turn. Called by
-//! `mod`.
+//! The requests of a measurement, made before the clock runs: each body with its own prompt, the models in turn, and the
+//! members that are added. Called by `mod`.
 
 use hyper::body::Bytes;
 use serde::Deserialize;
@@ -12,13 +12,13 @@ use super::prompts::{Prompt, PromptPlan, Prompts};
 /// What every request is to be.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestPlan {
-    /// Names in turn; none: the only one that the server lists.
+    /// Names of models or of adapters, in turn; none: the only model that the server lists.
     pub(crate) models: Vec<String>,
     pub(crate) prompt: PromptPlan,
     /// Tokens of every answer: greedy, on past the end of sequence.
     pub(crate) max_tokens: u32,
-    /// Members of every body, over what is there.
-    pub(crate) extra: Map<String, Value>,
+    /// Members of a body, over what is there: each in turn.
+    pub(crate) extra: Vec<Map<String, Value>>,
 }
 
 /// Makes bodies. No two have the same prompt, so that no server answers from what it computed before.
@@ -65,9 +65,8 @@ impl<'a> Requests<'a> {
     }
 
     fn body(&self, prompt: &Prompt, max_tokens: u32) -> Bytes {
-        let turn = (self.next % self.models.len() as u64) as usize;
         let mut body = json!({
-            "model": self.models[turn],
+            "model": self.in_turn(&self.models),
             "prompt": prompt,
             "max_tokens": max_tokens,
             "temperature": 0,
@@ -76,8 +75,14 @@ impl<'a> Requests<'a> {
             "stream_options": {"include_usage": true},
         });
         let members = body.as_object_mut().expect("it was written as an object");
-        members.extend(self.plan.extra.clone());
+        members.extend(self.in_turn(&self.plan.extra).cloned().unwrap_or_default());
         Bytes::from(body.to_string())
+    }
+
+    /// The one of `all` whose turn it is; `None` of nothing.
+    fn in_turn<'b, T>(&self, all: &'b [T]) -> Option<&'b T> {
+        let turn = self.next.checked_rem(all.len() as u64)?;
+        all.get(turn as usize)
     }
 }
 
@@ -89,9 +94,12 @@ async fn only_model(connection: &mut Connection<'_>) -> Result<String, BenchErro
     #[derive(Deserialize)]
     struct Model {
         id: String,
+        /// Of an adapter: its base model.
+        parent: Option<String>,
     }
     let list: List = connection.get_json("/v1/models").await?;
-    let mut names: Vec<_> = list.data.into_iter().map(|model| model.id).collect();
+    let models = list.data.into_iter().filter(|model| model.parent.is_none());
+    let mut names: Vec<_> = models.map(|model| model.id).collect();
     match names.len() {
         0 => Err(BenchError::NoModel(connection.server().url())),
         1 => Ok(names.remove(0)),

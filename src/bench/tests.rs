@@ -69,7 +69,7 @@ fn order(url: String) -> Order {
     let prompt = PromptPlan { material: Material::Words, tokens: 16, shared: 0, seed: 1 };
     Order {
         url,
-        requests: RequestPlan { models: vec!["m".to_owned()], prompt, max_tokens: 4, extra: Map::new() },
+        requests: RequestPlan { models: vec!["m".to_owned()], prompt, max_tokens: 4, extra: Vec::new() },
         mode: Mode::ClosedLoop { requests: Some(6) },
         concurrency: vec![2],
         runs: 2,
@@ -170,7 +170,8 @@ async fn every_request_has_its_own_prompt_and_the_models_take_turns() {
     let mut order = Order { concurrency: vec![1, 2], ..order(url) };
     order.requests.models = vec!["a".to_owned(), "b".to_owned()];
     order.requests.prompt.shared = 8;
-    order.requests.extra = Map::from_iter([("temperature".to_owned(), json!(0.5)), ("user".to_owned(), json!("me"))]);
+    let extra = |user: &str| Map::from_iter([("temperature".to_owned(), json!(0.5)), ("user".to_owned(), json!(user))]);
+    order.requests.extra = ["me", "you"].map(extra).to_vec();
     run(&order).await.expect("all are answered");
 
     let seen = seen.lock().expect("not poisoned");
@@ -184,6 +185,7 @@ async fn every_request_has_its_own_prompt_and_the_models_take_turns() {
     assert_eq!((&body["stream"], &body["ignore_eos"], &body["max_tokens"]), (&json!(true), &json!(true), &json!(4)));
     assert_eq!((&body["temperature"], &body["user"]), (&json!(0.5), &json!("me")));
     assert_eq!(body["stream_options"]["include_usage"], true);
+    assert!(seen.iter().all(|body| (body["model"] == "a") == (body["user"] == "me")), "each has its turn");
 }
 
 #[tokio::test]
@@ -207,7 +209,12 @@ async fn prompts_are_cut_by_the_servers_tokenizer_where_it_has_one() {
     let routes = Router::new()
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
-        .route("/v1/models", get(async || Json(json!({"data": [{"id": "only"}]}))))
+        .route(
+            "/v1/models",
+            get(async || {
+                Json(json!({"data": [{"id": "only", "parent": null}, {"id": "its adapter", "parent": "only"}]}))
+            }),
+        )
         .route("/v1/completions", post(complete));
     let mut order = order(serve(routes).await);
     order.requests.models.clear();

@@ -1,9 +1,10 @@
-//! `shoal check`: shows who would host what, what the models take of memory ([`memory`]), and the [`adapters`]; [`perplexity`]
+//! `shoal check`: shows who would host what, what the models take of memory ([`memory`]), how they are split ([`replicas`]), and the [`adapters`]; [`perplexity`]
 //! is `--ppl`. Called by `main`; reads the files as router and worker do, and starts nothing.
 
 mod adapters;
 mod memory;
 pub(crate) mod perplexity;
+mod replicas;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use indicatif::HumanBytes;
 use shoal_common::adapter::Geometry;
-use shoal_common::config::{Config, Host, ModelConfig, WorkerConfig};
+use shoal_common::config::{Config, Host, ModelConfig, ReplicaConfig, WorkerConfig};
 use shoal_common::ids::Name;
 use shoal_common::pki::{Identity, PkiError, Role};
 use shoal_worker::weights::WeightsError;
@@ -21,6 +22,7 @@ use shoal_worker::weights::WeightsError;
 use crate::cli::Part;
 use crate::roles;
 use adapters::AdapterFault;
+use replicas::ReplicaFault;
 
 /// Why a file that a model names cannot hold one.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +37,8 @@ pub(crate) enum CheckError {
     Adapter { adapter: String, path: PathBuf, source: AdapterFault },
     #[error("model {model}: {} has no {missing}; a Hugging Face directory has config.json and *.safetensors", .path.display())]
     NotDirectory { model: String, path: PathBuf, missing: &'static str },
+    #[error(transparent)]
+    Replica(#[from] ReplicaFault),
     #[error(transparent)]
     Certificate(#[from] PkiError),
 }
@@ -67,6 +71,7 @@ pub(crate) fn plan(config: &Config, part: &Part) -> (String, Vec<CheckError>) {
             for (worker, host) in config.workers.iter().zip(&config.hosts.workers) {
                 plan.worker(worker, host);
             }
+            config.replicas.iter().for_each(|replica| plan.replica(config, replica));
             if config.hosts.router == Host::Here {
                 plan.adapters(config);
             }
@@ -81,6 +86,7 @@ pub(crate) fn plan(config: &Config, part: &Part) -> (String, Vec<CheckError>) {
             if let Some((worker, host)) = found {
                 config.model(&worker.model).into_iter().for_each(|model| plan.model(config, model));
                 plan.worker(worker, host);
+                config.stage_of(name).into_iter().for_each(|(replica, _)| plan.replica(config, replica));
                 plan.certificate(config, name, Role::Worker);
             }
         }
@@ -139,6 +145,16 @@ impl Plan {
 
     fn worker(&mut self, worker: &WorkerConfig, host: &Host) {
         self.line("worker", &format!("{}: {}hosts {}, {}", worker.name, at(host), worker.model, sizes(worker)));
+    }
+
+    fn replica(&mut self, config: &Config, replica: &ReplicaConfig) {
+        match replicas::lines(config, replica) {
+            Ok(lines) => {
+                let first = ["replica"].into_iter().chain(std::iter::repeat(""));
+                lines.iter().zip(first).for_each(|(text, what)| self.line(what, text));
+            }
+            Err(fault) => self.faults.push(fault.into()),
+        }
     }
 
     fn adapters(&mut self, config: &Config) {

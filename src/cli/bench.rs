@@ -23,6 +23,7 @@ Examples:
   shoal bench --url http://127.0.0.1:9000 --model NAME --prompt-tokens 512 --max-tokens 1
   shoal bench --concurrency 8 --shared-prefix 1024  8 clients whose prompts begin alike
   shoal bench --concurrency 8 --arrive-long 4096
+  shoal bench --concurrency 8 --models upper,pirate,json,french   adapters in turn
 
 Measure servers side by side on a machine that does nothing else: scripts/bench-peers does.";
 
@@ -35,7 +36,7 @@ pub(crate) struct Bench {
     /// Model to ask for [default: the one that the server lists]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// Models to ask for in turn
+    /// Models to ask for in turn, or adapters of one
     #[arg(long, value_name = "A,B", value_delimiter = ',', conflicts_with = "model")]
     models: Vec<String>,
     /// Clients at once; several values give a row each
@@ -68,9 +69,9 @@ pub(crate) struct Bench {
     /// Which prompts: the same number, the same prompts
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Members of every request's body, over what is there
-    #[arg(long, value_name = "JSON", default_value = "{}", value_parser = json_object)]
-    extra: Map<String, Value>,
+    /// Members of every request's body, over what is there; given several times, each in turn
+    #[arg(long, value_name = "JSON", value_parser = json_object)]
+    extra: Vec<Map<String, Value>>,
     /// A prompt of so many tokens comes while the others stream
     #[arg(long, value_name = "N", conflicts_with = "requests", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     arrive_long: Option<u32>,

@@ -182,7 +182,8 @@ pub(crate) struct Router {
 
 const WORKER_HELP: &str = "\
 Needs its [[worker]] and the model that names in cluster.toml, and cluster.pki with ca.pem and the worker's NAME.pem and \
-NAME.key (see `shoal cert --help`). It dials the routers and needs no open port.
+NAME.key (see `shoal cert --help`). It dials the routers and needs no open port, unless it is a stage of a [[replica]] other than \
+the first: that one listens on its stage_listen and dials nobody.
 
 Example:
   shoal worker --config cluster.toml --name alpha";

@@ -19,7 +19,9 @@ pub(super) const STATUS_HELP: &str = "\
 Asks GET /v1/cluster: every worker with its state, model and load, and what went wrong with workers lately, with what to do \
 about it.
 
-State of a worker: ready; draining (takes nothing new); drained (and nothing of this router runs on it).
+State of a worker: ready; incomplete (stages of its model are away: takes nothing); draining (takes nothing new); drained (and \
+nothing of this router runs on it). The stages of a split model are listed with the share of the last second in which they \
+computed.
 
 Examples:
   shoal status
@@ -89,7 +91,9 @@ what is not set, `.` for this machine). Neither certificates nor model files hav
 
   cluster  NAME  DIRECTORY-ON-HOSTS  PKI-DIRECTORY  DRAIN-MS
   router   NAME  FILE-NAME  HOST  HTTP-URL  QUIC-ADDRESS
-  worker   NAME  FILE-NAME  HOST  MODEL  MODEL-PATH
+  worker   NAME  FILE-NAME  HOST  MODEL  MODEL-PATH  HEAD
+
+HEAD is the first stage of the replica that the worker is a stage of: itself, or the worker that dials it.
 
 The certificate files of a part are FILE-NAME.pem and FILE-NAME.key.
 

@@ -59,7 +59,7 @@ fn the_flags_of_bench_become_an_order() {
         "shoal bench --models a,b --concurrency 1,8 --extra {\"peft\":\"x\"} --prompt-ids --vocab 99 --arrive-long 7";
     let full = order(line);
     assert_eq!((full.requests.models.join("+"), &full.concurrency[..]), ("a+b".to_owned(), &[1, 8][..]));
-    assert_eq!(full.requests.extra["peft"], "x");
+    assert_eq!(full.requests.extra[0]["peft"], "x");
     assert_eq!(full.requests.prompt.material, bench::Material::Ids { vocab: 99 });
     assert_eq!((full.mode, full.requests.max_tokens), (bench::Mode::ArriveLong { tokens: 7 }, 512));
 }

@@ -30,6 +30,19 @@ pub(super) struct Worker {
     pub(super) load: Option<Load>,
     pub(super) capacity: Capacity,
     pub(super) progress_ms: u64,
+    #[serde(default)]
+    pub(super) stages: Vec<Stage>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Stage {
+    pub(super) worker: String,
+    pub(super) state: String,
+    pub(super) incarnation: Option<String>,
+    pub(super) address: Option<String>,
+    pub(super) layers: [u32; 2],
+    pub(super) reason: Option<String>,
+    pub(super) busy: f64,
 }
 
 #[derive(Debug, Deserialize)]

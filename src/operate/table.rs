@@ -1,10 +1,12 @@
 //! A router's answer as a table for people and as lines for scripts. What came out of a worker's files or off the network
 //! cannot forge a line or drive a terminal: control characters become spaces.
 
-use super::document::{Cluster, Incident, Worker};
+use super::document::{Cluster, Incident, Stage, Worker};
 
 const HEAD: [&str; 10] =
     ["WORKER", "STATE", "MODEL", "LAYERS", "RUNNING", "WAITING", "KV", "TOKENS/S", "ADDRESS", "LAST STEP"];
+
+const STAGE_HEAD: [&str; 6] = ["STAGE OF", "WORKER", "STATE", "LAYERS", "BUSY", "ADDRESS"];
 
 /// For people.
 pub(super) fn table(cluster: &Cluster) -> String {
@@ -23,6 +25,7 @@ pub(super) fn table(cluster: &Cluster) -> String {
         rows.extend(cluster.workers.iter().map(row));
         text.push_str(&aligned(&rows));
     }
+    text.push_str(&stages(cluster));
     // A worker that ended in order is no trouble.
     for incident in cluster.incidents.iter().filter(|incident| incident.cause != "shutdown") {
         text.push_str(&trouble(incident));
@@ -38,7 +41,7 @@ fn row(worker: &Worker) -> [String; 10] {
         plain(&worker.name),
         plain(&worker.state),
         plain(&worker.model.name),
-        layers(worker),
+        layers(worker.model.layers),
         load(|load| load.running.into()),
         load(|load| load.waiting.into()),
         format!("{}/{}", load(|load| load.kv_used), worker.capacity.kv_tokens),
@@ -48,9 +51,32 @@ fn row(worker: &Worker) -> [String; 10] {
     ]
 }
 
-fn layers(worker: &Worker) -> String {
-    let [begin, end] = worker.model.layers;
+fn layers([begin, end]: [u32; 2]) -> String {
     format!("{begin}-{}", end.saturating_sub(1))
+}
+
+/// The stages of split models, and why those that are away are so; nothing where every model is whole.
+fn stages(cluster: &Cluster) -> String {
+    let of = || cluster.workers.iter().flat_map(|head| head.stages.iter().map(move |stage| (head, stage)));
+    if of().next().is_none() {
+        return String::new();
+    }
+    let mut rows = vec![STAGE_HEAD.map(str::to_owned)];
+    rows.extend(of().map(|(head, stage)| stage_row(head, stage)));
+    let away = of().filter_map(|(_, stage)| Some((stage, stage.reason.as_ref()?)));
+    let reasons = away.map(|(stage, reason)| format!("{} is away: {}\n", plain(&stage.worker), plain(reason)));
+    aligned(&rows) + &reasons.collect::<String>()
+}
+
+fn stage_row(head: &Worker, stage: &Stage) -> [String; 6] {
+    [
+        plain(&head.name),
+        plain(&stage.worker),
+        plain(&stage.state),
+        layers(stage.layers),
+        format!("{:.0} %", 100.0 * stage.busy),
+        plain(stage.address.as_deref().unwrap_or("-")),
+    ]
 }
 
 fn trouble(incident: &Incident) -> String {
@@ -67,9 +93,9 @@ fn trouble(incident: &Incident) -> String {
 }
 
 /// Columns as wide as their widest cell.
-fn aligned(rows: &[[String; 10]]) -> String {
+fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let line = |row: &[String; 10]| {
+    let line = |row: &[String; COLUMNS]| {
         let cells = row.iter().enumerate().map(|(column, cell)| format!("{cell:<width$}", width = width(column)));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
     };
@@ -99,6 +125,9 @@ pub(super) fn lines(cluster: &Cluster) -> String {
         ];
         text.push_str(&line(&fields));
     }
+    for worker in &cluster.workers {
+        text.extend(worker.stages.iter().map(|stage| stage_line(worker, stage)));
+    }
     for incident in &cluster.incidents {
         let (times, ago) = (incident.times.to_string(), incident.seconds_ago.to_string());
         let (worker, advice) = (incident.worker.as_deref().unwrap_or("-"), incident.advice.as_deref().unwrap_or("-"));
@@ -106,6 +135,15 @@ pub(super) fn lines(cluster: &Cluster) -> String {
         text.push_str(&line(&["incident", event, worker, address, cause, &times, &ago, why, advice]));
     }
     text
+}
+
+/// Begins like the line of a worker.
+fn stage_line(head: &Worker, stage: &Stage) -> String {
+    let [_, _, _, layers, busy, address] = stage_row(head, stage);
+    let incarnation = stage.incarnation.as_deref().unwrap_or("-");
+    let reason = stage.reason.as_deref().unwrap_or("-");
+    let (name, state, model) = (&stage.worker, &stage.state, &head.model.name);
+    line(&["stage", name, state, incarnation, model, &layers, &head.name, &busy, &address, reason])
 }
 
 fn line(fields: &[&str]) -> String {

@@ -25,7 +25,7 @@ fn document(workers: &[Value]) -> Value {
     };
     json!({
         "name": "reef", "workers": workers, "incidents": [incident("version", "two\nlines\u{1b}[2J"), incident("shutdown", "in order")],
-        "router": {"incarnation": "00ff", "build": "0.1.0", "protocol": "shoal/2", "uptime_s": 7265},
+        "router": {"incarnation": "00ff", "build": "0.1.0", "protocol": "shoal/3", "uptime_s": 7265},
     })
 }
 
@@ -37,7 +37,7 @@ fn cluster(workers: &[Value]) -> Cluster {
 fn a_table_has_a_line_for_each_worker_and_each_trouble() {
     let table = table::table(&cluster(&[worker("alpha", "ready", "1"), worker("b", "drained", "2")]));
     let lines: Vec<_> = table.lines().collect();
-    assert_eq!(lines[0], "cluster reef: router 0.1.0 (shoal/2), up 2 h 1 min");
+    assert_eq!(lines[0], "cluster reef: router 0.1.0 (shoal/3), up 2 h 1 min");
     assert_eq!(
         lines[1],
         "WORKER  STATE    MODEL  LAYERS  RUNNING  WAITING  KV      TOKENS/S  ADDRESS        LAST STEP"
@@ -48,6 +48,25 @@ fn a_table_has_a_line_for_each_worker_and_each_trouble() {
     );
     assert_eq!(lines[4], "refused 1 min 1 s ago, 2 times: somebody from 10.0.0.9:1: two lines [2J");
     assert_eq!((lines[5], lines.len()), ("    -> do it", 6), "a worker that ended in order is no trouble");
+}
+
+#[test]
+fn the_stages_of_a_split_model_are_shown_with_what_they_do_and_why_they_are_away() {
+    let mut head = worker("alpha", "incomplete", "1");
+    let stage = |worker: &str, state: &str, reason: Value| {
+        json!({
+            "worker": worker, "state": state, "incarnation": "7", "address": "gpu2:8444", "layers": [12, 30], "reason": reason,
+            "steps": 3, "computing_s": 0.5, "busy": 0.254,
+        })
+    };
+    head["stages"] = json!([stage("alpha", "connected", Value::Null), stage("beta", "away", json!("no\nanswer"))]);
+    let cluster = cluster(&[head]);
+    let table = table::table(&cluster);
+    assert!(table.contains("STAGE OF  WORKER  STATE      LAYERS  BUSY  ADDRESS\n"), "{table}");
+    assert!(table.contains("alpha     beta    away       12-29   25 %  gpu2:8444\n"), "{table}");
+    assert!(table.contains("\nbeta is away: no answer\n") && !table.contains("alpha is away"), "{table}");
+    let lines = table::lines(&cluster);
+    assert!(lines.contains("stage\tbeta\taway\t7\tsmol\t12-29\talpha\t25 %\tgpu2:8444\tno answer\n"), "{lines}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from fleet import Fleet
 from hosts import Lab
 from servers import GOLDEN, Server, real_model, reference_config, scripted_config
 
@@ -71,3 +72,21 @@ def lab(tmp_path):
     for one in made:
         for line in one.processes():
             os.kill(int(line.split()[0]), signal.SIGKILL)
+
+
+@pytest.fixture
+def fleets(tmp_path):
+    """Makes fleets and starts them. Each must end in order; whatever a failed test leaves running is ended."""
+    made = []
+
+    def make(*workers, **rules):
+        made.append(Fleet(tmp_path / f"fleet{len(made)}", workers or ("alpha", "beta"), **rules))
+        return made[-1].start()
+
+    try:
+        yield make
+        for one in made:
+            one.stop()
+    finally:
+        for one in made:
+            one.relieve()

@@ -74,15 +74,27 @@ def free_port(kind=socket.SOCK_STREAM):
 class Process:
     """A running `shoal`. Its output goes to files, so that no pipe can block it."""
 
-    def __init__(self, directory, *arguments, env=None):
+    # Signals that it does not die of.
+    ignored_signals = ()
+
+    def __init__(self, directory, *arguments, env=None, within=()):
+        """`within`: a command that runs the command behind it, somewhere else."""
         directory.mkdir(parents=True, exist_ok=True)
         self.out, self.err = directory / "stdout", directory / "stderr"
         # Settings of the machine that runs the tests must not reach the server.
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.child = subprocess.Popen(
-                [binary(), *map(str, arguments)], stdout=out, stderr=err, env={**clean, **(env or {})}
+                [*within, binary(), *map(str, arguments)],
+                stdout=out,
+                stderr=err,
+                env={**clean, **(env or {})},
+                preexec_fn=self.ignore_signals if self.ignored_signals else None,
             )
+
+    def ignore_signals(self):
+        for number in self.ignored_signals:
+            signal.signal(number, signal.SIG_IGN)
 
     @property
     def pid(self):
@@ -143,8 +155,9 @@ class Server:
             raise
 
     @classmethod
-    def cluster(cls, directory, *workers, step_ms=5):
-        """`shoal router` and a `shoal worker` for each of `workers`, over certificates of their own."""
+    def cluster(cls, directory, *workers, step_ms=5, write=None):
+        """`shoal router` and a `shoal worker` for each of `workers`, over certificates of their own. `write` makes another
+        cluster.toml than the scripted engine's, of the sections that it is given."""
 
         def cert(*arguments):
             subprocess.run([binary(), "cert", *map(str, arguments)], check=True, capture_output=True)
@@ -156,16 +169,35 @@ class Server:
         url, quic = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
         more = f'[cluster]\npki = "pki"\n\n[router]\nlisten = "{url}"\nquic = "{quic}"\n'
         more += "\n[limits]\nheader_timeout_ms = 2000\nbody_timeout_ms = 2000\n"
-        config = scripted_config(directory, step_ms=step_ms, workers=workers, more=more)
-        processes = [Process(directory / "router", "router", "--config", config, "--data-dir", directory)]
-        for name in workers:
-            processes.append(Process(directory / name, "worker", "--config", config, "--name", name))
+        config = write(more) if write else scripted_config(directory, step_ms=step_ms, workers=workers, more=more)
+        router = ("router", "--config", config, "--data-dir", directory)
+        commands = {"router": router} | {name: ("worker", "--config", config, "--name", name) for name in workers}
+        parts = {name: Process(directory / name, *command) for name, command in commands.items()}
         try:
-            return cls(f"http://{url}", *processes)
+            server = cls(f"http://{url}", *parts.values())
         except BaseException:
-            for process in processes:
+            for process in parts.values():
                 process.child.kill()
             raise
+        server.directory, server.parts, server.commands = directory, parts, commands
+        return server
+
+    def kill(self, name):
+        """Ends a part of a cluster as a power cut would."""
+        self.parts[name].child.kill()
+        self.parts[name].child.wait()
+
+    def start(self, name):
+        """Starts a part of a cluster that was killed again, and waits until the router is ready and knows it."""
+        self.parts[name] = Process(self.directory / name, *self.commands[name])
+        self.processes = tuple(self.parts.values())
+        self.wait_until("readiness", self.ready)
+        workers = set(self.parts) - {"router"}
+        self.wait_until("all workers", lambda: {one["name"] for one in self.workers()} == workers)
+
+    def workers(self):
+        """What the router says of its workers."""
+        return self.http.get("/v1/cluster").json()["workers"]
 
     @property
     def model(self):

@@ -23,7 +23,7 @@ use shoal_common::wire::hello::{ModelCard, WorkerState};
 use shoal_common::wire::message::{BranchStart, EndRules, GroupFrame, PromptIds, Submit};
 use shoal_worker::backend::{Backend, BackendError, BlockId, LogitsBuffer, Slice};
 use shoal_worker::engine::sink::{ConnectionKey, Outgoing, Outlet, StreamKey, report_bound};
-use shoal_worker::engine::{self, EngineHandle, GroupSink, Served};
+use shoal_worker::engine::{self, Drive, EngineHandle, GroupSink, Served};
 use shoal_worker::scheduler::Bounds;
 use shoal_worker::stage::replica::{Dial, HeadOffer};
 use shoal_worker::stage::{Member, Pipeline, Replica, StageOffer, StageServer};
@@ -201,19 +201,23 @@ async fn measure(takes: &[Duration], streams: u32, steps: Option<NonZero<usize>>
         queued_tokens: u64::MAX,
         step_tokens: 512,
     };
-    let (engine, thread) = engine::spawn(Served::from(&card), bounds, Box::new(pipeline))?;
+    let (engine, thread) = engine::spawn(Drive::Thread, Served::from(&card), bounds, Box::new(pipeline))?;
     engine.status().wait_for(|status| status.state == WorkerState::Ready).await?;
+    let board = replica.board(card.layers);
+    let mut teller = board.teller(Instant::now());
+    let began = Instant::now();
     let speed = run(&engine, &card, streams).await;
-    let idle = |share: Option<f32>| share.map_or_else(|| "?".to_owned(), |share| format!("{:.0} %", share * 100.0));
-    let stages: Vec<_> = replica.states().borrow().iter().map(|state| idle(state.idle)).collect();
+    let took = began.elapsed();
+    let idle = |computing_us: u64| {
+        let computing = Duration::from_micros(computing_us).as_secs_f64() / took.as_secs_f64();
+        format!("{:.0} %", 100.0 - computing * 100.0)
+    };
+    let parts = teller.news(Instant::now()).unwrap_or_default();
+    let parts: Vec<_> = parts.iter().map(|part| idle(part.computing_us)).collect();
     let steps = steps.map_or_else(|| "as many as measured".to_owned(), |steps| steps.to_string());
-    println!(
-        "steps under way: {steps:<20} {speed:6.0} tokens/s, idle: head {}, stages {}",
-        idle(replica.head_idle()),
-        stages.join(", ")
-    );
+    println!("steps under way: {steps:<20} {speed:6.0} tokens/s, idle: {}", parts.join(", "));
     engine.stop();
-    tokio::task::spawn_blocking(|| thread.join()).await?.map_err(|_| "the engine panicked")?;
+    thread.join().await?;
     Ok(())
 }
 

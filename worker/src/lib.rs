@@ -9,7 +9,7 @@
 //! 5. [`emit`] writes the step's tokens of all groups of a connection back to back.
 //!
 //! A group that names an adapter waits in its session until [`adapters`] has that in memory. [`stage`] splits a model over
-//! workers; nothing starts it yet.
+//! workers: on one that is the head, the engine's backend is a pipeline of all of them.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
 
 pub mod adapters;
@@ -28,4 +28,4 @@ pub mod stage;
 mod supervisor;
 pub mod weights;
 
-pub use supervisor::{WorkerError, run};
+pub use supervisor::{Footing, Hosting, Part, WorkerError, run, run_on};

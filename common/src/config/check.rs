@@ -1,5 +1,5 @@
 //! The rules of `cluster.toml`: turns the merged tree into a [`Config`], section by section, and records everything
-//! that is wrong on the way. The lists have files of their own, `models`, `workers` and `adapters`. Looks at the file system only to
+//! that is wrong on the way. The lists have files of their own, `models`, `workers`, `replicas` and `adapters`. Looks at the file system only to
 //! see whether a named file exists.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,9 +10,10 @@ use config::Value;
 
 use super::adapters;
 use super::models::models;
+use super::replicas::replicas;
 use super::report::Report;
 use super::section::Section;
-use super::workers::workers;
+use super::workers::{Workers, workers};
 use super::{
     ApiConfig, ClusterConfig, Config, Exposure, Limits, PromptLogPolicy, RouterConfig, Scope, Timers, UsageChunk,
 };
@@ -25,16 +26,18 @@ const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// The whole cluster, as right as `report` is empty. `data_dir` is the default of `router.data_dir`.
 pub(super) fn cluster(root: &Value, scope: &Scope, data_dir: PathBuf, report: &mut Report) -> Config {
-    let known = ["cluster", "router", "worker", "model", "adapter", "limits", "api"];
+    let known = ["cluster", "router", "worker", "replica", "model", "adapter", "limits", "api"];
     let root = Section::open("", Some(root), &known, report);
     let cluster = cluster_section(&root, scope, report);
     let router = router(&root, scope, data_dir, report);
     let models = models(&root, scope, report);
-    let (workers, hosts) = workers(&root, &models.names, &router, scope, report);
+    let workers = workers(&root, &models.names, &router, scope, report);
+    let replicas = replicas(&root, &models.whole, &workers, scope, report);
     let adapters = adapters::adapters(&root, &models.names, report);
     let limits = limits(&root.section("limits", &LIMITS, report), report);
     let api = api(&root, report);
-    Config { cluster, router, workers, models: models.whole, adapters, limits, api, hosts }
+    let Workers { whole: workers, hosts, .. } = workers;
+    Config { cluster, router, workers, replicas, models: models.whole, adapters, limits, api, hosts }
 }
 
 fn cluster_section(root: &Section<'_>, scope: &Scope, report: &mut Report) -> ClusterConfig {
@@ -59,13 +62,15 @@ fn cluster_section(root: &Section<'_>, scope: &Scope, report: &mut Report) -> Cl
 }
 
 fn timers(cluster: &Section<'_>, report: &mut Report) -> Timers {
-    let section = cluster.section("timers", &["keep_alive_ms", "idle_ms", "connect_ms", "drain_ms"], report);
+    let section =
+        cluster.section("timers", &["keep_alive_ms", "idle_ms", "connect_ms", "stall_ms", "drain_ms"], report);
     let default = Timers::default();
     let mut millis = |key: &str, default: Duration| section.millis(key, 1..=DAY_MS, report).unwrap_or(default);
     let timers = Timers {
         keep_alive: millis("keep_alive_ms", default.keep_alive),
         idle: millis("idle_ms", default.idle),
         connect: millis("connect_ms", default.connect),
+        stall: millis("stall_ms", default.stall),
         drain: millis("drain_ms", default.drain),
     };
     if timers.keep_alive * 2 > timers.idle {
@@ -113,7 +118,7 @@ fn router(root: &Section<'_>, scope: &Scope, data_dir: PathBuf, report: &mut Rep
     }
 }
 
-const LIMITS: [&str; 18] = [
+const LIMITS: [&str; 19] = [
     "body",
     "prompts",
     "candidates",
@@ -124,6 +129,7 @@ const LIMITS: [&str; 18] = [
     "user_bytes",
     "work",
     "requests",
+    "replays",
     "connections",
     "adapters",
     "adapter_bytes",
@@ -149,6 +155,7 @@ fn limits(section: &Section<'_>, report: &mut Report) -> Limits {
         section.integer("adapter_bytes", 1024..=MAX_BUNDLE as i64, report).unwrap_or(default.adapter_bytes);
     let candidates = section.integer("candidates", 1..=MAX_BRANCHES as i64, report).unwrap_or(default.candidates);
     let logprobs = section.integer("logprobs", 0..=MAX_ALTERNATIVES.into(), report).unwrap_or(default.logprobs);
+    let replays = section.integer("replays", 0..=64, report).unwrap_or(default.replays);
     let work = section.integer("work", 1..=1 << 50, report).unwrap_or(default.work);
     let mut millis = |key: &str| section.millis(key, 1..=DAY_MS, report);
     Limits {
@@ -162,6 +169,7 @@ fn limits(section: &Section<'_>, report: &mut Report) -> Limits {
         user_bytes,
         work,
         requests,
+        replays,
         connections,
         adapters,
         adapter_bytes,

@@ -25,6 +25,8 @@ pub struct Limits {
     pub work: u64,
     /// Requests that are served at once over the whole router; more are answered 503.
     pub requests: usize,
+    /// Times that a part of a request goes on at another worker when its own was lost.
+    pub replays: u32,
     /// HTTP connections at once.
     pub connections: usize,
     /// Adapters that are registered at once.
@@ -56,6 +58,7 @@ impl Default for Limits {
             user_bytes: 256,
             work: 1 << 20,
             requests: 1024,
+            replays: 4,
             connections: 4096,
             adapters: 10_000,
             adapter_bytes: 1 << 30,

@@ -5,7 +5,7 @@
 //! 1. `overrides`: what flags say, and which part of the cluster this process is.
 //! 2. `source`: file, environment and flags merged into one tree of values that remember who said them.
 //! 3. `section`: typed getters over one table of the tree.
-//! 4. `check`, `models`, `workers`, `adapters`, `hosts`: the rules.
+//! 4. `check`, `models`, `workers`, `replicas`, `adapters`, `hosts`: the rules.
 //! 5. `report`, `fault`: what is wrong, where, and what to do.
 
 mod adapters;
@@ -15,6 +15,7 @@ mod hosts;
 mod limits;
 mod models;
 mod overrides;
+mod replicas;
 mod report;
 mod section;
 mod source;
@@ -33,7 +34,7 @@ pub use hosts::{Destination, Host};
 pub use limits::Limits;
 pub use overrides::{ModelFlag, ModelFlagSource, Overrides, Scope};
 
-use crate::ids::Name;
+use crate::ids::{LayerRange, Name};
 
 /// Reads the configuration: the flags in `overrides` over `SHOAL__SECTION__KEY` variables over the TOML file at `path`.
 /// No file is as good as an empty one.
@@ -76,6 +77,8 @@ pub struct Config {
     pub router: RouterConfig,
     /// The workers, in file order; names are unique.
     pub workers: Vec<WorkerConfig>,
+    /// The models that are split over workers; no worker is in two of them, and their names are unique.
+    pub replicas: Vec<ReplicaConfig>,
     /// The models; names are unique.
     pub models: Vec<ModelConfig>,
     /// The adapters that the file names; names are unique, and no model's.
@@ -105,6 +108,12 @@ impl Config {
         self.workers.iter().find(|worker| worker.name.as_str() == name)
     }
 
+    /// The replica that worker `name` is a stage of, and which one; absent: the worker hosts a whole model.
+    pub fn stage_of(&self, name: &Name) -> Option<(&ReplicaConfig, usize)> {
+        let place = |replica: &ReplicaConfig| replica.stages.iter().position(|stage| stage.worker == *name);
+        self.replicas.iter().find_map(|replica| Some((replica, place(replica)?)))
+    }
+
     /// The model of that name; every worker's is here.
     pub fn model(&self, name: &Name) -> Option<&ModelConfig> {
         self.models.iter().find(|model| model.name == *name)
@@ -123,7 +132,7 @@ pub struct ClusterConfig {
     pub timers: Timers,
 }
 
-/// `[cluster.timers]`: the link between router and worker.
+/// `[cluster.timers]`: between router and worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timers {
     /// Between keep-alive packets on an idle link.
@@ -132,6 +141,8 @@ pub struct Timers {
     pub idle: Duration,
     /// For a connection attempt.
     pub connect: Duration,
+    /// Standstill of a worker's engine after which its requests go on elsewhere, at least: a slow one has 20 of its steps.
+    pub stall: Duration,
     /// For running requests to finish after a drain began.
     pub drain: Duration,
 }
@@ -142,6 +153,7 @@ impl Default for Timers {
             keep_alive: Duration::from_millis(250),
             idle: Duration::from_secs(2),
             connect: Duration::from_secs(2),
+            stall: Duration::from_secs(1),
             drain: Duration::from_secs(30),
         }
     }
@@ -212,6 +224,41 @@ pub struct WorkerConfig {
     pub adapter_disk_bytes: u64,
     /// Where its adapter files are; of this worker alone.
     pub data_dir: PathBuf,
+    /// Where it listens for the first stage of its replica, over QUIC. Only a stage that is not the first needs it.
+    pub stage_listen: Option<SocketAddr>,
+    /// Bytes that a part of a model may take of its memory, KV included. For planning layers.
+    pub memory: Option<u64>,
+    /// How fast it computes a layer, beside the other workers. For planning layers.
+    pub speed: u32,
+}
+
+/// `[[replica]]`: a model that is split by layers over workers. Workers in none host a whole model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaConfig {
+    /// For people; without one, the head's.
+    pub name: Name,
+    /// The model; that of each of its workers.
+    pub model: Name,
+    /// In the order of their layers. The first is the head: it serves the routers and dials the others. At least one.
+    pub stages: Vec<StageConfig>,
+}
+
+impl ReplicaConfig {
+    /// The worker that serves the routers.
+    pub fn head(&self) -> &Name {
+        &self.stages[0].worker
+    }
+}
+
+/// A worker's part of a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageConfig {
+    /// The worker's name.
+    pub worker: Name,
+    /// The layers it hosts: from 0 and without a gap over the stages. Absent in all of them: to be planned.
+    pub layers: Option<LayerRange>,
+    /// What the head dials, `host:port`; names are resolved again at each attempt. Absent for the head itself, and in dev mode.
+    pub address: Option<String>,
 }
 
 /// `[[model]]`
@@ -292,8 +339,10 @@ pub struct Script {
     pub context: u32,
     /// One position in this many, on average, is likely to end the answer; absent: none. Part of the weights' digest.
     pub eos_every: Option<NonZeroU32>,
-    /// Whether texts in a prompt can make a step fail or hang.
+    /// Whether texts in a prompt can make a step fail or hang, or end the process.
     pub faults: Faults,
+    /// How long a step hangs that is to hang.
+    pub hang: Duration,
 }
 
 impl Default for Script {
@@ -304,6 +353,7 @@ impl Default for Script {
             context: 4096,
             eos_every: NonZeroU32::new(64),
             faults: Faults::Off,
+            hang: Duration::from_secs(60),
         }
     }
 }
@@ -314,7 +364,7 @@ pub enum Faults {
     /// Never: a prompt is only a prompt.
     #[default]
     Off,
-    /// A prompt with a trigger text fails or hangs its step.
+    /// A prompt with a trigger text fails or hangs its step, or ends the process.
     On,
 }
 

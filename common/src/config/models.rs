@@ -79,7 +79,7 @@ pub(super) struct Models {
 pub(super) fn models(root: &Section<'_>, scope: &Scope, report: &mut Report) -> Models {
     let sections = root.sections(
         "model",
-        &["name", "path", "engine", "quant", "step_ms", "salt", "context", "eos_every", "faults"],
+        &["name", "path", "engine", "quant", "step_ms", "salt", "context", "eos_every", "faults", "hang_ms"],
         report,
     );
     if sections.is_empty() && *scope == Scope::Dev && root.value("model").is_none() {
@@ -137,6 +137,9 @@ fn model_source(section: &Section<'_>, report: &mut Report) -> Option<ModelSourc
     }
 }
 
+/// The settings that only the scripted engine has.
+const OF_SCRIPT: [&str; 6] = ["step_ms", "salt", "context", "eos_every", "faults", "hang_ms"];
+
 /// The settings of the scripted engine, which no other may have.
 fn script(section: &Section<'_>, word: EngineWord, report: &mut Report) -> Script {
     let script = Script {
@@ -148,11 +151,10 @@ fn script(section: &Section<'_>, word: EngineWord, report: &mut Report) -> Scrip
             None => Script::default().eos_every,
         },
         faults: section.choice("faults", &[("on", Faults::On), ("off", Faults::Off)], report).unwrap_or_default(),
+        hang: section.millis("hang_ms", 0..=600_000, report).unwrap_or_else(|| Script::default().hang),
     };
     if word != EngineWord::Scripted {
-        for key in
-            ["step_ms", "salt", "context", "eos_every", "faults"].into_iter().filter(|key| section.value(key).is_some())
-        {
+        for key in OF_SCRIPT.into_iter().filter(|key| section.value(key).is_some()) {
             let remedy = "remove it, or set engine = \"scripted\"";
             section.fault(key, "is a setting of the scripted test engine", remedy, report);
         }

@@ -72,7 +72,7 @@ fn read(path: &Path, report: &mut Report) -> Option<String> {
     }
 }
 
-/// The variables `SHOAL__SECTION__KEY`. Lists have no place for a name, so workers, models and adapters are the file's
+/// The variables `SHOAL__SECTION__KEY`. Lists have no place for a name, so workers, replicas, models and adapters are the file's
 /// alone.
 fn shoal_variables(variables: &Variables, report: &mut Report) -> Map<String, String> {
     let mut kept = BTreeMap::new();
@@ -81,9 +81,14 @@ fn shoal_variables(variables: &Variables, report: &mut Report) -> Map<String, St
         let place = || Place::Environment(name.to_owned());
         let section = name["SHOAL__".len()..].split("__").next().unwrap_or_default().to_lowercase();
         match value.to_str() {
-            _ if ["worker", "model", "adapter"].contains(&section.as_str()) => {
+            _ if ["worker", "replica", "model", "adapter"].contains(&section.as_str()) => {
                 let remedy = "write it into cluster.toml, or use a flag of `shoal dev`";
-                report.add(place(), &section, "workers, models and adapters are lists and cannot be set here", remedy);
+                report.add(
+                    place(),
+                    &section,
+                    "workers, replicas, models and adapters are lists and cannot be set here",
+                    remedy,
+                );
             }
             Some(value) => drop(kept.insert(name.to_owned(), value.to_owned())),
             None => report.add(place(), "", "is not UTF-8 text", "set it again, or unset it"),
@@ -131,6 +136,8 @@ fn override_lists(root: &mut Value, overrides: &Overrides, report: &mut Report) 
     if overrides.model.is_some() || overrides.workers.is_some() || unnamed {
         let count = overrides.workers.unwrap_or(1);
         sections.insert("worker".to_owned(), Value::new(None, made_up_workers(sections.get("model"), count)));
+        // Its workers are not there any more.
+        sections.remove("replica");
     }
     if let Some(Value { kind: ValueKind::Array(workers), .. }) = sections.get_mut("worker") {
         for worker in workers {

@@ -1,5 +1,7 @@
 //! `[[worker]]`: the rules of a worker. Called by `check` once the models are known.
 
+use std::net::SocketAddr;
+
 use config::{Value, ValueKind};
 
 use super::hosts;
@@ -9,7 +11,7 @@ use super::section::{Section, describe, nearest};
 use super::{HostConfig, RouterConfig, Scope, WorkerConfig};
 use crate::ids::Name;
 
-const WORKER: [&str; 13] = [
+const WORKER: [&str; 16] = [
     "name",
     "model",
     "routers",
@@ -23,10 +25,23 @@ const WORKER: [&str; 13] = [
     "adapter_disk_bytes",
     "data_dir",
     "host",
+    "stage_listen",
+    "memory",
+    "speed",
 ];
 
 /// Bytes of adapter files that are kept without being told: some hundred adapters of usual size.
 const ADAPTER_DISK_BYTES: u64 = 8 << 30;
+
+/// The `[[worker]]` sections.
+pub(super) struct Workers {
+    /// Those without a fault.
+    pub(super) whole: Vec<WorkerConfig>,
+    /// The names of all: a stage that is a faulty worker is not at fault itself.
+    pub(super) names: Vec<Name>,
+    /// Where each part runs.
+    pub(super) hosts: HostConfig,
+}
 
 /// Every `[[worker]]`, and where each part runs.
 pub(super) fn workers(
@@ -35,7 +50,7 @@ pub(super) fn workers(
     router: &RouterConfig,
     scope: &Scope,
     report: &mut Report,
-) -> (Vec<WorkerConfig>, HostConfig) {
+) -> Workers {
     let sections = root.sections("worker", &WORKER, report);
     let mut hosts = hosts::all(root, report);
     let mut names = Vec::new();
@@ -48,6 +63,7 @@ pub(super) fn workers(
         hosts::can_dial(section, &host, &hosts, router, report);
         hosts.workers.push(host);
         let data_dir = section.path("data_dir", report);
+        let stage = StageSettings::read(section, report);
         let name = name?;
         Some(WorkerConfig {
             data_dir: data_dir.unwrap_or_else(|| router.data_dir.join(directory_of(&name))),
@@ -62,13 +78,33 @@ pub(super) fn workers(
             adapter_slots: sizes.adapter_slots,
             adapter_bytes: sizes.adapter_bytes,
             adapter_disk_bytes: sizes.adapter_disk_bytes,
+            stage_listen: stage.listen,
+            memory: stage.memory,
+            speed: stage.speed,
         })
     };
-    let workers: Vec<_> = sections.iter().filter_map(read).collect();
+    let whole: Vec<_> = sections.iter().filter_map(read).collect();
     if let Scope::Worker(wanted) = scope {
         named_worker_exists(wanted, &sections, report);
     }
-    (workers, hosts)
+    Workers { whole, names, hosts }
+}
+
+/// What a worker says for the case that it hosts a part of a model.
+struct StageSettings {
+    listen: Option<SocketAddr>,
+    memory: Option<u64>,
+    speed: u32,
+}
+
+impl StageSettings {
+    fn read(section: &Section<'_>, report: &mut Report) -> Self {
+        Self {
+            listen: section.address("stage_listen", report),
+            memory: section.integer("memory", 1..=1 << 50, report),
+            speed: section.integer("speed", 1..=1_000_000, report).unwrap_or(1),
+        }
+    }
 }
 
 /// The sizes of a worker, with their defaults.
@@ -161,7 +197,7 @@ fn routers(section: &Section<'_>, router: &RouterConfig, scope: &Scope, report: 
     addresses
 }
 
-fn is_host_and_port(text: &str) -> bool {
+pub(super) fn is_host_and_port(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else { return false };
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let host_is_good = match bare {

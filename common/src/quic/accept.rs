@@ -56,15 +56,17 @@ impl Acceptor {
         let mut open = true;
         while open || !self.handshakes.is_empty() {
             tokio::select! {
-                incoming = self.endpoint.accept(), if open && self.handshakes.len() < MAX_HANDSHAKES => match incoming {
-                    Some(incoming) => self.begin(incoming),
-                    None => open = false,
-                },
+                // Whoever is through comes before whoever knocks.
+                biased;
                 Some(done) = self.handshakes.join_next(), if !self.handshakes.is_empty() => {
                     if let Ok(admission) = done {
                         return Some(admission);
                     }
                 }
+                incoming = self.endpoint.accept(), if open && self.handshakes.len() < MAX_HANDSHAKES => match incoming {
+                    Some(incoming) => self.begin(incoming),
+                    None => open = false,
+                },
             }
         }
         None

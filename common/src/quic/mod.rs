@@ -11,7 +11,7 @@ mod tests;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
-use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime};
+use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -24,7 +24,7 @@ use crate::ids::Name;
 use crate::pki::{CertificateFault, Identity, Role, Subject};
 
 /// The protocol's name and version. A side that cannot agree on it is refused in the handshake.
-pub const ALPN: &[u8] = b"shoal/2";
+pub const ALPN: &[u8] = b"shoal/3";
 /// The same of what heads and stages speak: a router that dials a stage, or a head that dials a router, gets no further.
 pub const STAGE_ALPN: &[u8] = b"shoal-stage/1";
 
@@ -34,8 +34,7 @@ const SOCKET_BUFFER: usize = 2 << 20;
 
 /// Binds `addr` for workers to dial. Within a tokio runtime, which then drives the endpoint.
 pub fn router_endpoint(addr: SocketAddr, identity: &Identity, timers: &Timers) -> Result<Endpoint, QuicError> {
-    require(identity, Role::Router)?;
-    let config = settings::server(identity, timers)?;
+    let config = router_config(identity, timers)?;
     let bind = |source| QuicError::Bind { addr, source };
     let socket = socket(addr).map_err(bind)?;
     Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime)).map_err(bind)
@@ -74,14 +73,25 @@ pub async fn dial_stage(
 /// An endpoint that dials only: any port, IPv6 and IPv4 where the machine has both. Within a tokio runtime, which then drives
 /// the endpoint.
 pub fn worker_endpoint(identity: &Identity, timers: &Timers) -> Result<Endpoint, QuicError> {
-    require(identity, Role::Worker)?;
-    let config = settings::client(identity, timers)?;
+    let config = worker_config(identity, timers)?;
     let (v6, v4) = (SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
     let bind = |source| QuicError::Bind { addr: v4, source };
     let socket = socket(v6).or_else(|_| socket(v4)).map_err(bind)?;
     let mut endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)).map_err(bind)?;
     endpoint.set_default_client_config(config);
     Ok(endpoint)
+}
+
+/// What [`router_endpoint`] gives its endpoint, for one over another kind of socket.
+pub fn router_config(identity: &Identity, timers: &Timers) -> Result<ServerConfig, QuicError> {
+    require(identity, Role::Router)?;
+    settings::server(identity, timers)
+}
+
+/// What [`worker_endpoint`] gives its endpoint, likewise.
+pub fn worker_config(identity: &Identity, timers: &Timers) -> Result<ClientConfig, QuicError> {
+    require(identity, Role::Worker)?;
+    settings::client(identity, timers)
 }
 
 /// Dials the router at `addr`. The connection it returns leads to a router of this cluster; whether the router takes this

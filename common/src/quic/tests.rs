@@ -16,6 +16,7 @@ const TIMERS: Timers = Timers {
     keep_alive: Duration::from_millis(250),
     idle: Duration::from_secs(30),
     connect: Duration::from_secs(30),
+    stall: Duration::from_secs(30),
     drain: Duration::from_secs(30),
 };
 

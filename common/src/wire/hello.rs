@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::bounded;
 use crate::adapter::Geometry;
 use crate::fingerprint::Fingerprint;
 use crate::ids::{Digest, Generation, Incarnation, LayerRange, Name};
@@ -15,6 +16,9 @@ pub enum WorkerControl {
     Status(Status),
     /// What became of an adapter here; sent for each one that is here after the welcome, and at each change.
     Adapter(AdapterState),
+    /// The stages of the model that this worker is the head of, in the order of their layers, itself the first; sent after the
+    /// welcome, when one comes or goes, and once a second while they compute. A worker that hosts a whole model has none.
+    Stages(#[serde(deserialize_with = "bounded::few::<MAX_STAGES, _, _>")] Vec<StageReport>),
 }
 
 /// From router to worker on the control stream. The first frame is `Welcome` or `Refused`.
@@ -93,6 +97,30 @@ impl AdapterState {
         let end = (0..=Self::MAX_REASON.min(reason.len())).rev().find(|at| reason.is_char_boundary(*at));
         reason.truncate(end.unwrap_or(0));
     }
+}
+
+/// Stages of one model at most.
+pub const MAX_STAGES: usize = 64;
+
+/// A stage of a split model, as its head sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageReport {
+    /// The worker's name.
+    pub worker: Name,
+    /// Its life, while it is connected; the head's own is always there.
+    pub incarnation: Option<Incarnation>,
+    /// What the head dials, `host:port`; absent for the head itself.
+    pub address: Option<String>,
+    /// The layers it hosts.
+    pub layers: LayerRange,
+    /// Why it is not connected: at most [`AdapterState::MAX_REASON`] bytes.
+    pub reason: Option<String>,
+    /// Steps that it has computed for this life of the head.
+    pub steps: u64,
+    /// Microseconds that they took there, without the way.
+    pub computing_us: u64,
+    /// The share of the last second or so in which it computed, in thousandths.
+    pub busy_permille: u16,
 }
 
 /// Longest silence of a worker's status, in milliseconds.

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use super::blob::{BlobHeader, BlobRequest, FimTokens, TokenizerBundle};
 use super::codec::{Frame, FrameReader, decode, encode, encode_frame};
 use super::hello::{
-    AdapterOrder, AdapterState, AdapterTier, Capacity, Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl,
-    WorkerState,
+    AdapterOrder, AdapterState, AdapterTier, Capacity, Hello, ModelCard, Refusal, RouterControl, StageReport, Status,
+    WorkerControl, WorkerState,
 };
 use super::message::{
     BranchEnd, BranchStart, BranchToken, EndRules, GroupFailure, GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit,
@@ -274,7 +274,25 @@ fn worker_control() -> impl Strategy<Value = WorkerControl> {
             preemptions,
         })
     });
-    prop_oneof![hello, status, adapter_state().prop_map(WorkerControl::Adapter)]
+    let stages = vec(stage_report(), 0..5).prop_map(WorkerControl::Stages);
+    prop_oneof![hello, status, adapter_state().prop_map(WorkerControl::Adapter), stages]
+}
+
+fn stage_report() -> impl Strategy<Value = StageReport> {
+    let layers = (number32(), number32()).prop_map(|(begin, end)| LayerRange { begin, end });
+    let texts = (option::of(any::<String>()), option::of(any::<String>()));
+    (name(), option::of(number()), layers, texts, (number(), number(), any::<u16>())).prop_map(
+        |(worker, incarnation, layers, (address, reason), (steps, computing_us, busy_permille))| StageReport {
+            worker,
+            incarnation: incarnation.map(Incarnation),
+            address,
+            layers,
+            reason,
+            steps,
+            computing_us,
+            busy_permille,
+        },
+    )
 }
 
 fn router_control() -> impl Strategy<Value = RouterControl> {

@@ -6,8 +6,8 @@ use std::num::NonZeroU32;
 use super::blob::{BlobHeader, BlobRequest, FimTokens, TokenizerBundle};
 use super::codec::{CodecError, Frame, decode, encode};
 use super::hello::{
-    AdapterOrder, AdapterState, AdapterTier, Capacity, Hello, ModelCard, Refusal, RouterControl, Status, WorkerControl,
-    WorkerState,
+    AdapterOrder, AdapterState, AdapterTier, Capacity, Hello, ModelCard, Refusal, RouterControl, StageReport, Status,
+    WorkerControl, WorkerState,
 };
 use super::message::{
     BranchEnd, BranchStart, BranchToken, EndRules, GroupFailure, GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit,
@@ -57,6 +57,7 @@ fn worker_control_name(frame: &WorkerControl) -> &'static str {
         WorkerControl::Hello(_) => "worker_control_hello",
         WorkerControl::Status(Status { state: WorkerState::Ready, .. }) => "worker_control_status_ready",
         WorkerControl::Status(Status { state: WorkerState::Draining, .. }) => "worker_control_status_draining",
+        WorkerControl::Stages(_) => "worker_control_stages",
         WorkerControl::Status(Status { state: WorkerState::Incomplete, .. }) => "worker_control_status_incomplete",
         WorkerControl::Adapter(state) => match state.tier {
             AdapterTier::Memory => "worker_control_adapter_memory",
@@ -185,9 +186,32 @@ fn worker_control() -> Vec<WorkerControl> {
         WorkerControl::Status(incomplete),
         WorkerControl::Adapter(loaded),
         WorkerControl::Adapter(quarantined),
+        WorkerControl::Stages(stages()),
     ];
     all.extend(elsewhere);
     all
+}
+
+fn stages() -> Vec<StageReport> {
+    let head = StageReport {
+        worker: name("w-1"),
+        incarnation: Some(Incarnation(u64::MAX)),
+        address: None,
+        layers: LayerRange { begin: 0, end: 12 },
+        reason: None,
+        steps: 300,
+        computing_us: 70_000,
+        busy_permille: 620,
+    };
+    let away = StageReport {
+        worker: name("w-2"),
+        incarnation: None,
+        address: Some("gpu2:8444".into()),
+        layers: LayerRange { begin: 12, end: 30 },
+        reason: Some("no answer".into()),
+        ..head.clone()
+    };
+    vec![head, away]
 }
 
 fn router_control() -> Vec<RouterControl> {

@@ -1,9 +1,10 @@
 //! What has to be done about adapters by the clock, and when a model changes: old generations are swept, adapters whose model
 //! has new widths are checked again. One task, started by [`crate::bind`].
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shoal_common::adapter::Geometry;
+use shoal_common::ambient;
 use shoal_common::ids::Name;
 
 use super::registry::Registry;
@@ -18,7 +19,8 @@ pub async fn keep(registry: Registry, view: FleetView) {
     let mut sweeps = tokio::time::interval(SWEEP);
     loop {
         tokio::select! {
-            _ = sweeps.tick() => registry.sweep(Instant::now()).await,
+            biased;
+            _ = sweeps.tick() => registry.sweep(ambient::now()).await,
             () = models.changed() => registry.recheck().await,
         }
         for (state, count) in registry.counts() {

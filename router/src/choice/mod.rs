@@ -132,13 +132,15 @@ impl Candidate {
         delta
     }
 
-    /// Ends the candidate where it stands.
+    /// Ends the candidate where it stands, so that all that was told of it is the beginning of what would have been told.
+    /// What is held back stays back: the next token might have made a stop string of it, or a character.
     pub fn cancel(&mut self) -> Delta {
-        let mut delta = Delta::default();
-        if self.finish.is_none() {
-            self.end(FinishReason::Cancelled, &mut delta);
+        if self.finish.is_some() {
+            return Delta::default();
         }
-        delta
+        self.held.clear();
+        self.finish = Some(FinishReason::Cancelled);
+        Delta { finish: self.finish, ..Delta::default() }
     }
 
     /// Runs new text past the stop strings and releases what may be shown.

@@ -119,3 +119,27 @@ fn offsets_count_unicode_scalars_of_the_returned_text() {
     let last = delta.tokens.last().unwrap();
     assert!(last.offset <= 3 && last.offset >= 2, "{:?}", delta.tokens.iter().map(|t| t.offset).collect::<Vec<_>>());
 }
+
+/// Text and tokens of `text` cut before each of its tokens, and of all of it with its end.
+fn cut_everywhere(stop: &[&str], text: &str, end: BranchEnd) -> (Vec<Delta>, Delta) {
+    let tokens = branch_tokens(0, text, -0.5, Some(end));
+    let cut = |at: usize| {
+        let mut candidate = candidate(stop, 0);
+        let mut told = run(&mut candidate, tokens[..at].to_vec());
+        told.append(candidate.cancel());
+        told
+    };
+    ((0..tokens.len()).map(cut).collect(), run(&mut candidate(stop, 0), tokens.clone()))
+}
+
+#[test]
+fn what_a_cut_candidate_told_is_the_beginning_of_its_whole_answer() {
+    for (stop, text) in [(&["four five"][..], "one four five"), (&[], "\u{1f600}\u{1f600}"), (&["ab"], "xa\u{1f600}")] {
+        let (cut, whole) = cut_everywhere(stop, text, BranchEnd::Length);
+        for told in cut {
+            assert!(whole.text.starts_with(&told.text), "{:?} of {:?}", told.text, whole.text);
+            assert!(whole.tokens.starts_with(&told.tokens), "tokens of {:?}", told.text);
+            assert!(matches!(told.finish, Some(FinishReason::Cancelled | FinishReason::Stop)), "{:?}", told.finish);
+        }
+    }
+}

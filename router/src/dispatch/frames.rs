@@ -36,6 +36,7 @@ impl GroupRun {
         if !known || first != seen + 1 || count > due - seen {
             return Err(Trouble::Replica);
         }
+        self.setbacks.step();
         attempt.scores_seen += count;
         scores.drain(..self.scores_delivered.saturating_sub(seen).min(count) as usize);
         self.scores_delivered += scores.len() as u32;
@@ -62,6 +63,7 @@ impl GroupRun {
             self.submit.branches[token.branch.index()].emitted.0.push(token.token);
             self.ended[token.branch.index()] = token.end.is_some();
         }
+        self.setbacks.step();
         Ok((!tokens.is_empty()).then_some(GroupEvent::Tokens(tokens)))
     }
 

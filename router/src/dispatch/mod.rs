@@ -1,30 +1,43 @@
 //! One group on its way: picks a replica, submits on a QUIC stream of its own, hands on the frames, and, when the replica is
 //! lost, submits again elsewhere with what was already delivered, so that the caller sees one unbroken sequence of events.
 //! Dropping a [`GroupRun`] resets its stream, which cancels the group on the worker.
+//!
+//! 1. [`route`]: where it may go; [`attempt`]: its stream on one replica; [`frames`]: what may come on it.
+//! 2. [`silence`]: when nothing comes; [`setbacks`] and [`budget`]: whether it goes on elsewhere then; [`returning`]: whether
+//!    it waits for the worker that it lost.
 
 mod attempt;
+mod budget;
 mod frames;
+mod returning;
 mod route;
+mod setbacks;
+mod silence;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use shoal_common::ambient;
+use shoal_common::config::Limits;
 use shoal_common::ids::{BranchIndex, Name};
 use shoal_common::wire::codec;
-use shoal_common::wire::message::{BranchToken, GroupFailure, GroupFrame, GroupOrder, Submit, TokenScore};
+use shoal_common::wire::message::{BranchToken, GroupFailure, GroupOrder, Submit, TokenScore};
 use tokio::sync::mpsc;
 
-use crate::fleet::FleetView;
 use crate::fleet::pick::{Access, Pick};
 use crate::fleet::traffic::{Profile, Traffic};
-use attempt::{Attempt, Trouble};
+use crate::fleet::{FleetView, Replica};
+use attempt::{Attempt, Trouble, loss};
+use budget::{InFlight, SharedBudget};
 use route::Route;
-
-/// Submissions of one group after the first: a group that took down this many workers and one more is not given a next.
-const MAX_REPLAYS: u32 = 2;
+use setbacks::{Loss, Setbacks, Stay, Verdict};
 
 /// How long a replay waits for a fitting replica to appear: a link's idle timeout and a worker's restart fit in.
 const REPLAY_WAIT: Duration = Duration::from_secs(5);
+
+/// Silence of a group that is always in order, with the default of `stall_ms` five times over: a worker's engine that stands
+/// still is noticed before.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Wait that is suggested where no worker said a better one.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -59,7 +72,7 @@ pub enum DispatchError {
     /// The request's key may not use the adapter.
     #[error("this key may not use the adapter")]
     Forbidden,
-    /// Workers were lost one after the other.
+    /// Workers were lost one after the other, or too many at once.
     #[error("the workers that served this request were lost")]
     Lost,
     /// A worker gave the group up for a reason that another one would give too.
@@ -85,12 +98,19 @@ pub struct Dispatcher {
     pub policy: Arc<dyn Pick>,
     /// What is remembered of the groups that were sent: bounded by its parts.
     pub traffic: Arc<Mutex<Traffic>>,
+    /// Silence on a group's stream that is always in order.
+    pub patience: Duration,
+    /// How often one group goes on elsewhere, at most.
+    pub replays: u32,
+    /// How many groups do, over all.
+    pub budget: SharedBudget,
 }
 
 impl Dispatcher {
-    /// A dispatcher that remembers nothing yet.
+    /// A dispatcher that remembers nothing yet, with the default limit of replays.
     pub fn new(view: FleetView, policy: Arc<dyn Pick>) -> Self {
-        Self { view, policy, traffic: Arc::default() }
+        let (traffic, budget) = Default::default();
+        Self { view, policy, traffic, replays: Limits::default().replays, patience: PATIENCE, budget }
     }
 }
 
@@ -108,7 +128,8 @@ pub struct GroupRun {
     access: Access,
     /// Made at the first submission: a group that needs no worker has none.
     route: Option<Route>,
-    replays: u32,
+    in_flight: Option<InFlight>,
+    setbacks: Setbacks,
     attempt: Option<Attempt>,
 }
 
@@ -144,7 +165,8 @@ impl GroupRun {
             deadline,
             access,
             route: None,
-            replays: 0,
+            in_flight: None,
+            setbacks: Setbacks::default(),
             attempt: None,
         };
         (run, StopHandle(orders))
@@ -154,6 +176,7 @@ impl GroupRun {
     pub async fn start(&mut self) -> Result<(), DispatchError> {
         let mut route = self.route.take().unwrap_or_else(|| {
             let profile = Profile::of(&self.submit, &self.model);
+            self.in_flight = Some(self.dispatcher.budget.enter());
             Route::new(&self.dispatcher, profile, self.access)
         });
         let started = self.submit_along(&mut route).await;
@@ -162,9 +185,10 @@ impl GroupRun {
     }
 
     async fn submit_along(&mut self, route: &mut Route) -> Result<(), DispatchError> {
-        let wait = if self.replays > 0 { REPLAY_WAIT } else { Duration::ZERO };
+        let replays = self.setbacks.replays();
+        let wait = if replays > 0 { REPLAY_WAIT } else { Duration::ZERO };
         loop {
-            let choice = route.choose(wait).await.map_err(|none| route.dead_end(none, self.replays))?;
+            let choice = route.choose(wait).await.map_err(|none| route.dead_end(none, replays))?;
             match self.attempt(&choice).await {
                 Ok(attempt) => {
                     route.taken(&choice);
@@ -172,18 +196,34 @@ impl GroupRun {
                     return Ok(());
                 }
                 Err(Trouble::Group(failure)) => return Err(DispatchError::Failed(failure)),
-                Err(trouble) => route.avoid(choice.replica.seat, &trouble),
+                Err(trouble) => {
+                    route.avoid(choice.replica.seat, &trouble);
+                    self.blame(&choice.replica, &trouble)?;
+                }
             }
         }
+    }
+
+    /// A worker may die of a group before it could say that it has it. That is no replay, but it counts against the group.
+    fn blame(&mut self, replica: &Replica, trouble: &Trouble) -> Result<(), DispatchError> {
+        if !matches!(trouble, Trouble::Replica) || self.setbacks.unheard(loss(replica, trouble)) != Verdict::Poisonous {
+            return Ok(());
+        }
+        give_up(&self.model, replica, "poison");
+        Err(DispatchError::Lost)
     }
 
     /// The next event; `None` after the last. Cancel-safe only as a whole: a dropped `next` must not be called again.
     pub async fn next(&mut self) -> Result<Option<GroupEvent>, DispatchError> {
         loop {
-            let Some(attempt) = self.attempt.as_mut() else { return Ok(None) };
+            let Some(attempt) = self.attempt.as_mut() else {
+                self.in_flight.iter_mut().for_each(InFlight::ended_well);
+                return Ok(None);
+            };
             let outcome = tokio::select! {
+                biased;
                 Some(branch) = self.stop_orders.recv() => self.stop_branch(branch).await,
-                frame = attempt.reader.next::<GroupFrame>() => self.take(frame),
+                frame = attempt.next(&self.dispatcher.view) => frame.and_then(|frame| self.take(frame)),
             };
             match outcome {
                 Ok(Some(event)) => return Ok(Some(event)),
@@ -196,20 +236,23 @@ impl GroupRun {
 
     /// Submits what is left elsewhere. A worker that could not have the adapter is not lost, so that does not count.
     async fn replay(&mut self, trouble: &Trouble) -> Result<(), DispatchError> {
-        let lost = self.attempt.take();
-        if let (Some(lost), Some(route)) = (lost, &mut self.route) {
-            route.avoid(lost.seat, trouble);
-        }
+        let context = self.context();
+        let (Some(lost), Some(route)) = (self.attempt.take(), &mut self.route) else { return Err(DispatchError::Lost) };
+        route.avoid(lost.replica.seat, trouble);
         if matches!(trouble, Trouble::Adapter) {
             return self.start().await;
         }
-        if self.replays == MAX_REPLAYS {
+        let loss = loss(&lost.replica, trouble);
+        route.lose(&lost.replica, loss, context);
+        let (model, worker) = (&self.model, &lost.replica.worker);
+        if let Err(why) = may_go_on(&mut self.setbacks, (loss, lost.stay()), &self.dispatcher) {
+            give_up(model, &lost.replica, why);
             return Err(DispatchError::Lost);
         }
-        self.replays += 1;
-        self.route.iter_mut().for_each(Route::replay);
+        let replay = self.setbacks.replays();
         metrics::counter!("shoal_replays_total").increment(1);
-        tracing::warn!(model = %self.model, replay = self.replays, "a worker was lost; the group goes on elsewhere");
+        tracing::warn!(%model, %worker, ?loss, replay, "a worker was lost; the group goes on elsewhere");
+        drop(lost);
         self.start().await
     }
 
@@ -225,6 +268,23 @@ impl GroupRun {
             codec::write_frame(&mut attempt.writer.0, &order).await?;
         }
         Ok(None)
+    }
+}
+
+/// Tells that a group does not go on elsewhere, and why.
+fn give_up(model: &Name, replica: &Replica, why: &'static str) {
+    let worker = &replica.worker;
+    metrics::counter!("shoal_replays_refused_total", "why" => why).increment(1);
+    tracing::warn!(%model, %worker, why, "a worker was lost; the group is given up");
+}
+
+/// Whether a group goes on elsewhere after `loss`, or why not.
+fn may_go_on(setbacks: &mut Setbacks, (loss, stay): (Loss, Stay), dispatcher: &Dispatcher) -> Result<(), &'static str> {
+    match setbacks.suffer(loss, stay, dispatcher.replays) {
+        Verdict::Poisonous => Err("poison"),
+        Verdict::Exhausted => Err("attempts"),
+        Verdict::Replay if dispatcher.budget.allows_replay(ambient::now()) => Ok(()),
+        Verdict::Replay => Err("budget"),
     }
 }
 

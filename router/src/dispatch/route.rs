@@ -2,17 +2,20 @@
 //! Counts in the demand for its adapter for as long as it lives.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use shoal_common::ambient;
 use shoal_common::wire::hello::{AdapterOrder, STATUS_EVERY_MS};
 
 use super::attempt::Trouble;
+use super::returning::Returning;
+use super::setbacks::Loss;
 use super::{DEFAULT_RETRY_AFTER, DispatchError, Dispatcher};
 use crate::fleet::demand::Growth;
-use crate::fleet::pick::{Access, AdapterNeed, Choice, Need, Unroutable};
+use crate::fleet::pick::{Access, AdapterNeed, Choice, Need, Unroutable, Why};
 use crate::fleet::prefix::Overlaps;
 use crate::fleet::traffic::{Profile, Traffic};
-use crate::fleet::{Seat, Snapshot};
+use crate::fleet::{Replica, Seat, Snapshot};
 
 /// How long a replica that lost a part of its model is left alone: then its status has told whether it has that again.
 const REST: Duration = Duration::from_millis(STATUS_EVERY_MS);
@@ -32,6 +35,8 @@ pub(super) struct Route {
     busy: Option<Duration>,
     /// Whether a replica could not have the adapter.
     lacked: bool,
+    /// A worker that may come back.
+    returning: Option<Returning>,
 }
 
 impl Route {
@@ -45,9 +50,10 @@ impl Route {
             resting: Vec::new(),
             busy: None,
             lacked: false,
+            returning: None,
         };
         let snapshot = route.dispatcher.view.now();
-        let growth = lock(&dispatcher.traffic).enter(&mut route.profile, &snapshot, Instant::now());
+        let growth = lock(&dispatcher.traffic).enter(&mut route.profile, &snapshot, ambient::now());
         if growth == Growth::Grew {
             route.load_ahead(&snapshot);
         }
@@ -56,6 +62,11 @@ impl Route {
 
     /// A replica for the next attempt; waits for one to appear, if it may.
     pub(super) async fn choose(&mut self, wait: Duration) -> Result<Choice, Unroutable> {
+        if let Some(returning) = self.returning.take()
+            && let Some(choice) = self.returned(&returning).await
+        {
+            return Ok(choice);
+        }
         let mut view = self.dispatcher.view.clone();
         let mut last = Unroutable::Nobody;
         let found = tokio::time::timeout(wait, async {
@@ -66,6 +77,7 @@ impl Route {
                     settled => return Some(settled),
                 };
                 tokio::select! {
+                    biased;
                     changed = view.changed() => if !changed {
                         return None;
                     },
@@ -93,7 +105,14 @@ impl Route {
             }
             Trouble::Adapter => self.lacked = true,
             Trouble::Incomplete => self.resting.push((seat, tokio::time::Instant::now() + REST)),
-            Trouble::Replica | Trouble::Group(_) => {}
+            // Nobody is sent there until it moves, and then there is nothing against it.
+            Trouble::Stuck => return,
+            Trouble::Gone
+            | Trouble::Replica
+            | Trouble::Broken
+            | Trouble::Silent
+            | Trouble::Parting
+            | Trouble::Group(_) => {}
         }
         self.excluded.push(seat);
     }
@@ -106,9 +125,28 @@ impl Route {
         }
     }
 
-    /// A replica was lost: what full ones said before is old.
-    pub(super) fn replay(&mut self) {
+    /// A replica was lost, and with it `context` tokens: what full ones said before is old. One that was only out of reach
+    /// may be back soon.
+    pub(super) fn lose(&mut self, replica: &Replica, loss: Loss, context: u64) {
         self.busy = None;
+        let others = &self.dispatcher.view.now().replicas;
+        self.returning = Returning::of(replica, loss, context, others);
+    }
+
+    /// The worker that was lost, if it is back in time.
+    async fn returned(&self, returning: &Returning) -> Option<Choice> {
+        let mut view = self.dispatcher.view.clone();
+        let back = tokio::time::timeout(returning.patience, async {
+            loop {
+                if let Ok(choice) = self.pick(&returning.alone(&view.now())) {
+                    return Some(Choice { why: Why::Returned, ..choice });
+                }
+                if !view.changed().await {
+                    return None;
+                }
+            }
+        });
+        back.await.ok().flatten()
     }
 
     /// What the caller is told when no replica is left after `replays`.
@@ -129,14 +167,14 @@ impl Route {
 
     fn pick(&self, snapshot: &Snapshot) -> Result<Choice, Unroutable> {
         let (adapter, overlaps) = self.remembering(|traffic| {
-            let adapter = traffic.adapter(&self.profile, snapshot, Instant::now());
+            let adapter = traffic.adapter(&self.profile, snapshot, ambient::now());
             (adapter, traffic.overlaps(&self.profile, &snapshot.replicas))
         });
         self.dispatcher.policy.pick(snapshot, &self.need(adapter, &overlaps))
     }
 
     fn load_ahead(&self, snapshot: &Snapshot) {
-        let adapter = self.remembering(|traffic| traffic.adapter(&self.profile, snapshot, Instant::now()));
+        let adapter = self.remembering(|traffic| traffic.adapter(&self.profile, snapshot, ambient::now()));
         let Some(generation) = adapter.map(|adapter| adapter.generation) else { return };
         let overlaps = Overlaps::default();
         for replica in self.dispatcher.policy.ahead(snapshot, &self.need(adapter, &overlaps)) {
@@ -176,6 +214,6 @@ fn lock(traffic: &Mutex<Traffic>) -> MutexGuard<'_, Traffic> {
 
 impl Drop for Route {
     fn drop(&mut self) {
-        self.remembering(|traffic| traffic.leave(&self.profile, Instant::now()));
+        self.remembering(|traffic| traffic.leave(&self.profile, ambient::now()));
     }
 }

@@ -1,15 +1,19 @@
 //! Who serves what, now. The [`FleetActor`] owns the [`roster`] and publishes an immutable [`Snapshot`] after every change;
 //! requests read the snapshot and never wait on a mailbox.
 //!
-//! 1. [`roster`]: the members; [`replica`] and [`adapters`]: what is known of one; [`orders`]: what it is told.
+//! 1. [`roster`]: the members, [`challenge`]: who may take the place of one; [`replica`] and [`adapters`]: what is known of
+//!    one; [`pulse`]: whether its engine moves; [`orders`]: what it is told.
 //! 2. [`traffic`]: what the router remembers of its own requests: [`demand`] by adapter, [`prefix`]es by replica.
 //! 3. [`pick`] chooses a replica for a group from a snapshot and that memory.
 
 pub mod adapters;
+pub mod challenge;
 pub mod demand;
+mod gauges;
 pub mod orders;
 pub mod pick;
 pub mod prefix;
+pub mod pulse;
 pub mod replica;
 pub mod roster;
 #[cfg(test)]
@@ -19,15 +23,17 @@ pub mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, MessagingErr, RpcReplyPort};
+use shoal_common::ambient;
 use shoal_common::ids::Name;
-use shoal_common::wire::hello::{AdapterOrder, AdapterState, Refusal, Status};
-use tokio::sync::watch;
+use shoal_common::watch;
+use shoal_common::wire::hello::{AdapterOrder, AdapterState, Refusal, StageReport, Status};
 
 use crate::catalogue::ServedModel;
 use orders::Orders;
+use pulse::Health;
 pub use replica::{Line, Replica, Seat};
 pub use roster::{Offer, Roster};
 pub use view::FleetView;
@@ -63,6 +69,17 @@ pub enum FleetMessage {
         seat: Seat,
         /// The adapter's state there.
         state: Box<AdapterState>,
+        /// Answered when it is published, so that each link has one such message in the mailbox at most.
+        noted: RpcReplyPort<()>,
+    },
+    /// A head told of its stages.
+    Stages {
+        /// Whose.
+        worker: Name,
+        /// Its place.
+        seat: Seat,
+        /// All of them, the head the first.
+        stages: Vec<StageReport>,
         /// Answered when it is published, so that each link has one such message in the mailbox at most.
         noted: RpcReplyPort<()>,
     },
@@ -103,6 +120,12 @@ impl Membership {
         self.fleet.cast(FleetMessage::Adapter { worker, seat: self.seat, state, noted })
     }
 
+    /// Tells of the worker's stages. Fails only when the fleet is gone.
+    pub fn stages(&self, stages: Vec<StageReport>, noted: RpcReplyPort<()>) -> Result<(), MessagingErr<FleetMessage>> {
+        let worker = self.worker.clone();
+        self.fleet.cast(FleetMessage::Stages { worker, seat: self.seat, stages, noted })
+    }
+
     /// Tells the worker's load. Fails only when the fleet is gone.
     pub fn report(&self, status: Status) -> Result<(), MessagingErr<FleetMessage>> {
         self.fleet.cast(FleetMessage::Report { worker: self.worker.clone(), seat: self.seat, status })
@@ -130,7 +153,7 @@ pub struct FleetState {
 impl FleetState {
     fn join(&mut self, offer: Offer, fleet: ActorRef<FleetMessage>) -> Result<Membership, Refusal> {
         let worker = offer.hello.worker.clone();
-        let seat = self.roster.join(offer, Instant::now());
+        let seat = self.roster.join(offer, ambient::now());
         self.publish();
         let orders = self.roster.orders(&worker).unwrap_or_default();
         Ok(Membership { fleet, worker, seat: seat?, orders })
@@ -143,31 +166,28 @@ impl FleetState {
     }
 }
 
-/// A worker's load as `/metrics` shows it: workers have no HTTP of their own. A worker that left has none.
-fn tell_load(worker: &Name, status: Option<&Status>) {
-    let tell = |name: &'static str, value: fn(&Status) -> f64| {
-        metrics::gauge!(name, "worker" => worker.to_string()).set(status.map_or(0.0, value));
-    };
-    tell("shoal_worker_sequences_running", |status| status.running.into());
-    tell("shoal_worker_groups_waiting", |status| status.waiting.into());
-    tell("shoal_worker_tokens_queued", |status| status.queued_tokens as f64);
-    tell("shoal_worker_kv_tokens_used", |status| status.kv_used as f64);
-    tell("shoal_worker_prefix_tokens_looked_up", |status| status.looked_up_tokens as f64);
-    tell("shoal_worker_prefix_tokens_cached", |status| status.cached_tokens as f64);
-    tell("shoal_worker_sequences_preempted", |status| status.preemptions as f64);
+/// An engine got stuck, or moves again.
+fn tell_health(worker: &Name, health: Health) {
+    match health {
+        Health::Stuck => {
+            metrics::counter!("shoal_worker_stalls_total", "worker" => worker.to_string()).increment(1);
+            tracing::warn!(%worker, "a worker's engine stands still: its groups go on elsewhere");
+        }
+        Health::Moving => tracing::info!(%worker, "a worker's engine moves again"),
+    }
 }
 
 impl Actor for FleetActor {
     type Msg = FleetMessage;
     type State = FleetState;
-    type Arguments = watch::Sender<Arc<Snapshot>>;
+    type Arguments = (watch::Sender<Arc<Snapshot>>, Duration);
 
     async fn pre_start(
         &self,
         _myself: ActorRef<FleetMessage>,
-        published: Self::Arguments,
+        (published, patience): Self::Arguments,
     ) -> Result<FleetState, ActorProcessingErr> {
-        Ok(FleetState { roster: Roster::default(), published })
+        Ok(FleetState { roster: Roster::new(patience), published })
     }
 
     async fn handle(
@@ -182,8 +202,10 @@ impl Actor for FleetActor {
                 let _ = reply.send(state.join(*offer, myself));
             }
             FleetMessage::Report { worker, seat, status } => {
-                state.roster.report(&worker, seat, status, Instant::now());
-                tell_load(&worker, Some(&status));
+                if let Some(health) = state.roster.report(&worker, seat, status, ambient::now()) {
+                    tell_health(&worker, health);
+                }
+                gauges::tell_load(&worker, Some(&status));
                 state.publish();
             }
             FleetMessage::Adapter { worker, seat, state: adapter, noted } => {
@@ -192,11 +214,18 @@ impl Actor for FleetActor {
                 // Nobody waits where the link died meanwhile.
                 let _ = noted.send(());
             }
+            FleetMessage::Stages { worker, seat, stages, noted } => {
+                gauges::tell_stages(&worker, &stages);
+                state.roster.stages(&worker, seat, stages.into());
+                state.publish();
+                let _ = noted.send(());
+            }
             FleetMessage::Order { model, order } => state.roster.order(model.as_ref(), order),
             FleetMessage::Leave { worker, seat } => {
-                state.roster.leave(&worker, seat);
+                let stages = state.roster.leave(&worker, seat);
                 if !state.roster.has(&worker) {
-                    tell_load(&worker, None);
+                    gauges::tell_load(&worker, None);
+                    gauges::stages_gone(&worker, &stages);
                 }
                 state.publish();
             }
@@ -206,4 +235,4 @@ impl Actor for FleetActor {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -8,15 +8,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use shoal_common::ids::{Generation, Incarnation, Name};
-use shoal_common::wire::hello::{Capacity, Status, WorkerState};
+use shoal_common::quic::CloseCode;
+use shoal_common::wire::hello::{Capacity, StageReport, Status, WorkerState};
 
 use super::adapters::Adapters;
 use super::orders::Orders;
+use super::pulse::{Health, Pulse, Vital};
 use crate::catalogue::ServedModel;
 
 /// What a link needs from a worker's connection: opening streams and knowing whether it is gone. A trait so that rules can
 /// be tested without a socket.
 pub trait Line: Send + Sync + fmt::Debug {
+    /// Ends the connection: another life has the worker's place.
+    fn close(&self);
     /// Whether the connection is known to be closed.
     fn is_closed(&self) -> bool;
     /// The QUIC connection; absent in tests of pure rules.
@@ -24,6 +28,10 @@ pub trait Line: Send + Sync + fmt::Debug {
 }
 
 impl Line for quinn::Connection {
+    fn close(&self) {
+        CloseCode::Shutdown.close(self);
+    }
+
     fn is_closed(&self) -> bool {
         self.close_reason().is_some()
     }
@@ -42,6 +50,8 @@ pub struct Seat(pub u64);
 #[derive(Debug, Default)]
 pub struct Outstanding {
     tokens: AtomicU64,
+    /// Tokens of prompts of groups that have shown no token yet.
+    prompts: AtomicU64,
     /// Groups that are not finished, by adapter: as many entries as adapters are in use, so at most one per group.
     adapters: Mutex<BTreeMap<Generation, u32>>,
     /// Blocks of prompts since the worker joined; see [`super::prefix`].
@@ -52,6 +62,11 @@ impl Outstanding {
     /// Tokens of groups that are not finished.
     pub fn tokens(&self) -> u64 {
         self.tokens.load(Ordering::Relaxed)
+    }
+
+    /// Tokens of prompts that are still to be computed, at most.
+    pub fn prompts(&self) -> u64 {
+        self.prompts.load(Ordering::Relaxed)
     }
 
     /// Adapters that groups of this router are using or waiting for there, `besides` one.
@@ -96,6 +111,19 @@ impl Drop for OutstandingGuard {
     }
 }
 
+/// Counts a group's prompt as one that is still to be computed, until dropped: with the group's first token.
+#[derive(Debug)]
+pub struct PromptGuard {
+    of: Arc<Outstanding>,
+    tokens: u64,
+}
+
+impl Drop for PromptGuard {
+    fn drop(&mut self) {
+        self.of.prompts.fetch_sub(self.tokens, Ordering::Relaxed);
+    }
+}
+
 /// A whole model on one worker, as last reported.
 #[derive(Clone, Debug)]
 pub struct Replica {
@@ -121,15 +149,24 @@ pub struct Replica {
     pub outstanding: Arc<Outstanding>,
     /// Version of its binary, for people.
     pub build: String,
-    /// When its decode loop was last seen to turn.
-    pub advanced: Instant,
+    /// The stages that its model is split into, as it last told; none where it hosts all of it.
+    pub stages: Arc<[StageReport]>,
+    /// Whether its engine moves: groups on it hear when it does not.
+    pub vital: Arc<Vital>,
+    pub(super) pulse: Pulse,
     pub(super) heard: Instant,
 }
 
 impl Replica {
     /// Whether it may be given groups.
     pub fn takes_groups(&self) -> bool {
-        !self.line.is_closed() && self.status.is_none_or(|status| status.state == WorkerState::Ready)
+        let is_ready = self.status.is_none_or(|status| status.state == WorkerState::Ready);
+        is_ready && !self.line.is_closed() && self.vital.last().health == Health::Moving
+    }
+
+    /// When its decode loop was last seen to turn.
+    pub fn advanced(&self) -> Instant {
+        self.pulse.moved()
     }
 
     /// When it was last heard of.
@@ -140,6 +177,12 @@ impl Replica {
     /// Tokens that stand before a new group, at least: what it reported, or what we know we sent since.
     pub fn queued_tokens(&self) -> u64 {
         self.status.map_or(0, |status| status.queued_tokens).max(self.outstanding.tokens())
+    }
+
+    /// Counts a prompt of `tokens` as one that is still to be computed until the guard is dropped.
+    pub fn expect_prompt(&self, tokens: u64) -> PromptGuard {
+        self.outstanding.prompts.fetch_add(tokens, Ordering::Relaxed);
+        PromptGuard { of: Arc::clone(&self.outstanding), tokens }
     }
 
     /// Counts a group of `tokens` as outstanding until the guard is dropped.

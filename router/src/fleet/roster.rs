@@ -4,21 +4,23 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use shoal_common::config::Timers;
 use shoal_common::ids::Name;
-use shoal_common::wire::hello::{AdapterOrder, AdapterState, Hello, Refusal, Status};
+use shoal_common::wire::hello::{AdapterOrder, AdapterState, Hello, Refusal, StageReport, Status};
 
 use super::Snapshot;
 use super::adapters::{Adapters, News};
 use super::orders::{Orders, Pins};
+use super::pulse::{Health, Pulse, Vital};
 use super::replica::{Line, Replica, Seat};
 use crate::catalogue::ServedModel;
 
 /// A worker of the same name that was heard of within this time is taken for alive, and a second one is refused: four
 /// status intervals.
-const ALIVE_WITHIN: Duration = Duration::from_secs(1);
+pub(super) const ALIVE_WITHIN: Duration = Duration::from_secs(1);
 
 /// A worker that asks to serve.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Offer {
     /// Its own words.
     pub hello: Hello,
@@ -26,22 +28,38 @@ pub struct Offer {
     pub model: Arc<ServedModel>,
     /// Its connection.
     pub line: Arc<dyn Line>,
+    /// When it asked first, which is the last that was heard of it.
+    pub asked: Instant,
 }
 
 /// The members.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Roster {
+    /// How long an engine may stand still, at least.
+    patience: Duration,
     replicas: BTreeMap<Name, Replica>,
     models: BTreeMap<Name, Arc<ServedModel>>,
     pins: Pins,
     next_seat: u64,
 }
 
+impl Default for Roster {
+    fn default() -> Self {
+        Self::new(Timers::default().stall)
+    }
+}
+
 impl Roster {
+    /// Nobody yet. An engine that stands still for longer than `patience`, and than its steps let expect, is stuck.
+    pub fn new(patience: Duration) -> Self {
+        let (replicas, models, pins) = Default::default();
+        Self { patience, replicas, models, pins, next_seat: 0 }
+    }
+
     /// Takes a worker in, or says why not. A new life of a known worker replaces the old one unless that one is alive; a
     /// new connection of the same life replaces the old one in any case, for the worker itself has given that up.
     pub fn join(&mut self, offer: Offer, now: Instant) -> Result<Seat, Refusal> {
-        let Offer { hello, model, line } = offer;
+        let Offer { hello, model, line, asked } = offer;
         if hello.model.layers.begin != 0 || hello.model.layers.end != hello.model.layer_count {
             return Err(Refusal::IncompleteModel);
         }
@@ -66,10 +84,16 @@ impl Roster {
             orders,
             outstanding: Arc::default(),
             build: hello.build,
-            advanced: now,
-            heard: now,
+            stages: Arc::default(),
+            vital: Arc::new(Vital::new(now)),
+            pulse: Pulse::new(self.patience, now),
+            heard: asked,
         };
-        self.replicas.insert(hello.worker, replica);
+        let old = self.replicas.insert(hello.worker, replica);
+        if let Some(old) = old.filter(|old| old.incarnation != hello.incarnation) {
+            // Nothing comes of that life any more: groups on it go on at once, and not only when its silence is noticed.
+            old.line.close();
+        }
         Ok(seat)
     }
 
@@ -91,15 +115,14 @@ impl Roster {
         Ok(model)
     }
 
-    /// Notes a worker's load. A report from a place that was given up is dropped.
-    pub fn report(&mut self, worker: &Name, seat: Seat, status: Status, now: Instant) {
-        if let Some(replica) = self.seated(worker, seat) {
-            if replica.status.is_none_or(|before| before.progress != status.progress) {
-                replica.advanced = now;
-            }
-            replica.status = Some(status);
-            replica.heard = now;
-        }
+    /// Notes a worker's load; says so if its engine got stuck with that, or moves again. A report from a place that was given
+    /// up is dropped.
+    pub fn report(&mut self, worker: &Name, seat: Seat, status: Status, now: Instant) -> Option<Health> {
+        let replica = self.seated(worker, seat)?;
+        replica.status = Some(status);
+        replica.heard = now;
+        let beat = replica.pulse.hear(&status, replica.outstanding.prompts(), now);
+        replica.vital.note(beat).then_some(beat.health)
     }
 
     /// Notes what became of an adapter. Words from a place that was given up are dropped.
@@ -119,11 +142,17 @@ impl Roster {
         self.replicas.values().filter(of_model).for_each(|replica| replica.orders.give(order));
     }
 
-    /// Forgets a worker and its adapters. A leave from a place that was given up is dropped.
-    pub fn leave(&mut self, worker: &Name, seat: Seat) {
-        if self.seated(worker, seat).is_some() {
-            self.replicas.remove(worker);
+    /// Notes a head's stages. Words from a place that was given up are dropped.
+    pub fn stages(&mut self, worker: &Name, seat: Seat, stages: Arc<[StageReport]>) {
+        if let Some(replica) = self.seated(worker, seat) {
+            replica.stages = stages;
         }
+    }
+
+    /// Forgets a worker and its adapters; its stages, if it had any. A leave from a place that was given up is dropped.
+    pub fn leave(&mut self, worker: &Name, seat: Seat) -> Arc<[StageReport]> {
+        let left = self.seated(worker, seat).is_some().then(|| self.replicas.remove(worker)).flatten();
+        left.map_or_else(Arc::default, |replica| replica.stages)
     }
 
     /// Whether a worker of this name is a member.

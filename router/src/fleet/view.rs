@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shoal_common::ids::{Generation, Name};
+use shoal_common::watch;
 use shoal_common::wire::hello::AdapterState;
-use tokio::sync::watch;
 
 use super::adapters::LoadKind;
 use super::{Replica, Snapshot};

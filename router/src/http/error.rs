@@ -86,6 +86,9 @@ pub enum ApiError {
     /// 403: an order that did not come from the router's own machine.
     #[error("orders to the cluster are taken from the router's own machine only, and not through a proxy")]
     OperatorsOnly,
+    /// 403: the request's key is not for what it asks for.
+    #[error("the key of the request may not use this model")]
+    Forbidden,
     /// 404: no such model, nor an adapter of that name.
     #[error("the model '{model}' is not served here; served: {}", listed(.served))]
     ModelNotFound {
@@ -277,6 +280,7 @@ impl ApiError {
             Self::Foreign(ForeignFault::Host) => (StatusCode::FORBIDDEN, REQUEST, "foreign_host"),
             Self::Foreign(ForeignFault::Origin) => (StatusCode::FORBIDDEN, REQUEST, "foreign_origin"),
             Self::OperatorsOnly => (StatusCode::FORBIDDEN, REQUEST, "operators_only"),
+            Self::Forbidden => (StatusCode::FORBIDDEN, REQUEST, "forbidden"),
             Self::ModelNotFound { .. } => (StatusCode::NOT_FOUND, NOT_FOUND, "model_not_found"),
             Self::WorkerNotFound { .. } => (StatusCode::NOT_FOUND, NOT_FOUND, "worker_not_found"),
             Self::AdapterNotFound { .. } => (StatusCode::NOT_FOUND, NOT_FOUND, "adapter_not_found"),

@@ -20,6 +20,8 @@ pub(crate) fn describe() {
     counter!("shoal_completion_tokens_total", "Tokens generated, all candidates counted");
     counter!("shoal_route_total", "Groups sent to a worker, by the reason it was chosen");
     counter!("shoal_replays_total", "Groups that went on elsewhere because their worker was lost");
+    counter!("shoal_replays_refused_total", "Groups that were given up when their worker was lost, by reason");
+    counter!("shoal_worker_stalls_total", "Times that a worker's engine stood still, by worker");
     counter!("shoal_workers_refused_total", "Connections of workers that were not taken");
     counter!("shoal_prompt_log_dropped_total", "Lines that the prompt log had no room for");
     counter!("shoal_prompt_log_failed_total", "Lines that the prompt log could not write");
@@ -35,6 +37,10 @@ pub(crate) fn describe() {
     gauge!("shoal_worker_prefix_tokens_looked_up", "Tokens looked for in the prefix cache since the start, by worker");
     gauge!("shoal_worker_prefix_tokens_cached", "Tokens found in the prefix cache since the start, by worker");
     gauge!("shoal_worker_sequences_preempted", "Sequences that gave their KV to others since the start, by worker");
+    gauge!("shoal_stage_connected", "1 where a stage of a split model is connected to its head, by head and stage");
+    gauge!("shoal_stage_steps", "Steps that a stage has computed since its head started, by head and stage");
+    gauge!("shoal_stage_computing_seconds", "Time that they took there, by head and stage");
+    gauge!("shoal_stage_busy_share", "Share of the last second in which a stage computed, by head and stage");
     counter!("shoal_worker_steps_total", "Steps of the engine");
     histogram!("shoal_worker_step_seconds", "Steps of the engine, in seconds");
     counter!("shoal_worker_tokens_total", "Tokens computed, by phase");

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use shoal_common::ambient;
 use shoal_common::fingerprint::Fingerprint;
 use shoal_common::ids::{Name, TokenId};
 
@@ -21,7 +22,7 @@ pub struct Envelope {
 impl Envelope {
     /// A fresh id around `model`, the name the client used; `created` in Unix seconds.
     pub fn new(model: &Name, fingerprint: Fingerprint, created: u64) -> Self {
-        let id = format!("cmpl-{:032x}", rand::random::<u128>());
+        let id = format!("cmpl-{:032x}", ambient::draw::<u128>());
         Self { id, created, model: model.to_string(), fingerprint: fingerprint.to_string() }
     }
 

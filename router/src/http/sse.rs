@@ -89,6 +89,7 @@ impl EventSink {
             self.events.send((text.into(), permit)).await.map_err(|_| SinkError::Gone)
         };
         let sent = tokio::select! {
+            biased;
             sent = timeout(self.patience.slow_reader, queued) => sent.unwrap_or(Err(SinkError::TooSlow)),
             () = self.events.closed() => Err(SinkError::Gone),
         };

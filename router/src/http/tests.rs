@@ -14,11 +14,12 @@ use shoal_common::config::{ApiConfig, Limits};
 use shoal_common::fingerprint::Fingerprint;
 use shoal_common::ids::{Digest, LayerRange, Name, TokenId};
 use shoal_common::shutdown::{self, Trigger};
+use shoal_common::watch;
 use shoal_common::wire::blob::TokenizerBundle;
 use shoal_common::wire::hello::ModelCard;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
 use super::foreign::HostPolicy;

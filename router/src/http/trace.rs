@@ -2,12 +2,12 @@
 //! the route's pattern, never the path or the body: both may hold text of the client's.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
+use shoal_common::ambient;
 use tracing::Instrument;
 
 /// The header in both directions.
@@ -31,14 +31,14 @@ impl RequestId {
         let valid = (1..=MAX_ID).contains(&given.len()) && given.iter().all(u8::is_ascii_graphic);
         match std::str::from_utf8(given) {
             Ok(id) if valid => Self(id.into()),
-            _ => Self(format!("req-{:032x}", rand::random::<u128>()).into()),
+            _ => Self(format!("req-{:032x}", ambient::draw::<u128>()).into()),
         }
     }
 }
 
 /// The middleware.
 pub(super) async fn follow(mut request: Request, next: Next) -> Response {
-    let started = Instant::now();
+    let started = ambient::now();
     let id = RequestId::of(request.headers());
     let method = known_method(request.method());
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched", |path| path.as_str()).to_owned();
@@ -48,7 +48,7 @@ pub(super) async fn follow(mut request: Request, next: Next) -> Response {
     let value = HeaderValue::from_str(id.as_str()).expect("an id is visible ASCII");
     response.headers_mut().insert(REQUEST_ID, value);
     let status = response.status().as_u16();
-    span.in_scope(|| tracing::debug!(status, head_ms = started.elapsed().as_millis() as u64, "answered"));
+    span.in_scope(|| tracing::debug!(status, head_ms = ambient::since(started).as_millis() as u64, "answered"));
     let labels = [("route", route), ("method", method.to_owned()), ("status", status.to_string())];
     metrics::counter!("shoal_http_requests_total", &labels).increment(1);
     response

@@ -226,6 +226,10 @@ impl Group {
             let delta = self.candidates[index].cancel();
             self.hand_on(BranchIndex(index as u16), delta, &mut deltas);
         }
+        if self.assignment == Assignment::Ranked {
+            // Also those that had come to their end: had the others gone on, one of them might have been better.
+            deltas.iter_mut().for_each(|choice| choice.delta.finish = Some(FinishReason::Cancelled));
+        }
         deltas.retain(|choice| !choice.delta.is_empty());
         deltas
     }

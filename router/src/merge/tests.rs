@@ -153,12 +153,15 @@ fn cancelling_ends_every_open_choice_and_no_other() {
 }
 
 #[test]
-fn cancelling_a_ranked_group_still_tells_the_best_so_far() {
+fn every_choice_of_a_ranked_group_that_is_cut_says_so_however_whole_the_best_so_far_is() {
     let mut request = request("");
-    (request.n, request.best_of) = (1, 2);
-    let mut merge = Merge::new(&plan(&request, &["p"]));
+    (request.n, request.best_of) = (2, 3);
+    let mut merge = Merge::new(&plan(&request, &["p", "q"]));
+    let whole: Vec<_> = (0..3).flat_map(|branch| feed(&mut merge, 1, branch, "whole", -1.0)).collect();
     feed(&mut merge, 0, 1, "good", -0.1);
-    let choices = collect(vec![merge.cancel()]);
-    assert_eq!(choices[0].0, "good");
+    let choices = collect(vec![whole, merge.cancel()]);
+    let cut = Some(FinishReason::Cancelled);
+    assert_eq!((choices[0].0.as_str(), choices[0].1, choices[1].1), ("good", cut, cut));
+    assert!(choices[2..].iter().all(|choice| choice.1 == Some(FinishReason::Length)), "a group that had ended");
     assert!(merge.is_done());
 }

@@ -9,6 +9,7 @@ mod tests;
 
 use std::time::Instant;
 
+use shoal_common::ambient;
 use shoal_common::ids::{Incarnation, Name};
 
 use crate::fleet::FleetView;
@@ -38,7 +39,7 @@ impl Operations {
         Self {
             cluster,
             router: Incarnation::draw(),
-            started: Instant::now(),
+            started: ambient::now(),
             view,
             drains: Drains::default(),
             incidents: Incidents::default(),

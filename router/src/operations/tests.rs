@@ -29,6 +29,8 @@ struct Stage {
     http: SocketAddr,
     quic: SocketAddr,
     _running: Trigger,
+    /// A directory that no other router has: it is locked.
+    _data: tempfile::TempDir,
 }
 
 /// A worker that the test plays, as far as its answer to the hello.
@@ -77,11 +79,14 @@ impl Stage {
     async fn new() -> Self {
         let authority = Authority::create(&name("test")).unwrap();
         let identity = authority.issue(Role::Router, &name("router")).unwrap();
-        let bound = crate::bind(settings(), identity).await.unwrap();
+        let data = tempfile::tempdir().unwrap();
+        let mut settings = settings();
+        data.path().clone_into(&mut settings.router.data_dir);
+        let bound = crate::bind(settings, identity).await.unwrap();
         let (http, quic) = (bound.http_addr(), bound.quic_addr());
         let (running, shutdown) = shutdown::channel();
         tokio::spawn(bound.serve(shutdown));
-        Self { authority, http, quic, _running: running }
+        Self { authority, http, quic, _running: running, _data: data }
     }
 
     fn identity(&self, worker: &str) -> Identity {
@@ -155,6 +160,14 @@ impl Played {
     async fn tell(&mut self, status: Status) {
         write_frame(&mut self.control.0, &WorkerControl::Status(status)).await.unwrap();
     }
+
+    /// Tells its load as a worker does, for good.
+    async fn lives(&mut self) {
+        loop {
+            self.tell(status(WorkerState::Ready, 1)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
 }
 
 fn state(document: &Value) -> &Value {
@@ -185,7 +198,7 @@ async fn a_worker_is_shown_with_what_it_hosts_and_how_it_does() {
         (&models[0]["name"], &models[0]["workers"], &models[0]["ready"]),
         (&json!("tiny"), &json!(1), &json!(1))
     );
-    assert_eq!((&document["name"], &document["router"]["protocol"]), (&json!("test"), &json!("shoal/2")));
+    assert_eq!((&document["name"], &document["router"]["protocol"]), (&json!("test"), &json!("shoal/3")));
 }
 
 #[tokio::test]
@@ -239,7 +252,10 @@ async fn a_refused_worker_is_shown_with_the_reason_and_what_to_do() {
     let stage = Stage::new().await;
     let mut alpha = stage.worker(hello("alpha", 1)).await;
     alpha.tell(status(WorkerState::Ready, 1)).await;
-    let twin = stage.worker(hello("alpha", 2)).await;
+    let twin = tokio::select! {
+        twin = stage.worker(hello("alpha", 2)) => twin,
+        () = alpha.lives() => unreachable!("it never ends"),
+    };
     assert_eq!(twin.answer, RouterControl::Refused(Refusal::DuplicateName));
     let mut other = hello("beta", 3);
     other.model.weights = Digest::of(b"other weights");

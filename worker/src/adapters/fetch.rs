@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{Connection, ConnectionError};
+use shoal_common::ambient;
 use shoal_common::ids::Generation;
 use shoal_common::quic::MAX_FETCHES;
 use shoal_common::wire::blob::{BLOB_PRIORITY, BlobHeader, BlobRequest};
@@ -166,7 +167,7 @@ pub(super) async fn pour(mut blob: Blob, mut part: Part) -> Result<Part, FetchEr
             return if left == 0 { Ok(part) } else { Err(FetchError::Corrupt) };
         }
         left = left.checked_sub(chunk.len() as u64).ok_or(FetchError::Corrupt)?;
-        let written = tokio::task::spawn_blocking(move || {
+        let written = ambient::off_runtime(move || {
             part.write(&chunk)?;
             chunk.clear();
             Ok::<_, WriteError>((part, chunk))

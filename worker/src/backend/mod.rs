@@ -172,6 +172,12 @@ pub trait Backend: Send {
     /// was to write is undefined, and that of all others is what it was.
     fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError>;
 
+    /// How much longer than its computing the last step is to take: what a backend that plays a slower machine says. Whoever
+    /// runs the engine waits for it, in the time it runs in, before anything of the step is told.
+    fn plays_for(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Steps that are worth being under way at once. With 1 they are run by [`Backend::forward`], one after the other; with
     /// more, by [`Backend::launch`] and [`Backend::collect`], for the backend is several machines.
     fn depth(&self) -> usize {

@@ -19,7 +19,7 @@ use std::ops::Range;
 use shoal_common::config::Quant;
 use shoal_kernels::{Isa, KvPool, OutOfMemory, Pool};
 
-pub use self::footprint::Footprint;
+pub use self::footprint::{Footprint, costs};
 use self::model::{Model, Work};
 use crate::backend::{Backend, BackendError, BadStep, BlockId, LogitsBuffer, LogitsOf, Slice, StepCheck};
 use crate::weights::{ModelFile, WeightsError};

@@ -27,6 +27,10 @@ impl Guarded {
         guard(|| self.0.forward(slices, logits))
     }
 
+    pub(super) fn plays_for(&self) -> Duration {
+        self.0.plays_for()
+    }
+
     pub(super) fn depth(&self) -> usize {
         self.0.depth()
     }

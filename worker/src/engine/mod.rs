@@ -6,6 +6,7 @@
 //! goes out ([`sink`]), the status is published. Idle turns come every [`IDLE_TICK`], so that a loop that stands still shows.
 
 mod admission;
+mod drive;
 mod group;
 pub(crate) mod guarded;
 mod hashes;
@@ -18,25 +19,25 @@ mod step;
 pub(crate) mod tests;
 mod turn;
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use shoal_common::ambient;
+use shoal_common::watch;
 use shoal_common::wire::hello::{Status, WorkerState};
 use shoal_common::wire::message::{GroupFailure, GroupFrame, Submit};
-use tokio::sync::watch;
 
 use admission::Arrival;
 pub use admission::Served;
+pub use drive::{Drive, EngineRun, StartError, spawn};
 use link::{GroupLink, Waker};
 pub use sink::GroupSink;
 use turn::{Engine, Links};
 
 use crate::adapters::Lease;
-use crate::backend::{Backend, BackendError};
+use crate::backend::Backend;
 use crate::scheduler::Bounds;
 
 /// Submissions that wait for the engine to end its step; more are answered `Busy`.
@@ -90,33 +91,7 @@ pub struct EngineHandle {
     served: Served,
 }
 
-/// The engine's thread; join it after [`EngineHandle::stop`].
-pub type EngineThread = thread::JoinHandle<()>;
-
-/// Why the engine cannot be started.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The backend has no room for the KV.
-    #[error("the kv cannot be reserved")]
-    Kv(#[from] BackendError),
-    /// The system gives no thread.
-    #[error("the engine's thread cannot be started")]
-    Thread(#[source] io::Error),
-}
-
-/// Reserves the KV and starts the engine on a thread of its own.
-pub fn spawn(
-    served: Served,
-    bounds: Bounds,
-    mut backend: Box<dyn Backend>,
-) -> Result<(EngineHandle, EngineThread), StartError> {
-    backend.reserve(bounds.blocks)?;
-    let (handle, engine) = assemble(served, bounds, backend);
-    let thread = thread::Builder::new().name("engine".into());
-    Ok((handle, thread.spawn(move || engine.run()).map_err(StartError::Thread)?))
-}
-
-/// An engine that no thread runs yet.
+/// An engine that nobody runs yet.
 fn assemble(served: Served, bounds: Bounds, backend: Box<dyn Backend>) -> (EngineHandle, Engine) {
     let (commands, inbox) = sync_channel(COMMANDS);
     let (publish, status) = watch::channel(idle_status());
@@ -164,7 +139,7 @@ impl EngineHandle {
         if let Err(failure) = self.served.check_with(&submit, adapter.as_ref()) {
             return sink.refuse(GroupFrame::Failed(failure));
         }
-        let deadline = submit.deadline_ms.map(|ms| Instant::now() + Duration::from_millis(ms.into()));
+        let deadline = submit.deadline_ms.map(|ms| ambient::now() + Duration::from_millis(ms.into()));
         // Here and not on the engine's thread, where all streams would wait for it.
         let hashes = hashes::of_submission(&submit);
         let command = Command::Submit(Box::new(Arrival { submit, hashes, adapter, sink, deadline }));

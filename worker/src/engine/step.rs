@@ -1,19 +1,22 @@
 //! One step, in the order of its plan: copy, compute, score, draw, say. Where several are under way at once, `overlap` has
-//! them begin and end. A backend that fails takes the groups of its step
-//! with it and nobody else.
+//! them begin and end. A step at which the backend fails is computed once more, group by group, so that the one that it fails
+//! at ends alone.
 
-use std::collections::BTreeSet;
 use std::num::NonZero;
-use std::time::Instant;
+use std::time::Duration;
 
+use shoal_common::ambient;
 use shoal_common::telemetry::Chain;
 use shoal_common::wire::message::GroupFailure;
 
 use super::overlap;
-use super::turn::{Engine, Turn};
+use super::turn::{Engine, Life, Turn};
 use crate::backend::{BackendError, LogitsOf, Slice};
 use crate::metrics;
 use crate::scheduler::{Draw, Drawn, GroupId, Phase, Row, SequenceId, StepPlan};
+
+/// Groups of a failed step that may fail alone before the backend is taken for broken.
+pub(super) const CULPRITS: usize = 2;
 
 /// Memory of a step, used again from step to step.
 #[derive(Debug, Default)]
@@ -66,13 +69,18 @@ impl Engine {
     fn step_with(&mut self, scratch: &mut Scratch) -> Turn {
         let Scratch { plan, slices, words } = scratch;
         self.plan(plan);
-        let began = Instant::now();
+        let began = ambient::now();
+        self.owed = Duration::ZERO;
         let computed = self.compute(plan, slices, Run::ToTheEnd);
-        self.conclude(plan, &computed, words);
+        match &computed {
+            Ok(()) => self.speak(plan, words),
+            Err(error) => self.fail_step(plan, error, (slices, words)),
+        }
+        self.conclude(plan, words);
         if plan.is_empty() {
             return Turn::Idle;
         }
-        let took = began.elapsed();
+        let took = ambient::since(began) + self.owed;
         if computed.is_ok() {
             self.pace.observe(plan.tokens_of(Phase::Decode), plan.prefills(), took.as_secs_f64());
         }
@@ -88,14 +96,9 @@ impl Engine {
         metrics::scheduler(totals, self.policy.totals());
     }
 
-    /// The step of `plan` has been computed, or could not be: says what came of it, and tells the policy.
-    pub(super) fn conclude(&mut self, plan: &StepPlan, computed: &Result<(), BackendError>, words: &mut Words) {
-        let Words { first_rows, drawn, finished } = words;
-        drawn.clear();
-        match computed {
-            Ok(()) => self.speak(plan, first_rows, drawn),
-            Err(error) => self.fail_step(plan, error),
-        }
+    /// What came of a step is said, and told to the policy.
+    pub(super) fn conclude(&mut self, plan: &StepPlan, words: &mut Words) {
+        let Words { drawn, finished, .. } = words;
         self.say_drawn(drawn);
         finished.clear();
         self.policy.complete(plan, drawn, finished);
@@ -127,12 +130,20 @@ impl Engine {
             Run::ToTheEnd => self.backend.forward(&slices, &mut self.logits),
             Run::UnderWay => self.backend.launch(&slices),
         };
+        if run == Run::ToTheEnd {
+            self.owed += self.backend.plays_for();
+        }
         *memory = recycled(slices);
         computed
     }
 
     /// Scores prompts and draws tokens from the logits of the step.
-    fn speak(&mut self, plan: &StepPlan, first_rows: &mut Vec<usize>, drawn: &mut Vec<(SequenceId, Drawn)>) {
+    pub(super) fn speak(&mut self, plan: &StepPlan, words: &mut Words) {
+        words.drawn.clear();
+        self.speak_more(plan, words);
+    }
+
+    fn speak_more(&mut self, plan: &StepPlan, Words { first_rows, drawn, .. }: &mut Words) {
         let mut next = 0;
         first_rows.clear();
         for slice in &plan.slices {
@@ -172,16 +183,37 @@ impl Engine {
         }
     }
 
-    /// The step's groups fail; where it failed because the pool's life has ended, all that were of that life do.
-    fn fail_step(&mut self, plan: &StepPlan, error: &BackendError) {
+    /// The backend failed at a step that nothing else depends on yet.
+    fn fail_step(&mut self, plan: &StepPlan, error: &BackendError, (slices, words): Memory<'_>) {
         tracing::error!(error = %Chain(error), "a step failed");
-        self.heed_epoch();
-        let groups: BTreeSet<_> = plan.slices.iter().map(|slice| slice.sequence.group).collect();
-        for id in groups {
-            self.fail(id, GroupFailure::Engine);
+        words.drawn.clear();
+        // Where it failed because the pool's life has ended, all that were of that life end with it.
+        if self.heed_epoch() == Life::Changed {
+            return;
+        }
+        let copied = plan.copies.iter().try_for_each(|copy| self.backend.copy_block(copy.from, copy.to));
+        let failures = if copied.is_err() || plan.groups().len() == 1 { CULPRITS } else { 0 };
+        self.step_by_group(plan, failures, (slices, words));
+    }
+
+    /// Computes a step group by group, whose copies were made: nobody reads in a step what another group writes in it. A backend
+    /// that fails at several of them is broken, and the rest end too, to go on at another worker; there were `failures` already.
+    pub(super) fn step_by_group(&mut self, plan: &StepPlan, mut failures: usize, (slices, words): Memory<'_>) {
+        words.drawn.clear();
+        for id in plan.groups() {
+            let part = plan.part(|sequence| sequence.group == id && self.policy.runs(sequence));
+            if failures < CULPRITS && self.compute(&part, slices, Run::ToTheEnd).is_ok() {
+                self.speak_more(&part, words);
+            } else if !part.slices.is_empty() {
+                failures += 1;
+                self.fail(id, GroupFailure::Engine);
+            }
         }
     }
 }
+
+/// Memory of slices and of what a step says.
+pub(super) type Memory<'a> = (&'a mut Vec<Slice<'static>>, &'a mut Words);
 
 /// The memory of slices of an earlier step: a vector of nothing fits any lifetime.
 fn recycled<'a>(mut slices: Vec<Slice<'_>>) -> Vec<Slice<'a>> {

@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::thread;
+use std::time::Duration;
 
+use shoal_common::ambient;
+use shoal_common::watch;
 use shoal_common::wire::hello::{Status, WorkerState};
 use shoal_common::wire::message::{GroupFailure, GroupFrame};
-use tokio::sync::watch;
 
 use super::admission::Arrival;
 use super::group::{LiveGroup, Parking};
@@ -48,6 +50,8 @@ pub(super) struct Engine {
     pub(super) pace: Pace,
     pub(super) scratch: Scratch,
     pub(super) flights: Flights,
+    /// What the last step still takes, see [`Backend::plays_for`].
+    pub(super) owed: Duration,
     /// Groups of a turn, memory used again.
     ids: Vec<GroupId>,
     next_group: u64,
@@ -59,6 +63,13 @@ pub(super) struct Engine {
 pub(super) enum Turn {
     Busy,
     Idle,
+}
+
+/// What became of the pool's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    GoesOn,
+    Changed,
 }
 
 /// Whether the loop goes on.
@@ -84,6 +95,7 @@ impl Engine {
             pace: Pace::new(bounds.slots),
             scratch: Scratch::default(),
             flights: Flights::default(),
+            owed: Duration::ZERO,
             ids: Vec::new(),
             next_group: 0,
             progress: 0,
@@ -93,23 +105,46 @@ impl Engine {
     /// Turns until it is told to stop, or until no handle is left.
     pub(super) fn run(mut self) {
         let mut turn = Turn::Idle;
-        while self.read_commands(turn) == Inbox::Open && self.links.orders.mode() != Mode::Stop {
-            turn = self.turn();
+        while self.read_commands(turn) == Inbox::Open && !self.is_stopped() {
+            turn = self.work();
+            thread::sleep(self.owed);
+            self.tell();
         }
-        self.fail_all(GroupFailure::ShuttingDown);
-        self.publish();
+        self.finish();
+    }
+
+    /// Whether the loop is to end.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.links.orders.mode() == Mode::Stop
     }
 
     /// One turn after the commands were read.
+    #[cfg(test)]
     pub(super) fn turn(&mut self) -> Turn {
+        let turn = self.work();
+        self.tell();
+        turn
+    }
+
+    /// The turn's work: what it says waits in the outbox.
+    pub(super) fn work(&mut self) -> Turn {
         self.heed_links();
         self.heed_epoch();
         // Before the step: a router must not wait for a prefill to learn that its group was taken.
         self.outbox.flush();
-        let turn = self.step();
+        self.step()
+    }
+
+    /// The end of a turn, once the step has taken its time.
+    pub(super) fn tell(&mut self) {
         self.outbox.flush();
         self.publish();
-        turn
+    }
+
+    /// After the last turn.
+    pub(super) fn finish(mut self) {
+        self.fail_all(GroupFailure::ShuttingDown);
+        self.publish();
     }
 
     /// Sleeps when idle, then takes what has come, at most as much as the channel holds.
@@ -122,10 +157,18 @@ impl Engine {
             }
         }
         for _ in 0..COMMANDS {
-            let Ok(command) = self.links.inbox.try_recv() else { break };
-            self.obey(command);
+            if self.try_command().is_err() {
+                break;
+            }
         }
         Inbox::Open
+    }
+
+    /// Takes a command without waiting for one.
+    pub(super) fn try_command(&mut self) -> Result<(), TryRecvError> {
+        let command = self.links.inbox.try_recv()?;
+        self.obey(command);
+        Ok(())
     }
 
     fn obey(&mut self, command: Command) {
@@ -177,13 +220,13 @@ impl Engine {
 
     /// When the life of the pool's content has ended, forgets all that was computed in it. Who had a part in that must begin
     /// anew, here or elsewhere; and while no other life has begun, nobody does well to wait here.
-    pub(super) fn heed_epoch(&mut self) {
+    pub(super) fn heed_epoch(&mut self) -> Life {
         let now = self.backend.pin_epoch();
         let before = std::mem::replace(&mut self.epoch, now);
         if now == before {
-            return;
+            return Life::GoesOn;
         }
-        tracing::warn!(?before, ?now, "the kv is lost");
+        tracing::info!(?before, ?now, "another life of the kv");
         let is_lost = |(id, group): &(&GroupId, &LiveGroup)| {
             now.is_none() || self.policy.has_begun(**id) || group.has_lost_adapter()
         };
@@ -191,11 +234,12 @@ impl Engine {
         ids.into_iter().for_each(|id| self.fail(id, GroupFailure::Incomplete));
         self.flights.clear();
         self.policy.forget_kv();
+        Life::Changed
     }
 
     /// Reads every group's link: who is gone, which branches ended, who is too late, who does not drain.
     fn heed_links(&mut self) {
-        let now = Instant::now();
+        let now = ambient::now();
         let mut ids = std::mem::take(&mut self.ids);
         ids.extend(self.groups.keys());
         for id in ids.drain(..) {
@@ -255,9 +299,7 @@ impl Engine {
     }
 
     fn fail_all(&mut self, failure: GroupFailure) {
-        while let Ok(command) = self.links.inbox.try_recv() {
-            self.obey(command);
-        }
+        while self.try_command().is_ok() {}
         let ids: Vec<_> = self.groups.keys().copied().collect();
         ids.into_iter().for_each(|id| self.fail(id, failure));
         self.outbox.flush();

@@ -46,34 +46,82 @@ pub enum LoadError {
     /// The reference backend cannot take it.
     #[error("the reference backend cannot load the model")]
     Reference(#[from] ReferenceError),
+    /// It has another number of layers than its stages were told.
+    #[error("its stages host {planned} layers, the model has {has}")]
+    OtherLayers {
+        /// What the stages host together.
+        planned: u32,
+        /// What there is.
+        has: u32,
+    },
+    /// It has no layers to host a part of.
+    #[error("the scripted test engine cannot be split")]
+    NotSplit,
     /// Its tokenizer cannot be sent to routers.
     #[error("the model's tokenizer cannot be encoded")]
     Tokenizer(#[from] CodecError),
 }
 
-/// Loads the model that `config` names and starts `threads` compute threads for it; one per core without.
-pub fn load(config: &ModelConfig, threads: Option<u32>) -> Result<LoadedModel, LoadError> {
+/// Which layers of a model are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layers {
+    /// All of them.
+    All,
+    /// Those of one stage of a model that is split.
+    Part {
+        /// The stage's.
+        hosted: LayerRange,
+        /// What all stages together have: every layer of the model, or it is refused.
+        of: u32,
+    },
+}
+
+impl Layers {
+    /// The range, in a model of `count` layers.
+    fn of(self, count: usize) -> Result<LayerRange, LoadError> {
+        let has = u32::try_from(count).unwrap_or(u32::MAX);
+        match self {
+            Self::All => Ok(LayerRange { begin: 0, end: has }),
+            Self::Part { hosted, of } if of == has && hosted.begin < hosted.end && hosted.end <= of => Ok(hosted),
+            Self::Part { of, .. } => Err(LoadError::OtherLayers { planned: of, has }),
+        }
+    }
+}
+
+/// Loads `layers` of the model that `config` names and starts `threads` compute threads for it; one per core without.
+pub fn load(config: &ModelConfig, threads: Option<u32>, layers: Layers) -> Result<LoadedModel, LoadError> {
     match &config.source {
-        ModelSource::Files { path, engine } => from_files(&config.name, path, *engine, threads),
+        ModelSource::Files { path, engine } => from_files(&config.name, (path, *engine), threads, layers),
+        ModelSource::Scripted(_) if layers != Layers::All => Err(LoadError::NotSplit),
         ModelSource::Scripted(script) => from_script(&config.name, script),
     }
 }
 
-fn from_files(name: &Name, path: &Path, engine: Engine, threads: Option<u32>) -> Result<LoadedModel, LoadError> {
+fn from_files(
+    name: &Name,
+    (path, engine): (&Path, Engine),
+    threads: Option<u32>,
+    layers: Layers,
+) -> Result<LoadedModel, LoadError> {
     let file = ModelFile::open(path)?;
-    let threads = compute_threads(threads);
+    let (threads, hosted) = (compute_threads(threads), layers.of(file.config.layers)?);
+    let range = hosted.begin as usize..hosted.end as usize;
     let (backend, numerics_class): (Box<dyn Backend>, String) = match engine {
         Engine::Cpu(quant) => {
-            let backend = Cpu::load(&file, threads, quant)?;
+            let backend = Cpu::load_stage(&file, range, threads, quant)?;
             tracing::info!(instructions = %backend.isa(), weight_bytes = backend.weight_bytes(), "weights packed");
             (Box::new(backend), cpu::numerics_class(&file, quant))
         }
-        Engine::Reference => (Box::new(Reference::load(&file, threads.get())?), reference::NUMERICS_CLASS.to_owned()),
+        Engine::Reference => {
+            let backend = Reference::load_stage(&file, range, threads.get())?;
+            (Box::new(backend), reference::NUMERICS_CLASS.to_owned())
+        }
     };
     let facts = Facts {
         weights: file.digest,
         numerics_class,
         layers: file.config.layers,
+        hosted,
         vocab: file.config.vocab,
         context: file.config.context,
         geometry: file.config.geometry(),
@@ -83,6 +131,7 @@ fn from_files(name: &Name, path: &Path, engine: Engine, threads: Option<u32>) ->
         digest = %file.digest.short(),
         parameters = file.parameters(),
         quantisation = file.quantisation,
+        layers = %format_args!("{} to {} of {}", hosted.begin, hosted.end, file.config.layers),
         numerics = facts.numerics_class,
         "model loaded"
     );
@@ -94,6 +143,7 @@ fn from_script(name: &Name, script: &Script) -> Result<LoadedModel, LoadError> {
         weights: scripted::digest(script),
         numerics_class: SCRIPTED_CLASS.to_owned(),
         layers: scripted::GEOMETRY.layers as usize,
+        hosted: LayerRange { begin: 0, end: scripted::GEOMETRY.layers },
         vocab: scripted::VOCAB,
         context: script.context as usize,
         geometry: scripted::GEOMETRY,
@@ -106,6 +156,7 @@ struct Facts {
     weights: Digest,
     numerics_class: String,
     layers: usize,
+    hosted: LayerRange,
     vocab: usize,
     context: usize,
     geometry: Geometry,
@@ -125,7 +176,7 @@ fn assemble(
         tokenizer,
         fingerprint: Fingerprint::new(facts.weights, None, tokenizer, &facts.numerics_class),
         numerics_class: facts.numerics_class.clone(),
-        layers: LayerRange { begin: 0, end: facts.layers as u32 },
+        layers: facts.hosted,
         layer_count: facts.layers as u32,
         vocab_size: facts.vocab as u32,
         context: facts.context as u32,
@@ -142,7 +193,17 @@ fn compute_threads(threads: Option<u32>) -> NonZero<usize> {
 
 /// Tokens of KV that a quarter of the available memory holds, within bounds.
 pub fn kv_tokens_default(bytes_per_token: u64) -> u64 {
-    (available_memory() / 4 / bytes_per_token.max(1)).clamp(*KV_TOKENS.start(), *KV_TOKENS.end())
+    kv_tokens_in(available_memory() / 4, bytes_per_token)
+}
+
+/// Tokens of KV that a stage has room for without being told: in half of the available memory. How many are in use is the
+/// head's to say, which takes a quarter of its own machine's.
+pub fn stage_kv_tokens_default(bytes_per_token: u64) -> u64 {
+    kv_tokens_in(available_memory() / 2, bytes_per_token)
+}
+
+fn kv_tokens_in(memory: u64, bytes_per_token: u64) -> u64 {
+    (memory / bytes_per_token.max(1)).clamp(*KV_TOKENS.start(), *KV_TOKENS.end())
 }
 
 /// Bytes of adapters in memory: a tenth of what is available, but room for one large adapter on any machine.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use shoal_common::wire::hello::ModelCard;
 
-pub use self::load::{LoadError, adapter_bytes_default, kv_tokens_default, load};
+pub use self::load::{Layers, LoadError, adapter_bytes_default, kv_tokens_default, load, stage_kv_tokens_default};
 use crate::adapters::Loader;
 use crate::backend::Backend;
 

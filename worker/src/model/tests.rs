@@ -3,8 +3,8 @@
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
-use shoal_common::config::{Engine, Faults, ModelConfig, ModelSource, Quant, Script};
-use shoal_common::ids::{Digest, Name, TokenId};
+use shoal_common::config::{Engine, ModelConfig, ModelSource, Quant, Script};
+use shoal_common::ids::{Digest, LayerRange, Name, TokenId};
 
 use super::load::available_bytes;
 use super::*;
@@ -20,12 +20,12 @@ fn files(path: PathBuf, engine: Engine) -> ModelSource {
 
 fn tiny(format: &str) -> LoadedModel {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/golden/tiny")).join(format);
-    load(&config(files(path, Engine::default())), Some(1)).unwrap()
+    load(&config(files(path, Engine::default())), Some(1), Layers::All).unwrap()
 }
 
 fn script(salt: u64) -> Script {
     let (step, eos_every) = (std::time::Duration::ZERO, NonZero::new(64));
-    Script { step, salt, context: 4096, eos_every, faults: Faults::Off }
+    Script { step, salt, eos_every, ..Script::default() }
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn the_same_files_have_the_same_fingerprint_and_others_another() {
 #[test]
 fn what_computes_and_how_floats_were_quantised_is_in_the_fingerprint() {
     let path = |format| Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/golden/tiny")).join(format);
-    let card = |format, engine| load(&config(files(path(format), engine)), Some(1)).unwrap().card;
+    let card = |format, engine| load(&config(files(path(format), engine)), Some(1), Layers::All).unwrap().card;
     let [eight, four] = [Quant::Q8_0, Quant::Q4_0].map(Engine::Cpu);
     let floats = [eight, four, Engine::Reference].map(|engine| card("base", engine).fingerprint);
     assert!(floats[0] != floats[1] && floats[0] != floats[2] && floats[1] != floats[2]);
@@ -60,7 +60,7 @@ fn what_computes_and_how_floats_were_quantised_is_in_the_fingerprint() {
 
 #[test]
 fn a_loaded_backend_computes_rows_as_wide_as_the_card_says() {
-    let scripted = load(&config(ModelSource::Scripted(script(1))), None).unwrap();
+    let scripted = load(&config(ModelSource::Scripted(script(1))), None, Layers::All).unwrap();
     for mut model in [tiny("base"), scripted] {
         let mut logits = LogitsBuffer::default();
         model.backend.reserve(1).unwrap();
@@ -73,14 +73,30 @@ fn a_loaded_backend_computes_rows_as_wide_as_the_card_says() {
 
 #[test]
 fn scripts_of_another_salt_are_other_models() {
-    let card = |salt| load(&config(ModelSource::Scripted(script(salt))), None).unwrap().card;
+    let card = |salt| load(&config(ModelSource::Scripted(script(salt))), None, Layers::All).unwrap().card;
     assert_eq!(card(1), card(1));
     assert_ne!(card(1).fingerprint, card(2).fingerprint);
 }
 
 #[test]
+fn a_stage_is_the_same_model_and_has_its_own_layers_only() {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/golden/tiny/base"));
+    let config = config(files(path.to_owned(), Engine::default()));
+    let part = |begin, end, of| load(&config, Some(1), Layers::Part { hosted: LayerRange { begin, end }, of });
+    let (whole, stage) = (tiny("base"), part(1, 3, 4).unwrap());
+    assert_eq!((stage.card.layers.begin, stage.card.layers.end, stage.card.layer_count), (1, 3, 4));
+    assert_eq!((stage.card.fingerprint, stage.card.weights), (whole.card.fingerprint, whole.card.weights));
+    assert_eq!(stage.backend.kv_bytes_per_token() * 2, whole.backend.kv_bytes_per_token());
+    for of in [3, 5] {
+        assert!(matches!(part(0, 2, of), Err(LoadError::OtherLayers { has: 4, .. })), "stages with {of} layers");
+    }
+    let layers = Layers::Part { hosted: LayerRange { begin: 0, end: 2 }, of: 2 };
+    assert!(matches!(load(&self::config(ModelSource::Scripted(script(1))), None, layers), Err(LoadError::NotSplit)));
+}
+
+#[test]
 fn a_missing_model_is_an_error_of_its_files() {
-    let missing = load(&config(files(PathBuf::from("/nonexistent/model.gguf"), Engine::default())), None);
+    let missing = load(&config(files(PathBuf::from("/nonexistent/model.gguf"), Engine::default())), None, Layers::All);
     assert!(matches!(missing, Err(LoadError::Weights(_))));
 }
 

@@ -1,11 +1,12 @@
 //! What the policy tells the engine and what it hears back: plain values, made by [`Policy`](super::Policy), carried out by
 //! the engine in the order of [`StepPlan`]'s fields.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use shoal_common::block_hash::BlockHash;
 
-use super::SequenceId;
+use super::{GroupId, SequenceId};
 use crate::backend::{BlockId, LogitsOf};
 
 /// One step, in the order in which it is carried out. Used again from step to step.
@@ -23,6 +24,27 @@ impl StepPlan {
     /// Whether nothing can be done now.
     pub fn is_empty(&self) -> bool {
         self.slices.is_empty() && self.draws.is_empty()
+    }
+
+    /// Whom it is for, in ascending order.
+    pub fn groups(&self) -> BTreeSet<GroupId> {
+        let slices = self.slices.iter().map(|slice| slice.sequence.group);
+        slices.chain(self.draws.iter().map(|draw| draw.sequence.group)).collect()
+    }
+
+    /// The step of those sequences alone that `keep` names, without the copies.
+    pub fn part(&self, keep: impl Fn(SequenceId) -> bool) -> Self {
+        let kept = self.slices.iter().enumerate().filter(|(_, slice)| keep(slice.sequence));
+        let (places, slices): (Vec<usize>, Vec<PlannedSlice>) = kept.unzip();
+        let draw = |draw: &Draw| {
+            let row = match draw.row {
+                Row::Prompt => Row::Prompt,
+                Row::Slice(at) => Row::Slice(places.binary_search(&at).ok()?),
+            };
+            keep(draw.sequence).then_some(Draw { row, ..*draw })
+        };
+        let draws = self.draws.iter().filter_map(draw).collect();
+        Self { copies: Vec::new(), slices, draws }
     }
 
     /// Tokens computed in this step.

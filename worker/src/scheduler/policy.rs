@@ -205,6 +205,11 @@ impl Policy {
         self.running.get(id).map_or(&[], |sequence| &sequence.table)
     }
 
+    /// Whether the sequence has not ended, nor its group.
+    pub fn runs(&self, id: SequenceId) -> bool {
+        self.running.get(id).is_some()
+    }
+
     /// The step of `plan` is done; tells what came of its draws, and hears which groups are over (`finished`). Groups that
     /// are gone are passed over.
     pub fn complete(&mut self, plan: &StepPlan, drawn: &[(SequenceId, Drawn)], finished: &mut Vec<GroupId>) {

@@ -12,7 +12,6 @@ mod tokenizer;
 mod tests;
 
 use std::collections::TryReserveError;
-use std::thread;
 use std::time::Duration;
 
 use shoal_common::adapter::Geometry;
@@ -27,10 +26,10 @@ pub use tokenizer::{BOS, EOS, VOCAB, bundle};
 
 /// With [`Faults::On`], a step in which a sequence's text comes to end in this fails.
 pub const FAIL_TRIGGER: &str = "!!fail!!";
-/// With [`Faults::On`], a step in which a sequence's text comes to end in this takes [`HANG`].
+/// With [`Faults::On`], a step in which a sequence's text comes to end in this takes [`Script::hang`].
 pub const HANG_TRIGGER: &str = "!!hang!!";
-/// Longer than every timer of a cluster: who waits for such a step has no timer.
-pub const HANG: Duration = Duration::from_secs(60);
+/// With [`Faults::On`], a step in which a sequence's text comes to end in this ends the process, as a bug in a kernel would.
+pub const CRASH_TRIGGER: &str = "!!crash!!";
 
 /// The model that adapters of the scripted engine must fit, as it has no layers of its own: a tiny llama.
 pub const GEOMETRY: Geometry = Geometry { layers: 4, hidden: 64, intermediate: 160, queries: 64, keys: 32 };
@@ -69,13 +68,15 @@ pub struct Scripted {
     script: Script,
     pool: Pool,
     check: StepCheck,
+    /// What the last step is to take.
+    lasts: Duration,
 }
 
 impl Scripted {
     /// An engine without a pool yet.
     pub fn new(script: &Script) -> Self {
         let check = StepCheck::new(VOCAB, script.context as usize);
-        Self { script: *script, pool: Pool::default(), check }
+        Self { script: *script, pool: Pool::default(), check, lasts: Duration::ZERO }
     }
 
     /// The fault that this step has to play: a slice completes a trigger.
@@ -90,18 +91,24 @@ impl Scripted {
         let planned = |(trigger, fault)| slices.iter().any(|slice| completes(slice, trigger)).then_some(fault);
         match self.script.faults {
             Faults::Off => None,
-            Faults::On => [(FAIL_TRIGGER, Fault::Fail), (HANG_TRIGGER, Fault::Hang)].into_iter().find_map(planned),
+            Faults::On => TRIGGERS.into_iter().find_map(planned),
         }
     }
 }
+
+/// What a text in a sequence does.
+const TRIGGERS: [(&str, Fault); 3] =
+    [(FAIL_TRIGGER, Fault::Fail), (HANG_TRIGGER, Fault::Hang), (CRASH_TRIGGER, Fault::Crash)];
 
 /// What a step of a faulty script does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     /// Returns an error; nothing is written.
     Fail,
-    /// Takes [`HANG`].
+    /// Takes [`Script::hang`].
     Hang,
+    /// Ends the process at once.
+    Crash,
 }
 
 impl Backend for Scripted {
@@ -116,16 +123,17 @@ impl Backend for Scripted {
     }
 
     fn forward(&mut self, slices: &[Slice<'_>], logits: &mut LogitsBuffer) -> Result<(), BackendError> {
+        self.lasts = Duration::ZERO;
         self.check.check(slices).map_err(ScriptedError::from)?;
         if let Some(at) = slices.iter().position(|slice| !self.pool.fits(slice)) {
             return Err(ScriptedError::OtherAdapter(at).into());
         }
-        // The real cost of a step: this is the engine's own thread.
-        thread::sleep(self.script.step);
+        self.lasts = self.script.step;
         match self.planned_fault(slices) {
             None => {}
             Some(Fault::Fail) => return Err(ScriptedError::Scripted.into()),
-            Some(Fault::Hang) => thread::sleep(HANG),
+            Some(Fault::Hang) => self.lasts += self.script.hang,
+            Some(Fault::Crash) => std::process::abort(),
         }
         slices.iter().for_each(|slice| self.pool.write(slice));
         let rows = logits.reset(slices.iter().map(Slice::rows).sum(), VOCAB);
@@ -141,6 +149,10 @@ impl Backend for Scripted {
             }
         }
         Ok(())
+    }
+
+    fn plays_for(&self) -> Duration {
+        self.lasts
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), BackendError> {

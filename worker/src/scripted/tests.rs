@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use shoal_common::wire::blob::TokenizerBundle;
@@ -228,7 +229,9 @@ fn a_failing_prompt_fails_its_step_and_only_where_faults_are_on() {
 #[test]
 fn a_trigger_is_found_wherever_a_prefill_is_cut() {
     let script = Script { faults: Faults::On, ..script() };
-    for (text, fault) in [("A lot of text!!fail!!cd", Fault::Fail), ("ab!!hang!!cd", Fault::Hang)] {
+    for (text, fault) in
+        [("A lot of text!!fail!!cd", Fault::Fail), ("ab!!hang!!cd", Fault::Hang), ("!!crash!!cd", Fault::Crash)]
+    {
         let prompt = text_ids(text);
         for cut in 1..prompt.len() {
             let mut bench = Bench::new(&script);

@@ -19,6 +19,7 @@ use crate::adapters::{RouterSource, Via};
 use crate::emit::{OPENINGS, Opening, Writer};
 use crate::engine::EngineHandle;
 use crate::engine::sink::{ConnectionKey, Outlet, StreamKey, report_bound};
+use crate::stage::Board;
 
 /// For the last frames to reach the router after the engine has ended: several round trips on any link worth having.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -34,6 +35,7 @@ pub(super) struct Shared {
     pub(super) engine: EngineHandle,
     pub(super) adapters: Via,
     pub(super) offer: Arc<Offer>,
+    pub(super) stages: Option<Board>,
     pub(super) outlet: Outlet,
     pub(super) openings: mpsc::Sender<Opening<SendStream>>,
     pub(super) drain: DrainOrder,
@@ -69,6 +71,7 @@ fn open(connection: &Connection, args: SessionArgs) -> (Arc<Shared>, AbortOnDrop
         engine: args.engine,
         adapters: args.adapters.via(Arc::new(RouterSource::new(connection.clone()))),
         offer: args.offer,
+        stages: args.stages,
         outlet: Outlet::new(key, reports),
         openings,
         drain: DrainOrder::default(),
@@ -96,6 +99,7 @@ async fn serve(
         // Not before: the first stream that a router takes is the control stream.
         shared.adapters.offer();
         tokio::select! {
+            biased;
             end = control::tell(send, &shared) => end,
             end = control::obey(orders, &shared) => end,
         }
@@ -103,22 +107,24 @@ async fn serve(
     tokio::pin!(control);
     loop {
         tokio::select! {
+            // What ends something comes before what begins something.
+            biased;
+            () = closing.fired() => {
+                let _ = tokio::time::timeout(FAREWELL, finish(&mut streams)).await;
+                return SessionEnd::Closing;
+            }
+            end = &mut control => return end,
+            Some(ended) = streams.join_next(), if !streams.is_empty() => {
+                if let Some(end) = fault(ended) {
+                    return end;
+                }
+            }
             accepted = connection.accept_bi() => match accepted {
                 Ok((send, recv)) => {
                     streams.spawn(stream::serve(shared.clone(), send, recv));
                 }
                 Err(error) => return SessionEnd::Lost(error.into()),
             },
-            Some(ended) = streams.join_next(), if !streams.is_empty() => {
-                if let Some(end) = fault(ended) {
-                    return end;
-                }
-            }
-            end = &mut control => return end,
-            () = closing.fired() => {
-                let _ = tokio::time::timeout(FAREWELL, finish(&mut streams)).await;
-                return SessionEnd::Closing;
-            }
         }
     }
 }

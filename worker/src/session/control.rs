@@ -1,4 +1,4 @@
-//! The control stream of one connection: the worker says who it is, which adapters it has and how it is doing; the router
+//! The control stream of one connection: the worker says who it is, which adapters and stages it has and how it is doing; the router
 //! welcomes or refuses it and may order a drain, take that back, and order adapters. Owned by the connection's session.
 
 use std::time::Duration;
@@ -69,6 +69,7 @@ pub(super) async fn introduce(connection: &Connection, hello: Hello) -> Result<C
 pub(super) async fn tell(mut send: SendStream, shared: &Shared) -> SessionEnd {
     let (engine, adapters) = (shared.engine.status(), shared.adapters.store());
     let mut news = adapters.news();
+    let mut stages = shared.stages.as_ref().map(|board| board.teller(std::time::Instant::now()));
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told: Option<(Status, Instant)> = None;
@@ -91,6 +92,11 @@ pub(super) async fn tell(mut send: SendStream, shared: &Shared) -> SessionEnd {
             if let Err(error) = codec::write_frame(&mut send, &WorkerControl::Adapter(state)).await {
                 return error.into();
             }
+        }
+        if let Some(reports) = stages.as_mut().and_then(|stages| stages.news(std::time::Instant::now()))
+            && let Err(error) = codec::write_frame(&mut send, &WorkerControl::Stages(reports)).await
+        {
+            return error.into();
         }
         let is_due = told.is_none_or(|(before, at)| at.elapsed() >= TELL_EVERY || matters(&before, &status));
         if is_due {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use quinn::{Connection, Endpoint};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use shoal_common::ambient;
 use shoal_common::config::Timers;
 use shoal_common::quic::{self, CloseCode, QuicError};
 use shoal_common::shutdown::Shutdown;
@@ -26,6 +27,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::adapters::AdapterStore;
 use crate::engine::EngineHandle;
+use crate::stage::Board;
 use backoff::Backoff;
 
 /// What the worker has to offer, the same for every router.
@@ -52,6 +54,8 @@ pub struct SessionArgs {
     pub adapters: AdapterStore,
     /// What is served.
     pub offer: Arc<Offer>,
+    /// What there is to tell of the model's stages; absent where it is hosted whole.
+    pub stages: Option<Board>,
     /// Fires once the engine has ended and connections are to be closed.
     pub closing: Shutdown,
 }
@@ -192,13 +196,14 @@ impl SessionState {
     fn retry(&mut self, myself: ActorRef<SessionMessage>, end: &SessionEnd) {
         let wait = match end {
             SessionEnd::Refused(_) => self.backoff.after_refusal(),
-            _ => self.backoff.next(rand::random()),
+            _ => self.backoff.next(ambient::draw()),
         };
         let (router, mut closing) = (&self.args.router, self.args.closing.clone());
         let advice = end.advice();
         tracing::warn!(%router, reason = %Chain(end), advice, retry_in = ?wait, "no session with a router");
         self.task = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let next = tokio::select! {
+                biased;
                 () = tokio::time::sleep(wait) => SessionMessage::Dial,
                 () = closing.fired() => SessionMessage::Ended(SessionEnd::Closing),
             };

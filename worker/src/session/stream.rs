@@ -3,9 +3,10 @@
 //! it comes from.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quinn::{RecvStream, SendStream};
+use shoal_common::ambient;
 use shoal_common::quic::CloseCode;
 use shoal_common::wire::blob::{BLOB_PRIORITY, BlobHeader, BlobRequest};
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
@@ -111,6 +112,7 @@ async fn serve_group(
     }
     shared.engine.submit(*submit, adapter, GroupSink::new(shared.outlet.clone(), stream, link.clone()));
     tokio::select! {
+        biased;
         _ = delivered_or_stopped => StreamEnd::Over,
         end = read_orders(&mut orders, &link) => end,
     }
@@ -133,14 +135,14 @@ async fn adapter_of(shared: &Shared, submit: &mut Submit) -> Result<Option<Lease
     if shared.adapters.store().waiting() >= shared.offer.hello.capacity.groups {
         return Err(GroupFrame::Busy { retry_after_ms: RETRY_AFTER_CROWD_MS });
     }
-    let began = Instant::now();
+    let began = ambient::now();
     let deadline = submit.deadline_ms.map(|millis| Duration::from_millis(millis.into()));
     let acquired = tokio::select! {
         biased;
         acquired = shared.adapters.acquire(generation, deadline) => acquired,
         () = draining(shared) => return Err(BUSY_DRAINING),
     };
-    let waited = u32::try_from(began.elapsed().as_millis()).unwrap_or(u32::MAX);
+    let waited = u32::try_from(ambient::since(began).as_millis()).unwrap_or(u32::MAX);
     submit.deadline_ms = submit.deadline_ms.map(|millis| millis.saturating_sub(waited));
     acquired.map(Some).map_err(|error| {
         let failure = GroupFailure::from(&error);
@@ -153,6 +155,7 @@ async fn adapter_of(shared: &Shared, submit: &mut Submit) -> Result<Option<Lease
 async fn draining(shared: &Shared) {
     let mut status = shared.engine.status();
     tokio::select! {
+        biased;
         () = shared.drain.given() => {}
         // An engine that is gone takes nothing either.
         _ = status.wait_for(|status| status.state == WorkerState::Draining) => {}

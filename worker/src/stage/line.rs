@@ -53,10 +53,7 @@ pub(super) enum Ask {
 
 /// The way to a stage that is ready.
 #[derive(Clone, Debug)]
-pub(super) struct Line {
-    asks: queue::Sender<Ask>,
-    meter: Arc<Meter>,
-}
+pub(super) struct Line(queue::Sender<Ask>);
 
 /// An adapter that the stage holds until this is dropped.
 #[derive(Debug)]
@@ -84,11 +81,11 @@ impl Line {
     pub(super) async fn open(
         connection: Connection,
         hello: StageHello,
+        meter: Meter,
     ) -> Result<(Self, Incarnation, impl Future<Output = LineError>), LineError> {
         let introduced = tokio::time::timeout(READY_WITHIN, introduce(&connection, hello));
         let (incarnation, send, frames) = introduced.await.map_err(|_| LineError::Timeout)??;
         let (asks, asked) = queue::channel(ASKS);
-        let line = Self { asks, meter: Arc::default() };
         let talk = Talk {
             send,
             frames,
@@ -96,24 +93,19 @@ impl Line {
             steps: VecDeque::new(),
             holds: Holds::default(),
             given_back: Arc::default(),
-            meter: line.meter.clone(),
+            meter,
         };
-        Ok((line, incarnation, talk.run(asked, connection)))
+        Ok((Self(asks), incarnation, talk.run(asked, connection)))
     }
 
     /// Asks from a thread that may block. False when the line has ended.
     pub(super) fn ask_blocking(&self, ask: Ask) -> bool {
-        self.asks.blocking_send(ask).is_ok()
+        self.0.blocking_send(ask).is_ok()
     }
 
     /// Asks from a task. False when the line has ended.
     pub(super) async fn ask(&self, ask: Ask) -> bool {
-        self.asks.send(ask).await.is_ok()
-    }
-
-    /// The part of the last seconds in which the stage did not compute; absent before its first step.
-    pub(super) fn idle(&self) -> Option<f32> {
-        self.meter.idle()
+        self.0.send(ask).await.is_ok()
     }
 }
 
@@ -146,7 +138,7 @@ struct Talk {
     steps: VecDeque<InFlight>,
     holds: Holds<oneshot::Sender<Result<LineHold, StageAdapter>>>,
     given_back: Arc<GivenBack>,
-    meter: Arc<Meter>,
+    meter: Meter,
 }
 
 impl Talk {

@@ -58,13 +58,14 @@ struct Flight {
 pub struct Pipeline {
     first: Box<dyn Backend>,
     current: Current,
+    /// Counts what the head computes itself.
+    meter: Meter,
     pinned: Option<Arc<Epoch>>,
     /// To be made by the stages before the next step.
     copies: Vec<(u32, u32)>,
     flights: VecDeque<Flight>,
     ring: Ring,
     stages: usize,
-    meter: Arc<Meter>,
     wake: Wake,
     /// Memory of rows that came back.
     rows: Vec<f32>,
@@ -86,15 +87,16 @@ impl std::fmt::Debug for Pipeline {
 impl Pipeline {
     /// `first` has the first layers and the ends; `replica` the rest.
     pub fn new(first: Box<dyn Backend>, replica: &Replica) -> Self {
+        let (current, meter) = (replica.current(), replica.head_meter());
         Self {
             first,
-            current: replica.current(),
+            current,
+            meter,
             pinned: None,
             copies: Vec::new(),
             flights: VecDeque::new(),
             ring: Ring::new(replica.stages(), STEPS),
             stages: replica.stages(),
-            meter: replica.meter(),
             wake: Arc::new(|| {}),
             rows: Vec::new(),
             blank: (Vec::new(), Vec::new()),
@@ -160,9 +162,9 @@ impl Pipeline {
         };
         let slices: Vec<Slice<'_>> = flight.shape.iter().map(slice).collect();
         self.first.finish(&slices, &arrived.rows, logits)?;
-        let end = began.elapsed();
-        self.meter.add(end);
-        Ok(self.learn(flight, arrived, flight.head + end))
+        let head = flight.head + began.elapsed();
+        self.meter.add(head);
+        Ok(self.learn(flight, arrived, head))
     }
 
     /// Takes note of what a step took.
@@ -242,12 +244,11 @@ impl Backend for Pipeline {
         if self.flights.len() >= STEPS {
             return Err(Broken::Crowded.into());
         }
-        let began = Instant::now();
         let tokens: usize = slices.iter().map(|slice| slice.tokens.len()).sum();
         self.rows.resize(tokens * self.first.width(), 0.0);
+        let began = Instant::now();
         self.first.begin(slices, &mut self.rows)?;
         let head = began.elapsed();
-        self.meter.add(head);
         self.depart(&epoch, slices, head).map_err(|broken| {
             self.current.give_up(epoch.number);
             broken.into()

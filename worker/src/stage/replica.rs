@@ -4,10 +4,10 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use futures_util::future::{join_all, select_all};
 use quinn::{Connection, Endpoint};
+use shoal_common::ambient;
 use shoal_common::config::Timers;
 use shoal_common::fingerprint::NUMERICS_VERSION;
 use shoal_common::ids::{Digest, Incarnation, LayerRange, Name};
@@ -19,15 +19,13 @@ use shoal_common::wire::stage::StageHello;
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
+use super::board::Board;
 use super::holding::StageAdapters;
 use super::lend::lend;
 use super::line::{Line, LineError};
 use super::meter::Meter;
 use crate::adapters::AdapterStore;
 use crate::session::backoff::Backoff;
-
-/// Between two looks at how idle the stages are.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A stage as the head is told of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +54,7 @@ pub struct HeadOffer {
 }
 
 /// A stage as the head sees it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageState {
     /// Which.
     pub member: Member,
@@ -64,9 +62,6 @@ pub struct StageState {
     pub incarnation: Option<Incarnation>,
     /// Why it is not.
     pub reason: Option<String>,
-    /// The part of the last seconds in which it did not compute, between 0 and 1; absent before its first step, and while it is
-    /// not connected.
-    pub idle: Option<f32>,
 }
 
 /// All stages, ready for steps.
@@ -125,8 +120,8 @@ pub struct Replica {
     members: Vec<Member>,
     current: Current,
     states: watch::Sender<Vec<StageState>>,
-    /// Of the head's own layers.
-    meter: Arc<Meter>,
+    /// The head's, then the members'.
+    meters: Vec<Meter>,
     /// What stages fetch adapters from.
     lent: OnceLock<AdapterStore>,
 }
@@ -153,11 +148,16 @@ struct Ready {
 impl Replica {
     /// None of `members` is connected yet.
     pub fn new(offer: HeadOffer, members: Vec<Member>) -> Self {
-        let state =
-            |member: &Member| StageState { member: member.clone(), incarnation: None, reason: None, idle: None };
+        let state = |member: &Member| StageState { member: member.clone(), incarnation: None, reason: None };
         let (states, _) = watch::channel(members.iter().map(state).collect());
-        let (current, meter, lent) = (Current::default(), Arc::default(), OnceLock::new());
-        Self { offer, members, current, states, meter, lent }
+        let meters = (0..=members.len()).map(|_| Meter::default()).collect();
+        Self { offer, members, current: Current::default(), states, meters, lent: OnceLock::new() }
+    }
+
+    /// What routers are told of this replica, whose head hosts `layers`.
+    pub fn board(&self, layers: LayerRange) -> Board {
+        let HeadOffer { head, incarnation, .. } = &self.offer;
+        Board::new((head.clone(), *incarnation, layers), self.states(), self.meters.clone())
     }
 
     /// From now on the stages can fetch the adapters of `store`. Said once, before [`Replica::keep`].
@@ -167,13 +167,9 @@ impl Replica {
         }
     }
 
-    /// The part of the last seconds in which the head's own layers did not compute; absent before the first step.
-    pub fn head_idle(&self) -> Option<f32> {
-        self.meter.idle()
-    }
-
-    pub(super) fn meter(&self) -> Arc<Meter> {
-        self.meter.clone()
+    /// Counts what the head computes.
+    pub(super) fn head_meter(&self) -> Meter {
+        self.meters[0].clone()
     }
 
     /// How many stages there are beside the head.
@@ -207,9 +203,9 @@ impl Replica {
                 // They were together: the loss of one is a first failure.
                 Together::Were => {
                     backoff.reset();
-                    backoff.next(rand::random())
+                    backoff.next(ambient::draw())
                 }
-                Together::NotAll => backoff.next(rand::random()),
+                Together::NotAll => backoff.next(ambient::draw()),
             };
             tokio::select! {
                 () = closing.fired() => break,
@@ -222,7 +218,7 @@ impl Replica {
     /// From the first dial to the first loss.
     async fn epoch(&self, number: u64, dial: &Dial) -> Together {
         let mut guard = Connections::default();
-        let attempts = self.members.iter().map(|member| self.reach(member, number, dial));
+        let attempts = (0..self.members.len()).map(|at| self.reach(at, number, dial));
         let mut ready = Vec::new();
         for (at, attempt) in join_all(attempts).await.into_iter().enumerate() {
             match attempt {
@@ -239,7 +235,7 @@ impl Replica {
             return Together::NotAll;
         }
         let lines: Vec<Line> = ready.iter().map(|stage| stage.line.clone()).collect();
-        self.current.set(Some(Arc::new(Epoch { number, lines: lines.clone() })));
+        self.current.set(Some(Arc::new(Epoch { number, lines })));
         tracing::info!(epoch = number, stages = ready.len(), "all stages are there");
         let lives = select_all(ready.into_iter().map(|stage| stage.life));
         tokio::select! {
@@ -247,31 +243,19 @@ impl Replica {
                 self.current.set(None);
                 self.lost(at, &end.unwrap_or(LineError::Protocol));
             }
-            never = self.watch_idle(&lines) => match never {},
             () = self.current.0.over.notified() => tracing::warn!(epoch = number, "a step did not come back"),
         }
         (0..self.members.len()).for_each(|at| self.tell(at, None, None));
         Together::Were
     }
 
-    /// Tells how idle the stages are, for as long as they are together.
-    async fn watch_idle(&self, lines: &[Line]) -> std::convert::Infallible {
-        loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            self.states.send_if_modified(|states| {
-                let before: Vec<_> = states.iter().map(|state| state.idle).collect();
-                states.iter_mut().zip(lines).for_each(|(state, line)| state.idle = line.idle());
-                states.iter().map(|state| state.idle).ne(before)
-            });
-        }
-    }
-
-    async fn reach(&self, member: &Member, epoch: u64, dial: &Dial) -> Result<Ready, ReachError> {
+    async fn reach(&self, at: usize, epoch: u64, dial: &Dial) -> Result<Ready, ReachError> {
+        let (member, meter) = (&self.members[at], self.meters[at + 1].clone());
         let connection = connect(member, dial).await?;
         let HeadOffer { head, incarnation, weights, numerics_class, blocks } = self.offer.clone();
         let (numerics_version, layers) = (NUMERICS_VERSION, member.layers);
         let hello = StageHello { head, incarnation, epoch, weights, numerics_class, numerics_version, layers, blocks };
-        let (line, incarnation, life) = Line::open(connection.clone(), hello).await?;
+        let (line, incarnation, life) = Line::open(connection.clone(), hello, meter).await?;
         Ok(Ready { line, incarnation, connection, life: tokio::spawn(life) })
     }
 
@@ -287,7 +271,7 @@ impl Replica {
             let state = &mut states[at];
             let reason = reason.or_else(|| state.reason.take().filter(|_| incarnation.is_none()));
             let is_new = (state.incarnation, &state.reason) != (incarnation, &reason);
-            (state.incarnation, state.reason, state.idle) = (incarnation, reason, None);
+            (state.incarnation, state.reason) = (incarnation, reason);
             is_new
         });
     }

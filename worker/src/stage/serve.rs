@@ -151,7 +151,7 @@ async fn serve(shared: &Arc<Shared>, connection: &Connection) -> Result<std::con
     let certified = peer_worker(connection)?;
     let introduced = tokio::time::timeout(HELLO_WITHIN, hear(connection)).await.map_err(|_| HeadEnd::Timeout)??;
     let (hello, mut send, frames) = introduced;
-    let (head, epoch) = (hello.head.clone(), hello.epoch);
+    let (head, epoch, blocks) = (hello.head.clone(), hello.epoch, hello.blocks);
     if let Err(refusal) = shared.admit(hello, &certified, connection) {
         codec::write_frame(&mut send, &StageFrame::Refused(refusal.clone())).await?;
         // Closing at once could overtake the frame: wait until the head has it, or has left.
@@ -159,7 +159,7 @@ async fn serve(shared: &Arc<Shared>, connection: &Connection) -> Result<std::con
         let _ = tokio::time::timeout(FAREWELL, send.stopped()).await;
         return Err(HeadEnd::Refused(refusal));
     }
-    shared.compute.reserve(shared.offer.blocks as usize).await.map_err(HeadEnd::NoRoom)?;
+    shared.compute.reserve(blocks as usize).await.map_err(HeadEnd::NoRoom)?;
     codec::write_frame(&mut send, &StageFrame::Ready { incarnation: shared.offer.incarnation }).await?;
     tracing::info!(%head, epoch, "serving a head");
     let via = shared.adapters.get().map(|store| store.via(Arc::new(RouterSource::new(connection.clone()))));

@@ -1,12 +1,14 @@
 //! How much this machine can hold: the configured bounds, and the memory where the configuration leaves it open. Called
 //! once, at the start.
 
+use std::sync::Arc;
+
 use shoal_common::config::WorkerConfig;
 use shoal_common::wire::hello::{Capacity, ModelCard};
 
-use crate::adapters::Limits;
+use crate::adapters::{AdapterStore, Limits, Loader, StoreSettings};
 use crate::backend::BLOCK_TOKENS;
-use crate::model::{adapter_bytes_default, kv_tokens_default};
+use crate::model::{adapter_bytes_default, kv_tokens_default, stage_kv_tokens_default};
 use crate::scheduler::Bounds;
 
 /// Work that is admitted, as a multiple of what the KV holds: several of the largest groups there can be. Whoever would wait
@@ -30,6 +32,12 @@ pub(super) fn bounds(config: &WorkerConfig, card: &ModelCard, kv_bytes_per_token
     }
 }
 
+/// Blocks of KV that a stage has room for. Its head says how many are used.
+pub(super) fn stage_blocks(config: &WorkerConfig, kv_bytes_per_token: u64) -> u32 {
+    let tokens = config.kv_tokens.unwrap_or_else(|| stage_kv_tokens_default(kv_bytes_per_token));
+    u32::try_from(tokens / BLOCK_TOKENS as u64).unwrap_or(u32::MAX).max(1)
+}
+
 /// The model as this machine can serve it: a sequence longer than all of the KV is never asked for.
 pub(super) fn held(card: ModelCard, bounds: &Bounds) -> ModelCard {
     let context = u32::try_from(bounds.kv_tokens()).map_or(card.context, |tokens| card.context.min(tokens));
@@ -47,6 +55,12 @@ pub(super) fn adapters(config: &WorkerConfig) -> Limits {
         bytes: config.adapter_bytes.unwrap_or_else(adapter_bytes_default),
         disk_bytes: config.adapter_disk_bytes,
     }
+}
+
+/// The worker's one store of adapters.
+pub(super) async fn adapter_store(config: &WorkerConfig, loader: Arc<dyn Loader>) -> AdapterStore {
+    let directory = config.data_dir.join("adapters");
+    AdapterStore::open(StoreSettings { limits: adapters(config), directory }, loader).await
 }
 
 /// What routers are told of them.

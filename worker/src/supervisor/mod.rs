@@ -1,31 +1,37 @@
 //! The worker's root: starts the engine, keeps one session per router alive, and ends everything in order. A session that
-//! panics is started again, but not for ever. Called by the composition root through [`run`].
+//! panics is started again, but not for ever. A worker that has only a [`part`] of its model keeps that together, too. Called by
+//! the composition root through [`run`].
 
 mod capacity;
+mod part;
 mod restarts;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quinn::Endpoint;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use shoal_common::ambient;
 use shoal_common::config::{Timers, WorkerConfig};
 use shoal_common::ids::{Incarnation, Name};
 use shoal_common::pki::Identity;
 use shoal_common::quic::{self, QuicError};
 use shoal_common::shutdown::{self, Shutdown};
 use shoal_common::telemetry::Chain;
+use shoal_common::watch;
 use shoal_common::wire::hello::{Capacity, Hello, ModelCard, Status, WorkerState};
-use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
-use crate::adapters::{AdapterStore, StoreSettings};
-use crate::engine::{self, EngineHandle, EngineThread, Served, StartError};
+use crate::engine::{self, Drive, EngineHandle, EngineRun, Served, StartError};
 use crate::model::LoadedModel;
+use crate::scheduler::Bounds;
 use crate::session::{Offer, SessionActor, SessionArgs};
+use crate::stage::{Dial, HeadOffer, Member};
+use part::Stages;
+pub use part::{Hosting, Part};
 use restarts::{Restarts, Verdict};
 
 /// For sessions to close and for the close to reach the routers: what a session takes for its farewell, and a little.
@@ -55,6 +61,9 @@ pub enum WorkerError {
     /// The engine's thread ended by itself.
     #[error("the engine has ended unexpectedly")]
     EngineGone,
+    /// A stage's endpoint closed by itself.
+    #[error("the stage's endpoint has closed unexpectedly")]
+    StageClosed,
     /// The engine did not end its step when it was stopped.
     #[error("the engine hangs in a step")]
     EngineHangs,
@@ -63,27 +72,72 @@ pub enum WorkerError {
     Panicked(#[from] JoinError),
 }
 
-/// Serves `model` to the routers of `config` until `shutdown` fires; resolves when all that ran is finished or failed, the
-/// connections are closed and the engine's thread has ended. A thread that hangs is left behind: an error tells of it, and
-/// the process must end.
+/// Serves what it hosts until `shutdown` fires: a stage its head, all others the routers of `config`. Resolves when all that ran
+/// is finished or failed, the connections are closed and the engine's thread has ended. A thread that hangs is left behind: an
+/// error tells of it, and the process must end.
 pub async fn run(
     config: WorkerConfig,
     timers: Timers,
     identity: Identity,
+    hosting: Hosting,
+    shutdown: Shutdown,
+) -> Result<(), WorkerError> {
+    let Hosting { model, part } = hosting;
+    let split = match part {
+        Part::Stage(listen) => return part::run_stage(config, timers, model, listen, shutdown).await,
+        Part::Whole => None,
+        Part::Head(members) => Some((members, identity.clone())),
+    };
+    let footing = Footing { endpoint: quic::worker_endpoint(&identity, &timers)?, drive: Drive::Thread };
+    serve_routers(footing, (config, timers), (model, split), shutdown).await
+}
+
+/// What a worker stands on.
+#[derive(Debug)]
+pub struct Footing {
+    /// From where it dials routers, with its identity.
+    pub endpoint: Endpoint,
+    /// Who runs its engine.
+    pub drive: Drive,
+}
+
+/// [`run`] with a whole model, on an endpoint that was made elsewhere.
+pub async fn run_on(
+    footing: Footing,
+    config: WorkerConfig,
+    timers: Timers,
     model: LoadedModel,
     shutdown: Shutdown,
 ) -> Result<(), WorkerError> {
-    let endpoint = quic::worker_endpoint(&identity, &timers)?;
+    serve_routers(footing, (config, timers), (model, None), shutdown).await
+}
+
+/// The other stages of a split model, and who the head is to them.
+type Split = Option<(Vec<Member>, Identity)>;
+
+async fn serve_routers(
+    footing: Footing,
+    (config, timers): (WorkerConfig, Timers),
+    (model, split): (LoadedModel, Split),
+    shutdown: Shutdown,
+) -> Result<(), WorkerError> {
+    let Footing { endpoint, drive } = footing;
+    let (members, dial) = match split {
+        Some((members, identity)) => (members, Some(Dial { endpoint: endpoint.clone(), identity, timers })),
+        None => (Vec::new(), None),
+    };
     let bounds = capacity::bounds(&config, &model.card, model.backend.kv_bytes_per_token());
+    let incarnation = Incarnation::draw();
+    let (stages, model) = Stages::gather(members, head_offer(&config, incarnation, &model, &bounds), model);
     let LoadedModel { card, bundle, backend, adapters } = model;
     let card = capacity::held(card, &bounds);
-    let limits = capacity::adapters(&config);
-    let directory = config.data_dir.join("adapters");
-    let adapters = AdapterStore::open(StoreSettings { limits, directory }, adapters).await;
-    let (engine, thread) = engine::spawn(Served::from(&card), bounds, backend)?;
-    let capacity = capacity::announced(&bounds, &limits);
-    let offer = Arc::new(Offer { hello: hello(config.name.clone(), capacity, card), bundle });
+    let adapters = capacity::adapter_store(&config, adapters).await;
+    stages.share(&adapters);
+    let (engine, run) = engine::spawn(drive, Served::from(&card), bounds, backend)?;
+    let capacity = capacity::announced(&bounds, &capacity::adapters(&config));
+    let offer = Arc::new(Offer { hello: hello((config.name.clone(), incarnation), capacity, card), bundle });
     let (closer, closing) = shutdown::channel();
+    let board = stages.board();
     let session = |router: &String| SessionArgs {
         router: router.clone(),
         endpoint: endpoint.clone(),
@@ -91,31 +145,46 @@ pub async fn run(
         engine: engine.clone(),
         adapters: adapters.clone(),
         offer: offer.clone(),
+        stages: board.clone(),
         closing: closing.clone(),
     };
     let sessions = config.routers.iter().map(session).collect();
     let (_root, mut ended) = WorkerActor::spawn(None, WorkerActor, sessions).await?;
+    let mut keeper = stages.keep(dial, closing);
     let served = tokio::select! {
+        biased;
+        kept = keeper.ended() => kept.map_err(WorkerError::from),
         ended = &mut ended => ended.map_err(WorkerError::from).and(Err(WorkerError::SessionsFail)),
         end = serve(&engine, timers.drain, shutdown) => end,
     };
     engine.stop();
-    let stopped = join(thread, engine.status(), STOP_WITHIN).await;
+    let stopped = join(run, engine.status(), STOP_WITHIN).await;
     closer.fire();
+    keeper.join().await;
     close(&endpoint, ended).await;
     served.and(stopped)
 }
 
-/// Waits for the engine's thread, but not for a step that hangs. `status` closes when the thread ends.
-async fn join(thread: EngineThread, mut status: watch::Receiver<Status>, within: Duration) -> Result<(), WorkerError> {
+/// Waits for the engine, but not for a step that hangs. `status` closes when the engine ends.
+async fn join(run: EngineRun, mut status: watch::Receiver<Status>, within: Duration) -> Result<(), WorkerError> {
     if tokio::time::timeout(within, closed(&mut status)).await.is_err() {
         return Err(WorkerError::EngineHangs);
     }
-    tokio::task::spawn_blocking(|| thread.join()).await?.map_err(|_panic| WorkerError::EngineGone)
+    run.join().await.map_err(|_panic| WorkerError::EngineGone)
 }
 
-fn hello(worker: Name, capacity: Capacity, model: ModelCard) -> Hello {
-    Hello { worker, incarnation: Incarnation::draw(), build: env!("CARGO_PKG_VERSION").to_owned(), capacity, model }
+fn hello((worker, incarnation): (Name, Incarnation), capacity: Capacity, model: ModelCard) -> Hello {
+    Hello { worker, incarnation, build: env!("CARGO_PKG_VERSION").to_owned(), capacity, model }
+}
+
+fn head_offer(config: &WorkerConfig, incarnation: Incarnation, model: &LoadedModel, bounds: &Bounds) -> HeadOffer {
+    HeadOffer {
+        head: config.name.clone(),
+        incarnation,
+        weights: model.card.weights,
+        numerics_class: model.card.numerics_class.clone(),
+        blocks: u32::try_from(bounds.blocks).unwrap_or(u32::MAX),
+    }
 }
 
 /// Waits until the sessions have closed their connections and the routers know.
@@ -132,6 +201,7 @@ async fn close(endpoint: &Endpoint, sessions: JoinHandle<()>) {
 async fn serve(engine: &EngineHandle, drain: Duration, mut shutdown: Shutdown) -> Result<(), WorkerError> {
     let mut status = engine.status();
     tokio::select! {
+        biased;
         () = shutdown.fired() => {}
         () = closed(&mut status) => return Err(WorkerError::EngineGone),
     }
@@ -221,7 +291,7 @@ impl RootState {
     ) -> Result<(), ActorProcessingErr> {
         let Some(args) = self.sessions.remove(&who) else { return Ok(()) };
         tracing::error!(router = %args.router, error = %Chain(error.as_ref()), "a session failed");
-        match self.restarts.record(Instant::now()) {
+        match self.restarts.record(ambient::now()) {
             Verdict::Restart => self.start(myself, args).await,
             Verdict::Escalate => Err(error),
         }

@@ -14,7 +14,7 @@ async fn a_step_that_hangs_does_not_hold_up_a_shutdown() {
         let _ = hangs.recv();
         drop(publish);
     });
-    let joined = join(engine, status, Duration::from_millis(10)).await;
+    let joined = join(EngineRun::Thread(engine), status, Duration::from_millis(10)).await;
     assert!(matches!(joined, Err(WorkerError::EngineHangs)));
     drop(step);
 }
@@ -24,7 +24,7 @@ async fn an_engine_that_ends_is_joined_and_its_panic_is_told() {
     for panics in [false, true] {
         let status = Bench::new(ROOMY).handle.status();
         let engine = thread::spawn(move || assert!(!panics, "on order"));
-        let joined = join(engine, status, Duration::from_secs(60)).await;
+        let joined = join(EngineRun::Thread(engine), status, Duration::from_secs(60)).await;
         assert_eq!(matches!(joined, Err(WorkerError::EngineGone)), panics);
         assert_eq!(joined.is_ok(), !panics);
     }

@@ -10,10 +10,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use shoal_common::ambient;
 use shoal_common::config::Pinning;
 use shoal_common::ids::{Digest, Generation, Name};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::spawn_blocking;
 
 use super::allow::Allowed;
 use super::book::{Book, Found};
@@ -195,23 +195,23 @@ impl Registry {
             let _permit = permit;
             inner.check(&asked, payload)
         };
-        let checked = spawn_blocking(check).await.map_err(|_| RegisterError::Crashed)??;
+        let checked = ambient::off_runtime(check).await.map_err(|_| RegisterError::Crashed)??;
         let (inner, ledger) = (Arc::clone(&self.0), Arc::clone(&self.0.ledger).lock_owned().await);
         let commit = move || inner.commit(ledger, order, checked);
-        spawn_blocking(commit).await.map_err(|_| RegisterError::Crashed)?
+        ambient::off_runtime(commit).await.map_err(|_| RegisterError::Crashed)?
     }
 
     /// Removes a name that `source` registered.
     pub async fn remove(&self, name: Name, source: Source) -> Result<(), RegisterError> {
         let (inner, ledger) = (Arc::clone(&self.0), Arc::clone(&self.0.ledger).lock_owned().await);
-        spawn_blocking(move || inner.remove(ledger, &name, source)).await.map_err(|_| RegisterError::Crashed)?
+        ambient::off_runtime(move || inner.remove(ledger, &name, source)).await.map_err(|_| RegisterError::Crashed)?
     }
 
     /// Deletes what nobody has needed for a while, here and on the workers.
     pub async fn sweep(&self, now: Instant) {
         let (inner, ledger) = (Arc::clone(&self.0), Arc::clone(&self.0.ledger).lock_owned().await);
         // A sweep that fails is made up for by the next.
-        let _ = spawn_blocking(move || inner.sweep(ledger, now)).await;
+        let _ = ambient::off_runtime(move || inner.sweep(ledger, now)).await;
     }
 
     /// Reads every stored adapter once, and lets go of those that are not what they should be. Returns their names.
@@ -220,7 +220,7 @@ impl Registry {
         let mut lost = Vec::new();
         for generation in generations {
             let (inner, ledger) = (Arc::clone(&self.0), Arc::clone(&self.0.ledger).lock_owned().await);
-            lost.extend(spawn_blocking(move || inner.verify(ledger, generation)).await.unwrap_or_default());
+            lost.extend(ambient::off_runtime(move || inner.verify(ledger, generation)).await.unwrap_or_default());
         }
         lost
     }
@@ -237,7 +237,7 @@ impl Registry {
                 let fits = fits.map_err(|error| error.to_string());
                 inner.book().held_against(&name, version.generation, now, fits);
             };
-            let _ = spawn_blocking(check).await;
+            let _ = ambient::off_runtime(check).await;
         }
     }
 

@@ -23,6 +23,7 @@ pub async fn streams(connection: quinn::Connection, registry: Registry) {
     let mut serving = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
             accepted = connection.accept_bi() => {
                 let Ok((writer, reader)) = accepted else { return };
                 serving.spawn(stream(writer, reader, registry.clone()));

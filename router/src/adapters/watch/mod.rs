@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use shoal_common::ambient;
 use shoal_common::config::{AdapterConfig, Pinning};
 use shoal_common::ids::Name;
 use tokio::sync::Notify;
-use tokio::task::spawn_blocking;
 
 use super::change::Order;
 use super::entry::{Origin, Source};
@@ -68,8 +68,9 @@ async fn run(mut watcher: Watcher, view: FleetView) {
     let mut verifying = tokio::spawn(async move { registry.verify().await });
     let mut verified = false;
     loop {
-        let wait = watcher.turn(Instant::now()).await;
+        let wait = watcher.turn(ambient::now()).await;
         tokio::select! {
+            biased;
             () = nudge.notified() => tokio::time::sleep(BURST).await,
             () = models.changed() => watcher.retry(),
             lost = &mut verifying, if !verified => {
@@ -167,7 +168,7 @@ impl Watcher {
     /// What lies in the directory; nothing where it cannot be read.
     async fn scan(&mut self) -> Scan {
         let Some(directory) = self.sources.directory.clone() else { return Scan::default() };
-        let scanned = spawn_blocking(move || scan::scan(&directory)).await;
+        let scanned = ambient::off_runtime(move || scan::scan(&directory)).await;
         let error = match scanned.map_err(std::io::Error::other).flatten() {
             Ok(scan) => {
                 self.unreadable = None;
@@ -254,7 +255,7 @@ impl Watcher {
 async fn stamps(places: &BTreeMap<Name, Place>) -> BTreeMap<Name, Stamp> {
     let paths: Vec<(Name, PathBuf)> = places.iter().map(|(name, place)| (name.clone(), place.path.clone())).collect();
     let look = move || paths.into_iter().map(|(name, path)| (name, Stamp::of(&path))).collect();
-    spawn_blocking(look).await.unwrap_or_default()
+    ambient::off_runtime(look).await.unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -81,6 +81,8 @@ pub enum Why {
     Disk,
     /// It must fetch the adapter, and so must the others.
     Fetch,
+    /// It was out of reach, is back, and has what it had computed.
+    Returned,
     /// It stands behind those that the adapter is worth, and they have longer to work than it has to load.
     Spill,
 }
@@ -97,6 +99,7 @@ impl Why {
             Self::Loading => "loading",
             Self::Disk => "disk",
             Self::Fetch => "fetch",
+            Self::Returned => "returned",
             Self::Spill => "spill",
         }
     }

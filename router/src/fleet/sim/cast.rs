@@ -22,6 +22,8 @@ use crate::text::Tokenizer;
 pub(super) struct Open;
 
 impl Line for Open {
+    fn close(&self) {}
+
     fn is_closed(&self) -> bool {
         false
     }

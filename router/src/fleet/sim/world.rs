@@ -309,8 +309,9 @@ impl<'a> World<'a> {
 
     fn join(&mut self, worker: usize, now: Duration) {
         let hello = cast::hello(worker, self.scenario, self.hosts[worker].life);
-        let offer = Offer { hello, model: cast::model(), line: Arc::new(Open) };
-        let seat = self.roster.join(offer, self.begin + now).expect("nobody else has this name");
+        let asked = self.begin + now;
+        let offer = Offer { hello, model: cast::model(), line: Arc::new(Open), asked };
+        let seat = self.roster.join(offer, asked).expect("nobody else has this name");
         self.snapshot = None;
         self.hosts[worker].seat = Some(seat);
         self.advance(worker, now);

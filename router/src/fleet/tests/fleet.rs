@@ -1,15 +1,15 @@
 //! The fleet's actor: what it publishes and whom it tells.
 
 use ractor::{Actor, ActorRef, call};
+use shoal_common::watch;
 use shoal_common::wire::hello::AdapterOrder;
-use tokio::sync::watch;
 
 use super::*;
 use crate::fleet::{FleetActor, FleetMessage, FleetView, Membership};
 
 async fn fleet() -> (ActorRef<FleetMessage>, FleetView) {
     let (published, snapshots) = watch::channel(Arc::default());
-    let (fleet, _) = Actor::spawn(None, FleetActor, published).await.unwrap();
+    let (fleet, _) = Actor::spawn(None, FleetActor, (published, Duration::from_secs(1))).await.unwrap();
     (fleet, FleetView::new(snapshots))
 }
 

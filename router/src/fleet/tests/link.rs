@@ -6,9 +6,9 @@ use ractor::Actor;
 use shoal_common::config::Timers;
 use shoal_common::pki::{Authority, Role};
 use shoal_common::quic;
+use shoal_common::watch;
 use shoal_common::wire::codec::{self, FrameReader};
 use shoal_common::wire::hello::{AdapterOrder, RouterControl, WorkerControl};
-use tokio::sync::watch;
 
 use super::*;
 use crate::fleet::{FleetView, Snapshot};

@@ -1,6 +1,7 @@
 //! The members and their rules; beside it the tests of the fleet's parts, which share a fleet without sockets.
 
 mod adapters;
+mod challenge;
 mod fleet;
 mod link;
 mod prefix;
@@ -22,13 +23,11 @@ use crate::testing::model;
 #[derive(Debug, Default)]
 pub(crate) struct FakeLine(AtomicBool);
 
-impl FakeLine {
-    pub(crate) fn close(&self) {
+impl Line for FakeLine {
+    fn close(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
 
-impl Line for FakeLine {
     fn is_closed(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -51,7 +50,8 @@ pub(crate) fn offer(worker: &str, incarnation: u64, model: &Arc<ServedModel>) ->
         capacity: CAPACITY,
         model: model.card.clone(),
     };
-    (Offer { hello, model: Arc::clone(model), line: Arc::<FakeLine>::clone(&line) }, line)
+    let offer = Offer { hello, model: Arc::clone(model), line: Arc::<FakeLine>::clone(&line), asked: Instant::now() };
+    (offer, line)
 }
 
 pub(crate) fn status(queued_tokens: u64, state: WorkerState) -> Status {
@@ -120,11 +120,13 @@ fn a_second_worker_of_a_live_name_is_refused_and_a_restarted_one_is_taken() {
     roster.join(first, now).unwrap();
     assert_eq!(roster.join(offer("w", 2, &model()).0, now), Err(Refusal::DuplicateName));
     line.close();
-    roster.join(offer("w", 3, &model()).0, now).unwrap();
+    let (third, silent) = offer("w", 3, &model());
+    roster.join(third, now).unwrap();
     assert_eq!(roster.snapshot().replicas[0].incarnation, Incarnation(3));
     let later = now + Duration::from_secs(2);
     roster.join(offer("w", 4, &model()).0, later).unwrap();
     assert_eq!(roster.snapshot().replicas[0].incarnation, Incarnation(4), "a silent life was kept");
+    assert!(silent.is_closed(), "groups of the silent life wait for an end that is known");
 }
 
 #[test]

@@ -10,8 +10,10 @@ use shoal_common::quic::ALPN;
 use shoal_common::wire::hello::{Status, WorkerState};
 use utoipa::ToSchema;
 
+use super::stage::Stage;
 use crate::catalogue::ServedModel;
 use crate::fleet::Replica;
+use crate::fleet::pulse::Health;
 use crate::operations::Operations;
 use crate::operations::drains::Duty;
 use crate::operations::incidents::{Event, Incident};
@@ -61,6 +63,8 @@ pub(super) enum State {
     Drained,
     /// A part of its model is away: takes nothing until that is back.
     Incomplete,
+    /// Its engine stands still: it is given nothing until that moves again.
+    Stuck,
     /// Its connection is gone, and will be forgotten in a moment.
     Gone,
 }
@@ -81,8 +85,11 @@ pub(in crate::http) struct Worker {
     state: State,
     /// Whether this router has told it to drain. A worker that was told to end drains without that.
     drain_ordered: bool,
-    /// What it hosts.
+    /// What it hosts, with its stages, if it has any.
     model: HostedModel,
+    /// The stages that the model is split into, in the order of their layers, this worker the first; none where it hosts all of
+    /// it.
+    stages: Vec<Stage>,
     /// Its load; `null` before its first report.
     load: Option<Load>,
     /// What it can hold.
@@ -243,6 +250,7 @@ impl Worker {
             state: state(replica, duty),
             drain_ordered: duty == Duty::Drain,
             model: HostedModel::from(&*replica.model),
+            stages: replica.stages.iter().map(Stage::from).collect(),
             load: replica.status.as_ref().map(Load::from),
             capacity: Capacity {
                 slots: replica.capacity.slots,
@@ -251,7 +259,7 @@ impl Worker {
             },
             outstanding_tokens: replica.outstanding.tokens(),
             heard_ms: millis(replica.heard()),
-            progress_ms: millis(replica.advanced),
+            progress_ms: millis(replica.advanced()),
             last_error: None,
         }
     }
@@ -263,6 +271,8 @@ fn state(replica: &Replica, duty: Duty) -> State {
     let says_so = says(WorkerState::Draining);
     if replica.line.is_closed() {
         State::Gone
+    } else if replica.vital.last().health == Health::Stuck {
+        State::Stuck
     } else if says_so && replica.outstanding.tokens() == 0 {
         State::Drained
     } else if says_so || duty == Duty::Drain {

@@ -2,13 +2,14 @@
 //! a worker. What is told is in [`document`], who may order in [`super::operator`].
 
 mod document;
+mod stage;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::Serialize;
+use shoal_common::ambient;
 use shoal_common::ids::Name;
 use utoipa::ToSchema;
 
@@ -28,7 +29,7 @@ pub(super) struct Ordered {
 /// The cluster as this router sees it: its workers with their load, its models, and what went wrong with workers lately.
 #[utoipa::path(get, path = "/v1/cluster", tag = "cluster", responses((status = 200, body = Cluster)))]
 pub(super) async fn show(State(app): State<Arc<App>>) -> Json<Cluster> {
-    Json(Cluster::of(&app.operations, Instant::now()))
+    Json(Cluster::of(&app.operations, ambient::now()))
 }
 
 /// Gives a worker no more groups of this router; what runs goes on to its end. Other routers are not concerned. The order
@@ -77,6 +78,6 @@ fn order(_by: Operator, app: &App, id: String, duty: Duty) -> Result<Json<Ordere
         ApiError::WorkerNotFound { worker: worker.clone(), connected }
     })?;
     tracing::info!(%worker, ?duty, "a worker was ordered");
-    let shown = Cluster::of(operations, Instant::now()).worker(&worker);
+    let shown = Cluster::of(operations, ambient::now()).worker(&worker);
     Ok(Json(Ordered { worker: shown }))
 }

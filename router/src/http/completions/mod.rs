@@ -9,6 +9,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use shoal_common::ambient;
 use shoal_common::config::UsageChunk;
 use shoal_common::ids::Digest;
 use shoal_common::wire::message::GroupFailure;
@@ -52,7 +53,7 @@ pub async fn create(
     Extension(request_id): Extension<RequestId>,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
-    let arrived = Instant::now();
+    let arrived = ambient::now();
     let request = validate::completion(&body, &app.limits)?;
     let permit = Arc::clone(&app.requests).try_acquire_owned().map_err(|_| ApiError::Busy {
         retry_after: app.dispatcher.view.expected_wait(),
@@ -61,7 +62,7 @@ pub async fn create(
     let Target { model, adapter } = resolve::target(&app, &request.model, request.adapter.as_ref())?;
     plan::check(&request, &model, model.tokenizer.has_infill())?;
     let (mut request, prompts) = tokenise(&app, &model, request).await?;
-    let seed = request.seed.unwrap_or_else(|| rand::random::<u64>() >> (u64::BITS - DRAWN_SEED_BITS));
+    let seed = request.seed.unwrap_or_else(|| ambient::draw::<u64>() >> (u64::BITS - DRAWN_SEED_BITS));
     // The prompt log must say what would give this answer again.
     request.seed = Some(seed);
     let generation = adapter.as_ref().map(|adapter| adapter.generation);
@@ -270,7 +271,7 @@ impl Drop for Run {
         let usage = self.answer.usage();
         metrics::counter!("shoal_prompt_tokens_total").increment(usage.prompt_tokens);
         metrics::counter!("shoal_completion_tokens_total").increment(usage.completion_tokens);
-        metrics::histogram!("shoal_request_seconds").record(self.arrived.elapsed().as_secs_f64());
+        metrics::histogram!("shoal_request_seconds").record(ambient::since(self.arrived).as_secs_f64());
         let adapter = self.adapter.as_ref().map(|adapter| adapter.generation);
         let outcome = Outcome {
             request_id: self.request_id.as_str(),
@@ -303,7 +304,8 @@ impl From<DispatchError> for ApiError {
             DispatchError::Failed(GroupFailure::AdapterUnavailable) => {
                 Self::AdapterUnavailable { retry_after: resolve::ADAPTER_WAIT }
             }
-            DispatchError::Lost | DispatchError::Failed(_) | DispatchError::Forbidden => Self::WorkerFailed,
+            DispatchError::Forbidden => Self::Forbidden,
+            DispatchError::Lost | DispatchError::Failed(_) => Self::WorkerFailed,
         }
     }
 }

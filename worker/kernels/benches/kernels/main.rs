@@ -3,7 +3,7 @@
 //! instructions.
 //!
 //! `cargo bench -p shoal-kernels --bench kernels`; numbers after `--` choose the rows (default 1 8 32 512); 0 is
-//! attention alone.
+//! attention alone, `lora` low-rank updates alone.
 
 use std::hint::black_box;
 use std::num::NonZero;
@@ -14,6 +14,7 @@ use shoal_kernels::{
 };
 
 mod limits;
+mod lora;
 
 /// Inputs and outputs of the layers of SmolLM2-135M and of a 1B llama.
 const SHAPES: [(usize, usize); 7] =
@@ -34,6 +35,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let threads = std::thread::available_parallelism()?;
     let limits = limits::measure(threads);
     println!("{limits}");
+    if std::env::args().any(|argument| argument == "lora") {
+        lora::measure(&mut Pool::new(threads, Isa::best())?, &rows, &limits);
+        lora::measure(&mut Pool::new(NonZero::<usize>::MIN, Isa::best())?, &rows, &limits);
+        return Ok(());
+    }
     let isas = Isa::available().into_iter().skip(1).filter(|_| rows != [0]);
     for isa in isas {
         let mut pool = Pool::new(threads, isa)?;
@@ -48,6 +54,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for work in [[1, 1, 256], [1, 1, 2048], [8, 1, 1024], [32, 1, 256], [1, 8, 1800], [1, 512, 0], [1, 512, 1536]] {
             attention(&mut pool, heads, work, &limits);
         }
+    }
+    if rows != [0] {
+        lora::measure(&mut pool, &rows, &limits);
     }
     let mut one = Pool::new(NonZero::<usize>::MIN, Isa::best())?;
     splits(&mut pool);

@@ -26,11 +26,15 @@ use crate::simd::{LANES, dispatch};
 /// twice, of 2,048 half a second level cache of 512 KiB.
 const ROWS_PER_PASS: usize = 32;
 
+/// Rows of an adapter at most whose update is worked off in one go: with more of them what counts is not how it is read, but
+/// how the rows' inputs and outputs are.
+const ROWS_OF_WHOLE: usize = 8;
+
 /// Shares of the work per thread: a thread that the system takes away for a while delays a step by a part of its share.
-const SHARES_PER_THREAD: usize = 6;
+const SHARES_PER_THREAD: usize = 2;
 
 /// Bytes of A or B, each counted for every row that meets them, that another thread is worth waking for: a microsecond.
-const WORTH_SHARING: usize = 16 << 10;
+const WORTH_SHARING: usize = 64 << 10;
 
 /// The operator, with the rows of a step by adapter and its working memory.
 #[derive(Debug, Default)]
@@ -49,7 +53,7 @@ pub struct Lora {
     reduced: Vec<f32>,
 }
 
-/// Some units of an update (tiles of A, panels of B) and the rows that meet them: a piece of work.
+/// Some units of an update and the rows that meet them: a piece of work.
 struct Run<'a> {
     low_rank: &'a LowRank,
     units: Range<usize>,
@@ -57,26 +61,38 @@ struct Run<'a> {
     slots: Range<usize>,
 }
 
-/// Which of the two factors of an update.
-#[derive(Clone, Copy)]
-enum Factor {
-    A,
-    B,
+/// What a step's updates are cut into.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    /// Tiles of A.
+    Tile,
+    /// Panels of B, once all tiles are done.
+    Panel,
+    /// All tiles, then all panels: nobody waits in between, and an update is read in one go.
+    Whole,
 }
 
-impl Factor {
-    fn units(self, update: &LowRank) -> usize {
+impl Unit {
+    fn count(self, update: &LowRank) -> usize {
         match self {
-            Self::A => update.tiles(),
-            Self::B => update.panels(),
+            Self::Tile => update.tiles(),
+            Self::Panel => update.panels(),
+            Self::Whole => 1,
         }
     }
 
     fn bytes(self, update: &LowRank) -> usize {
         match self {
-            Self::A => update.bytes_of_a(),
-            Self::B => update.bytes_of_b(),
+            Self::Tile => update.bytes_of_a(),
+            Self::Panel => update.bytes_of_b(),
+            Self::Whole => update.bytes(),
         }
+    }
+
+    /// How many shares `items` units become, which together read `bytes`.
+    fn shares(self, items: usize, bytes: usize, threads: usize) -> usize {
+        let most = if self == Self::Whole { items } else { threads * SHARES_PER_THREAD };
+        most.min(bytes / WORTH_SHARING).max(1)
     }
 }
 
@@ -152,18 +168,51 @@ impl Lora {
         let isa = pool.isa();
         let mut reduced = std::mem::take(&mut self.reduced);
         let to = Shared::new(&mut reduced);
-        self.split(pool, Factor::A, &update_of, |lora, run| {
-            let Run { low_rank, units, slots } = run;
+        let reduce = |lora: &Self, low_rank: &LowRank, tiles, slots: Range<usize>| {
             let (first, rows) = (slots.start * stride, &lora.rows[slots]);
-            dispatch(isa, Reduce { low_rank, tiles: units, rows, x, to: &to, first, stride });
-        });
+            dispatch(isa, Reduce { low_rank, tiles, rows, x, to: &to, first, stride });
+        };
         let (row_width, y) = (y.stride(), Shared::new(y.values_mut()));
-        self.split(pool, Factor::B, &update_of, |lora, run| {
-            let Run { low_rank, units, slots } = run;
-            let (reduced, rows) = (&reduced[slots.start * stride..], &lora.rows[slots]);
-            dispatch(isa, Expand { low_rank, panels: units, rows, reduced, stride, y: &y, row_width });
-        });
+        let expand = |lora: &Self, low_rank: &LowRank, panels, slots: Range<usize>| {
+            let (first, length, rows) = (slots.start * stride, slots.len() * stride, &lora.rows[slots]);
+            // SAFETY: there is room for every row, and what is read was written by this thread or before the last split;
+            // nobody writes there now.
+            let reduced = unsafe { std::slice::from_raw_parts(to.pointer(first), length) };
+            dispatch(isa, Expand { low_rank, panels, rows, reduced, stride, y: &y, row_width });
+        };
+        if self.is_for_whole_updates(pool.threads()) {
+            self.split(pool, Unit::Whole, &update_of, |lora, Run { low_rank, slots, .. }| {
+                reduce(lora, low_rank, 0..low_rank.tiles(), slots.clone());
+                expand(lora, low_rank, 0..low_rank.panels(), slots);
+            });
+        } else {
+            self.split(pool, Unit::Tile, &update_of, |lora, run| reduce(lora, run.low_rank, run.units, run.slots));
+            self.split(pool, Unit::Panel, &update_of, |lora, run| expand(lora, run.low_rank, run.units, run.slots));
+        }
         self.reduced = reduced;
+    }
+
+    /// Whether threads had better take whole updates: each has few rows, and all threads are busy for eight ninths of the
+    /// time at least, if the updates are of one size.
+    fn is_for_whole_updates(&self, threads: usize) -> bool {
+        let mut updates = 0;
+        for adapter in (0..self.adapters()).filter(|&adapter| self.updates[adapter] > 0) {
+            if self.count_of(adapter) > ROWS_OF_WHOLE {
+                return false;
+            }
+            updates += 1;
+        }
+        8 * usize::next_multiple_of(updates, threads) <= 9 * updates
+    }
+
+    /// Rows of an adapter.
+    fn count_of(&self, adapter: usize) -> usize {
+        self.starts[adapter + 1] - self.starts[adapter]
+    }
+
+    /// How often an adapter's rows pass over its update.
+    fn passes(&self, adapter: usize) -> usize {
+        self.count_of(adapter).div_ceil(ROWS_PER_PASS)
     }
 
     /// Notes each adapter's update and refuses what does not fit; the most ranks of one, `None` if no adapter has any.
@@ -180,11 +229,11 @@ impl Lora {
         most
     }
 
-    /// Calls `work` with runs that together are every unit of a factor with every row, on all threads.
+    /// Calls `work` with runs that together are every unit of every update with every row, on all threads.
     fn split<'a>(
         &mut self,
         pool: &mut Pool,
-        factor: Factor,
+        unit: Unit,
         update_of: &(impl Fn(usize) -> Option<&'a LowRank> + Sync),
         work: impl Fn(&Self, Run<'a>) + Sync,
     ) {
@@ -193,20 +242,19 @@ impl Lora {
         for adapter in 0..self.adapters() {
             self.items.push(items);
             if let Some(update) = self.update(adapter, update_of) {
-                let rows = self.starts[adapter + 1] - self.starts[adapter];
-                items += factor.units(update) * rows.div_ceil(ROWS_PER_PASS);
-                cost += factor.bytes(update) * rows;
+                items += unit.count(update) * self.passes(adapter);
+                cost += unit.bytes(update) * self.count_of(adapter);
             }
         }
         self.items.push(items);
-        let shares = (pool.threads() * SHARES_PER_THREAD).min(cost / WORTH_SHARING).max(1);
+        let shares = unit.shares(items, cost, pool.threads());
         let lora = &*self;
         pool.split(items, items.div_ceil(shares), |_, mut range| {
             let mut adapter = lora.items.partition_point(|&before| before <= range.start) - 1;
             while !range.is_empty() {
                 if let Some(update) = lora.update(adapter, update_of).filter(|_| range.start < lora.items[adapter + 1])
                 {
-                    let run = lora.run(adapter, (update, factor.units(update)), &range);
+                    let run = lora.run(adapter, (update, unit.count(update)), &range);
                     range.start += run.units.len();
                     work(lora, run);
                 } else {

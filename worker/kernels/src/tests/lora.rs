@@ -146,6 +146,18 @@ fn many_rows_of_one_adapter_are_what_they_are_alone() {
     assert_written_out(&updates, &of_rows, 100, width(&layers));
 }
 
+/// Updates that are worth more threads than one: whether these take them whole or in pieces depends on how many there are,
+/// on their rows and on the threads.
+#[test]
+fn however_threads_share_updates_every_row_is_what_is_written_out() {
+    let layers = [(576, 16), (192, 16)];
+    let updates: Vec<LowRank> = (0..6).map(|seed| update(seed, Width::Single, 576, &layers)).collect();
+    for (adapters, rows_of_each) in [(3, 1), (6, 2), (5, 2), (6, 8), (3, 9), (2, 40)] {
+        let of_rows: Vec<Option<usize>> = (0..adapters * rows_of_each).map(|row| Some(row % adapters)).collect();
+        assert_written_out(&updates, &of_rows, 576, width(&layers));
+    }
+}
+
 #[test]
 fn rows_without_an_adapter_are_not_read_and_not_written() {
     let updates = [update(1, Width::Single, 40, &[(50, 4)])];

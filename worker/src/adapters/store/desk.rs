@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use shoal_common::ambient;
 use shoal_common::ids::Generation;
 use tokio::sync::{Notify, oneshot};
 
@@ -134,7 +135,7 @@ impl Desk {
         landing: &Result<Duration, AcquireError>,
         moved: &Arc<Notify>,
     ) {
-        for waiter in self.book.land(generation, landing, Instant::now()) {
+        for waiter in self.book.land(generation, landing, ambient::now()) {
             let Some(tell) = self.waiting.remove(&waiter) else { continue };
             let outcome = landing.as_ref().map(|_took| self.lease(generation, moved)).map_err(Clone::clone);
             // Whoever left in this moment gives its lease back by not taking it.

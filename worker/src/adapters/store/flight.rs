@@ -2,9 +2,10 @@
 //! a blocking thread. It runs to its end whoever leaves meanwhile, and ends with one landing, which everybody who waits is told.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shoal_common::adapter::bundle::MAX_BUNDLE;
+use shoal_common::ambient;
 use shoal_common::ids::Generation;
 use shoal_common::telemetry::Chain;
 
@@ -99,9 +100,9 @@ impl Flight {
                 // The name is free once the old file is gone.
                 File::Leaving => moved.await,
                 File::Absent | File::Coming(_) => {
-                    let began = Instant::now();
+                    let began = ambient::now();
                     self.fetch().await?;
-                    self.took += began.elapsed();
+                    self.took += ambient::since(began);
                 }
             }
         }
@@ -159,9 +160,9 @@ impl Flight {
 
     async fn write(&self, blob: Blob) -> Result<(), FetchError> {
         let (inner, generation) = (self.inner.clone(), self.generation);
-        let part = tokio::task::spawn_blocking(move || inner.disk.begin(generation)).await??;
+        let part = ambient::off_runtime(move || inner.disk.begin(generation)).await??;
         let part = fetch::pour(blob, part).await?;
-        Ok(tokio::task::spawn_blocking(move || part.finish()).await??)
+        Ok(ambient::off_runtime(move || part.finish()).await??)
     }
 
     /// Waits for a slot, as long as the most patient of those who wait for this flight.
@@ -180,7 +181,7 @@ impl Flight {
                 }
                 Room::Wait => {
                     let until = patience.ok_or(Unavailable::Aborted)?;
-                    if until <= Instant::now() {
+                    if until <= ambient::now() {
                         return Err(Unavailable::Late);
                     }
                     // Late or not, it looks again: somebody more patient may have come.
@@ -193,25 +194,25 @@ impl Flight {
     /// Reads, checks and packs, on a thread that may block.
     async fn load(&mut self, bytes: u64) -> Result<Loaded, LoadFault> {
         let _permit = self.inner.loading.acquire().await.expect("the semaphore is never closed");
-        let began = Instant::now();
+        let began = ambient::now();
         let (inner, generation) = (self.inner.clone(), self.generation);
-        let loaded = tokio::task::spawn_blocking(move || {
+        let loaded = ambient::off_runtime(move || {
             let content = inner.disk.read(generation, bytes).map_err(LoadFault::from)?;
             inner.loader.load(generation, &content).map_err(LoadFault::from)
         });
         // Whatever made it panic is in the bundle, and would do so again.
         let loaded =
             loaded.await.unwrap_or_else(|panic| Err(LoadFault::Unusable(Reason::new(&Chain(&panic).to_string()))));
-        self.took += began.elapsed();
+        self.took += ambient::since(began);
         loaded
     }
 
     /// Everybody else who must have it has it, too.
     async fn elsewhere(&mut self) -> Result<Option<Hold>, AcquireError> {
         let patience = self.inner.with(|desk| desk.book.patience(self.generation)).ok_or(Unavailable::Aborted)?;
-        let began = Instant::now();
+        let began = ambient::now();
         let held = self.inner.hold_elsewhere(self.generation, patience.saturating_duration_since(began)).await;
-        self.took += began.elapsed();
+        self.took += ambient::since(began);
         held
     }
 

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use shoal_common::ambient;
 use shoal_common::ids::Generation;
 use shoal_common::telemetry::Chain;
 use shoal_common::wire::hello::{AdapterOrder, AdapterState};
@@ -83,7 +84,7 @@ impl AdapterStore {
         };
         let store = Self(Arc::new(inner));
         let inner = store.0.clone();
-        match tokio::task::spawn_blocking(move || inner.find_files()).await {
+        match ambient::off_runtime(move || inner.find_files()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(error = %Chain(&error), "the adapters on disk cannot be listed"),
             Err(panic) => tracing::error!(error = %Chain(&panic), "the adapters on disk cannot be listed"),
@@ -148,10 +149,10 @@ impl Via {
     /// # Errors
     /// It cannot be used, or it cannot be had within [`PATIENCE`] and within `deadline`.
     pub async fn acquire(&self, generation: Generation, deadline: Option<Duration>) -> Result<Lease, AcquireError> {
-        let now = Instant::now();
+        let now = ambient::now();
         let until = now + deadline.unwrap_or(PATIENCE).min(PATIENCE);
         let lease = self.acquire_here(generation, until, now).await?;
-        let held = self.store.0.hold_elsewhere(generation, until.saturating_duration_since(Instant::now())).await?;
+        let held = self.store.0.hold_elsewhere(generation, until.saturating_duration_since(ambient::now())).await?;
         Ok(match held {
             None => lease,
             Some(held) => lease.with(held),
@@ -197,7 +198,7 @@ impl Via {
 
     fn have_ready(&self, generation: Generation) {
         let inner = &self.store.0;
-        let now = Instant::now();
+        let now = ambient::now();
         let asked = inner.with(|desk| {
             let asked = desk.book.ask(generation, For::Order, now + PATIENCE, now);
             desk.book.want(generation);
@@ -252,7 +253,7 @@ impl News {
             return Vec::new();
         }
         self.changes.mark_unchanged();
-        self.store.0.with(|desk| desk.book.news(&mut self.told, Instant::now()))
+        self.store.0.with(|desk| desk.book.news(&mut self.told, ambient::now()))
     }
 }
 
@@ -292,7 +293,7 @@ impl Inner {
             return;
         }
         let inner = self.clone();
-        if let Err(panic) = tokio::task::spawn_blocking(move || inner.delete_here(&leaving)).await {
+        if let Err(panic) = ambient::off_runtime(move || inner.delete_here(&leaving)).await {
             tracing::error!(error = %Chain(&panic), "adapter files cannot be deleted");
         }
     }

@@ -37,6 +37,7 @@ const SCRIPT: Script = Script {
     context: super::bench::CONTEXT,
     eos_every: None,
     faults: shoal_common::config::Faults::Off,
+    hang: Duration::ZERO,
 };
 
 fn scripted_card() -> ModelCard {

@@ -186,6 +186,13 @@ impl Bench {
         while self.turn() == Turn::Busy {}
     }
 
+    /// So many turns.
+    pub(crate) fn turns(&mut self, count: usize) {
+        for _ in 0..count {
+            self.turn();
+        }
+    }
+
     /// Turns until nothing is left to do, with steps that end in their own time.
     pub(crate) fn run_waiting(&mut self) {
         let mut turn = Turn::Busy;

@@ -25,6 +25,8 @@ struct Lives {
     begun: u64,
     /// What comes after the next pin, between planning and computing.
     next: Option<Change>,
+    /// Whether the next step fails, and computes nothing.
+    fails: bool,
     /// Positions that were read and had been computed in an earlier life.
     crossed: usize,
 }
@@ -49,19 +51,28 @@ struct Mortal {
     pinned: Option<KvEpoch>,
     depth: usize,
     /// Steps that were launched: computed, and not collected.
-    away: VecDeque<LogitsBuffer>,
+    away: VecDeque<Result<LogitsBuffer, BackendError>>,
     computed_in: Vec<[Option<KvEpoch>; BLOCK_TOKENS]>,
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("its life is over")]
-struct Over;
+enum Trouble {
+    #[error("its life is over")]
+    Over,
+    #[error("on order")]
+    OnOrder,
+}
+
+impl From<Trouble> for BackendError {
+    fn from(source: Trouble) -> Self {
+        Self { backend: "mortal", source: Box::new(source) }
+    }
+}
 
 impl Mortal {
     fn alive(&self) -> Result<KvEpoch, BackendError> {
         let now = self.lives.lock().unwrap().now;
-        let over = || BackendError { backend: "mortal", source: Box::new(Over) };
-        self.pinned.filter(|pinned| now == Some(*pinned)).ok_or_else(over)
+        self.pinned.filter(|pinned| now == Some(*pinned)).ok_or_else(|| Trouble::Over.into())
     }
 }
 
@@ -98,6 +109,9 @@ impl Backend for Mortal {
                 self.lives.lock().unwrap().crossed += usize::from(*at != Some(life));
             }
         }
+        if std::mem::take(&mut self.lives.lock().unwrap().fails) {
+            return Err(Trouble::OnOrder.into());
+        }
         self.inner.forward(slices, logits)
     }
 
@@ -107,14 +121,18 @@ impl Backend for Mortal {
 
     fn launch(&mut self, slices: &[Slice<'_>]) -> Result<(), BackendError> {
         let mut logits = LogitsBuffer::default();
-        self.forward(slices, &mut logits)?;
-        self.away.push_back(logits);
+        self.alive()?;
+        let computed = self.forward(slices, &mut logits);
+        self.away.push_back(computed.map(|()| logits));
         Ok(())
     }
 
     fn collect(&mut self, logits: &mut LogitsBuffer) -> Option<Result<Duration, BackendError>> {
-        *logits = self.away.pop_front()?;
-        Some(self.alive().map(|_| Duration::from_millis(1)))
+        let computed = self.alive().and(self.away.pop_front()?);
+        Some(computed.map(|computed| {
+            *logits = computed;
+            Duration::from_millis(1)
+        }))
     }
 
     fn copy_block(&mut self, from: BlockId, to: BlockId) -> Result<(), BackendError> {
@@ -280,6 +298,8 @@ enum Act {
     StopBranch(usize, u16),
     Now(Change),
     WithinTheStep(Change),
+    /// The next step fails.
+    Fail,
 }
 
 fn any_act() -> impl Strategy<Value = Act> {
@@ -293,13 +313,14 @@ fn any_act() -> impl Strategy<Value = Act> {
         1 => (0..8usize, 0..4u16).prop_map(|(group, branch)| Act::StopBranch(group, branch)),
         1 => change.clone().prop_map(Act::Now),
         1 => change.prop_map(Act::WithinTheStep),
+        1 => Just(Act::Fail),
     ]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]
-    fn no_token_is_ever_computed_from_kv_of_an_earlier_life(
+    fn no_token_is_ever_computed_from_kv_of_an_earlier_life_or_of_a_step_that_failed(
         acts in prop::collection::vec(any_act(), 1..120),
         depth in 1..5usize,
     ) {
@@ -315,22 +336,26 @@ proptest! {
                 }
                 Act::Turn => world.turns(1),
                 Act::Cancel(at) => {
-                    for (key, _) in asked.iter().rev().nth(at) {
+                    if let Some((key, _)) = asked.iter().rev().nth(at) {
                         world.bench.streams[key].link.cancel();
                         given_up.insert(*key);
                     }
                 }
                 Act::StopBranch(at, branch) => {
-                    for (key, _) in asked.iter().rev().nth(at) {
+                    if let Some((key, _)) = asked.iter().rev().nth(at) {
                         world.bench.streams[key].link.stop_branch(BranchIndex(branch));
                         given_up.insert(*key);
                     }
                 }
                 Act::Now(change) => world.change(change),
                 Act::WithinTheStep(change) => world.lives.lock().unwrap().next = Some(change),
+                Act::Fail => world.lives.lock().unwrap().fails = true,
             }
         }
-        world.lives.lock().unwrap().next = None;
+        {
+            let mut lives = world.lives.lock().unwrap();
+            (lives.next, lives.fails) = (None, false);
+        }
         world.change(Change::Another);
         world.bench.run();
         prop_assert_eq!(world.lives.lock().unwrap().crossed, 0);
@@ -340,7 +365,8 @@ proptest! {
             for branch in 0..submit.branches.len() as u16 {
                 let (tokens, whole) = (heard.tokens(branch), expected.tokens(branch));
                 prop_assert!(whole.starts_with(&tokens));
-                let is_lost = heard.frames.last() == Some(&LOST) && heard.end(branch).is_none();
+                let failed = [&LOST, &GroupFrame::Failed(GroupFailure::Engine)].map(Some);
+                let is_lost = failed.contains(&heard.frames.last()) && heard.end(branch).is_none();
                 prop_assert!(given_up.contains(&key) || is_lost == (tokens.len() < whole.len()));
             }
         }

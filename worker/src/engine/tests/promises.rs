@@ -224,24 +224,39 @@ fn a_group_that_does_not_drain_is_parked_within_its_bound_and_others_go_on() {
 }
 
 #[test]
-fn a_failing_or_panicking_backend_takes_only_the_groups_of_its_step() {
+fn a_failing_or_panicking_backend_takes_only_the_group_that_it_fails_at() {
     for fault in [FAILS, PANICS] {
         let mut bench = Bench::new(ROOMY);
-        let beside = bench.submit(submission(&prompt(1, 4), 30, 1));
+        let beside = bench.submit(submission(&prompt(1, 4), 30, 2));
         // One step for the prompt, and one for the pace to see what a decode takes.
         bench.turn();
         bench.turn();
         let hit = bench.submit(submission(&[1, fault.0, 2], 5, 3));
+        let also = bench.submit(submission(&prompt(3, 4), 30, 1));
         bench.turn();
-        for key in [beside, hit] {
-            assert_eq!(bench.heard(key).frames.last(), Some(&GroupFrame::Failed(GroupFailure::Engine)));
-            assert_eq!(bench.heard(key).ends, 1);
-        }
-        bench.assert_idle();
-        let after = bench.submit(submission(&prompt(2, 4), 5, 1));
+        assert_eq!(bench.heard(hit).frames.last(), Some(&GroupFrame::Failed(GroupFailure::Engine)));
+        assert_eq!(bench.heard(hit).ends, 1);
         bench.run();
-        assert_eq!(bench.heard(after).tokens(0), alone(submission(&prompt(2, 4), 5, 1)).tokens(0));
+        let expected = alone(submission(&prompt(1, 4), 30, 2));
+        for branch in 0..2 {
+            assert_eq!(bench.heard(beside).tokens(branch), expected.tokens(branch));
+        }
+        assert_eq!(bench.heard(also).tokens(0), alone(submission(&prompt(3, 4), 30, 1)).tokens(0));
+        bench.assert_idle();
     }
+}
+
+#[test]
+fn a_backend_that_fails_at_several_groups_takes_all_of_the_step() {
+    let mut bench = Bench::new(ROOMY);
+    let hit: Vec<_> = (0..3).map(|salt| bench.submit(submission(&[salt, FAILS.0, 2], 5, 1))).collect();
+    let last = bench.submit(submission(&prompt(3, 4), 30, 1));
+    bench.turn();
+    for key in hit.into_iter().chain([last]) {
+        assert_eq!(bench.heard(key).frames.last(), Some(&GroupFrame::Failed(GroupFailure::Engine)));
+        assert_eq!(bench.heard(key).ends, 1);
+    }
+    bench.assert_idle();
 }
 
 #[test]

@@ -178,7 +178,7 @@ async fn what_a_stopped_engine_said_last_is_heard_before_the_close() {
     let (_send, mut recv) = link.submit(more_than_is_buffered()).await;
     assert_eq!(read_frame::<GroupFrame, _>(&mut recv).await.unwrap(), GroupFrame::Accepted);
     alone.engine.stop();
-    alone.thread.join().unwrap();
+    alone.run.join().await.unwrap();
     // Many looks at the status of an engine that is gone.
     tokio::time::sleep(Duration::from_millis(200)).await;
     let mut last = GroupFrame::Accepted;

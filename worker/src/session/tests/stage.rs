@@ -19,13 +19,13 @@ use shoal_common::wire::message::{GroupFrame, StreamOpen, Submit};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use crate::WorkerError;
 use crate::adapters::{AdapterStore, Limits, PeftLoader, StoreSettings};
 use crate::engine::tests::backend::HashBackend;
 use crate::engine::tests::bench::{self, Heard, ROOMY, submission};
-use crate::engine::{EngineHandle, EngineThread, Served};
+use crate::engine::{Drive, EngineHandle, EngineRun, Served};
 use crate::model::LoadedModel;
 use crate::session::{Offer, SessionActor, SessionArgs};
+use crate::{Hosting, Part, WorkerError};
 
 /// Groups that the worker takes.
 pub(super) const GROUPS: u32 = 3;
@@ -113,9 +113,13 @@ impl Stage {
             adapter_bytes: Some(1 << 20),
             adapter_disk_bytes: 1 << 20,
             data_dir: data.path().to_owned(),
+            stage_listen: None,
+            memory: None,
+            speed: 1,
         };
         let (shutdown, fired) = shoal_common::shutdown::channel();
-        let worker = tokio::spawn(crate::run(config, network.timers, network.worker, model(), fired));
+        let hosting = Hosting { model: model(), part: Part::Whole };
+        let worker = tokio::spawn(crate::run(config, network.timers, network.worker, hosting, fired));
         let other = (routers > 1).then(|| acceptors.pop().unwrap());
         Self { acceptor: acceptors.pop().unwrap(), other, worker, shutdown, _data: data }
     }
@@ -142,7 +146,7 @@ pub(super) struct Alone {
     pub(super) acceptor: Acceptor,
     pub(super) session: JoinHandle<()>,
     pub(super) engine: EngineHandle,
-    pub(super) thread: EngineThread,
+    pub(super) run: EngineRun,
     pub(super) closer: Trigger,
 }
 
@@ -150,7 +154,7 @@ pub(super) async fn session_alone() -> Alone {
     let network = Network::new();
     let (acceptor, router) = network.router();
     let LoadedModel { card, bundle, backend, adapters } = model();
-    let (engine, thread) = crate::engine::spawn(Served::from(&card), ROOMY, backend).unwrap();
+    let (engine, run) = crate::engine::spawn(Drive::Thread, Served::from(&card), ROOMY, backend).unwrap();
     // Nothing is ever written there.
     let limits = Limits { slots: 4, bytes: 1 << 20, disk_bytes: 1 << 20 };
     let settings = StoreSettings { limits, directory: "/nonexistent".into() };
@@ -169,10 +173,11 @@ pub(super) async fn session_alone() -> Alone {
         engine: engine.clone(),
         adapters: AdapterStore::open(settings, adapters).await,
         offer: Arc::new(Offer { hello, bundle }),
+        stages: None,
         closing,
     };
     let (_, session) = SessionActor::spawn(None, SessionActor, args).await.unwrap();
-    Alone { acceptor, session, engine, thread, closer }
+    Alone { acceptor, session, engine, run, closer }
 }
 
 impl Link {
@@ -193,6 +198,7 @@ impl Link {
                 WorkerControl::Status(status) if wanted(&status) => return status,
                 WorkerControl::Status(_) => {}
                 WorkerControl::Adapter(state) => self.note(state),
+                WorkerControl::Stages(_) => panic!("the model is whole"),
                 WorkerControl::Hello(_) => panic!("it is said once"),
             }
         }

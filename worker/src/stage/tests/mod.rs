@@ -274,7 +274,7 @@ impl Cluster {
             let endpoint = quic::worker_endpoint(&thief, &self.timers).unwrap();
             let to = (stage.address, &name("beta"));
             let connection = quic::dial_stage(&endpoint, to, &thief, &self.timers).await.unwrap();
-            super::line::Line::open(connection, hello).await
+            super::line::Line::open(connection, hello, Default::default()).await
         });
         opened.err().map(|error| error.to_string())
     }

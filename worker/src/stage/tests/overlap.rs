@@ -10,7 +10,7 @@ use shoal_common::wire::message::{GroupFailure, GroupFrame, Submit, TokenScore};
 use super::*;
 use crate::backend::{BackendError, BlockId, LogitsBuffer, Slice, Wake};
 use crate::engine::sink::StreamKey;
-use crate::engine::tests::backend::HashBackend;
+use crate::engine::tests::backend::{FAILS, HashBackend};
 use crate::engine::tests::bench::{Bench as Engine, ROOMY, alone, card, submission};
 use crate::scheduler::Bounds;
 use crate::stage::ring::{Leg, Ring};
@@ -91,7 +91,7 @@ struct Virtual {
     takes: Vec<f64>,
     way: f64,
     clock: Arc<Mutex<Clock>>,
-    away: VecDeque<(f64, Vec<Leg>, LogitsBuffer)>,
+    away: VecDeque<(f64, Vec<Leg>, Result<LogitsBuffer, BackendError>)>,
     ring: Ring,
     /// Steps until one fails.
     fails: Option<usize>,
@@ -129,7 +129,7 @@ impl Backend for Virtual {
 
     fn launch(&mut self, slices: &[Slice<'_>]) -> Result<(), BackendError> {
         let mut logits = LogitsBuffer::default();
-        self.inner.forward(slices, &mut logits)?;
+        let computed = self.inner.forward(slices, &mut logits).map(|()| logits);
         let mut clock = self.clock.lock().unwrap();
         let (mut at, mut legs) = (clock.now, Vec::new());
         for (part, takes) in self.takes.iter().enumerate() {
@@ -146,7 +146,7 @@ impl Backend for Virtual {
                 legs.push(Leg { took, around });
             }
         }
-        self.away.push_back((at, legs, logits));
+        self.away.push_back((at, legs, computed));
         Ok(())
     }
 
@@ -155,9 +155,12 @@ impl Backend for Virtual {
         let mut clock = self.clock.lock().unwrap();
         clock.now = clock.now.max(at);
         self.ring.observe(Duration::from_secs_f64(self.takes[0]), &legs);
-        *logits = computed;
         if self.fails.as_mut().is_some_and(|left| std::mem::replace(left, left.wrapping_sub(1)) == 0) {
             return Some(Err(BackendError { backend: "virtual", source: "on order".into() }));
+        }
+        match computed {
+            Ok(computed) => *logits = computed,
+            Err(error) => return Some(Err(error)),
         }
         Some(Ok(Duration::from_secs_f64(self.takes.iter().copied().fold(0.0, f64::max))))
     }
@@ -213,7 +216,7 @@ fn a_long_prompt_goes_through_all_parts_at_once() {
 }
 
 #[test]
-fn a_step_that_fails_takes_its_own_groups_and_no_others_of_those_under_way() {
+fn a_step_that_fails_once_is_computed_again_with_those_that_began_after_it() {
     let (mut backend, _clock) = Virtual::new(&[0.01; 3], 0.0, Ring::fixed(2, 3));
     backend.fails = Some(20);
     let mut engine = Engine::over(&card(), BOUNDS, backend);
@@ -221,15 +224,27 @@ fn a_step_that_fails_takes_its_own_groups_and_no_others_of_those_under_way() {
     let asked: Vec<_> = (0..12).map(|at| (engine.submit(ask(at)), ask(at))).collect();
     engine.run();
     engine.assert_idle();
-    let mut failed = 0;
     for (key, submit) in asked {
-        match engine.heard(key).frames.last() {
-            Some(GroupFrame::Failed(failure)) => {
-                assert_eq!(*failure, GroupFailure::Engine);
-                failed += 1;
-            }
-            _ => assert_eq!(engine.heard(key).tokens(0), alone(submit).tokens(0)),
-        }
+        assert_eq!(engine.heard(key).tokens(0), alone(submit).tokens(0));
     }
-    assert_eq!(failed, 4, "a third of the streams was in the step");
+}
+
+#[test]
+fn the_group_that_a_part_fails_at_ends_alone_whatever_is_under_way() {
+    let (backend, _clock) = Virtual::new(&[0.01; 3], 0.0, Ring::fixed(2, 3));
+    let mut engine = Engine::over(&card(), BOUNDS, backend);
+    let ask = |at: u32| submission(&[at, at + 1, at + 2], 60, 1);
+    let asked: Vec<_> = (0..6).map(|at| (engine.submit(ask(at)), ask(at))).collect();
+    engine.turns(20);
+    // It fails in the middle of a prompt whose later parts are under way, too.
+    let prompt: Vec<_> = (0..90).map(|at| if at == 40 { FAILS.0 } else { at % 37 }).collect();
+    let hit = engine.submit(submission(&prompt, 5, 3));
+    let beside: Vec<_> = (6..9).map(|at| (engine.submit(ask(at)), ask(at))).collect();
+    engine.run();
+    engine.assert_idle();
+    assert_eq!(engine.heard(hit).frames.last(), Some(&GroupFrame::Failed(GroupFailure::Engine)));
+    assert_eq!(engine.heard(hit).ends, 1);
+    for (key, submit) in asked.into_iter().chain(beside) {
+        assert_eq!(engine.heard(key).tokens(0), alone(submit).tokens(0));
+    }
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::fleet::replica::OutstandingGuard;
+use crate::fleet::replica::{Line, OutstandingGuard};
 
 /// One worker of a fleet that proptest makes up.
 #[derive(Clone, Debug)]

@@ -21,6 +21,8 @@ use tower::ServiceExt;
 use super::*;
 use crate::adapters::Registry;
 use crate::dispatch::tests::Stage;
+use crate::fleet::pick::Unroutable;
+use crate::fleet::pick::scripted::Scripted;
 use crate::http::foreign::HostPolicy;
 use crate::http::router;
 use crate::operations::Operations;
@@ -137,4 +139,18 @@ async fn two_choices_that_end_in_one_step_share_one_usage() {
     assert_eq!(*done, "[DONE]");
     let usages: Vec<Value> = chunks.iter().map(|chunk| json(chunk)["usage"]["completion_tokens"].clone()).collect();
     assert_eq!(usages, [Value::Null, 2.into()]);
+}
+
+#[tokio::test]
+async fn a_key_that_may_not_use_what_is_asked_for_is_told_so_and_no_worker_is_blamed() {
+    for fields in ["", ",\"stream\":true"] {
+        let mut stage = Stage::new();
+        let _worker = stage.worker("a").await;
+        stage.dispatcher.policy = Scripted::new([Err(Unroutable::Forbidden)]);
+        let (paths, _cut) = paths(&stage, Limits::default());
+        let (status, body) = complete(&paths, fields).await;
+        let body = json(&body);
+        assert_eq!((status, &body["code"]), (StatusCode::FORBIDDEN, &"forbidden".into()));
+        assert_eq!(body["error"]["type"], "invalid_request_error");
+    }
 }

@@ -3,7 +3,9 @@
 //!
 //! `SHOAL_TEST_MODEL=/path/to/model.gguf cargo bench -p shoal-worker --bench backends`; `-- reference` measures the
 //! reference backend instead of the cpu backend, `-- q4_0` quantises a model of floats to 4 bits, `-- 1` takes one thread,
-//! `-- one` decodes only one sequence.
+//! `-- one` decodes only one sequence, `-- adapters` compares sequences with adapters to those without instead.
+
+mod adapters;
 
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -11,6 +13,7 @@ use std::time::Instant;
 
 use shoal_common::config::Quant;
 use shoal_common::ids::TokenId;
+use shoal_worker::adapters::Adapter;
 use shoal_worker::backend::{BLOCK_TOKENS, Backend, BlockId, LogitsBuffer, LogitsOf, Slice};
 use shoal_worker::cpu::Cpu;
 use shoal_worker::reference::Reference;
@@ -23,7 +26,7 @@ const RUNS: usize = 5;
 /// Blocks of the prompt, which all sequences share, and of a sequence's own steps.
 const SHARED: usize = PREFILL / BLOCK_TOKENS;
 const OWN: usize = STEPS.div_ceil(BLOCK_TOKENS);
-const MOST: usize = 32;
+const MOST: usize = 64;
 
 #[expect(clippy::disallowed_methods, reason = "the path of a benchmark's model is no setting of the server")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -61,9 +64,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok(PREFILL)
     })?;
     println!("prefill {PREFILL}: {prefill:.0} tokens/s");
-    let batches = [1, 8, MOST].into_iter().filter(|batch| !is_asked("one") || *batch == 1);
+    if is_asked("adapters") {
+        return adapters::measure(&mut *backend, &mut logits, &file.config.geometry(), &prompt);
+    }
+    let batches = [1, 8, 32].into_iter().filter(|batch| !is_asked("one") || *batch == 1);
     for batch in batches {
-        let rate = best(|| decode(&mut *backend, &mut logits, batch))?;
+        let rate = best(|| decode(&mut *backend, &mut logits, batch, |_| None))?;
         let read =
             if batch == 1 { format!(", {:.1} GB/s of weights", rate * bytes as f64 / 1e9) } else { String::new() };
         println!("decode of {batch} together, {PREFILL} tokens deep: {rate:.1} tokens/s{read}");
@@ -75,23 +81,35 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn best(mut run: impl FnMut() -> Result<usize, Box<dyn std::error::Error>>) -> Result<f64, Box<dyn std::error::Error>> {
     let mut best = 0f64;
     for _ in 0..RUNS {
-        let begin = Instant::now();
-        best = best.max(run()? as f64 / begin.elapsed().as_secs_f64());
+        best = best.max(rate(&mut run)?);
     }
     Ok(best)
 }
 
-fn decode(
+/// The rate of a run.
+fn rate(run: impl FnOnce() -> Result<usize, Box<dyn std::error::Error>>) -> Result<f64, Box<dyn std::error::Error>> {
+    let begin = Instant::now();
+    Ok(run()? as f64 / begin.elapsed().as_secs_f64())
+}
+
+fn decode<'a>(
     backend: &mut dyn Backend,
     logits: &mut LogitsBuffer,
     batch: usize,
+    adapter: impl Fn(usize) -> Option<&'a Adapter>,
 ) -> Result<usize, Box<dyn std::error::Error>> {
     let tables: Vec<Vec<BlockId>> = (0..batch).map(table).collect();
     for step in 0..STEPS {
         let tokens = [TokenId(100 + step as u32)];
-        let slice =
-            |blocks| Slice { start: PREFILL + step, tokens: &tokens, blocks, adapter: None, logits: LogitsOf::Last };
-        let slices: Vec<Slice<'_>> = tables.iter().map(Vec::as_slice).map(slice).collect();
+        let start = PREFILL + step;
+        let slices: Vec<Slice<'_>> = tables
+            .iter()
+            .enumerate()
+            .map(|(stream, blocks)| {
+                let adapter = adapter(stream);
+                Slice { start, tokens: &tokens, blocks, adapter, logits: LogitsOf::Last }
+            })
+            .collect();
         backend.forward(&slices, logits)?;
     }
     Ok(STEPS * batch)

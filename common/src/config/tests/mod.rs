@@ -1,5 +1,7 @@
 //! The promises of the configuration: what runs, who wins, and what the report of the faults says, word by word.
 
+mod replicas;
+
 use std::path::{Path, PathBuf};
 
 use super::*;
@@ -382,8 +384,8 @@ proptest::proptest! {
 
     #[test]
     fn no_value_is_too_strange_to_report(
-        section in "cluster|router|worker|model|adapter|limits|api|cluster.timers",
-        key in "name|listen|slots|routers|path|engine|body|usage_chunk|timers|pki|pin|adapter_paths",
+        section in "cluster|router|worker|replica|replica.stages|model|adapter|limits|api|cluster.timers",
+        key in "name|listen|slots|routers|path|engine|body|usage_chunk|timers|pki|pin|adapter_paths|stages|layers|stage_listen",
         value in "-?[0-9]{1,25}|\"[a-z/:0-9.]{0,9}\"|[0-9]{1,400}\\.[0-9]|true|nan|\\[\\]|\\[\\[1\\],\\{\\}\\]|\\{a=1\\}|1979-05-27",
         twice: bool,
     ) {

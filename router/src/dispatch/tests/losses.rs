@@ -1,0 +1,243 @@
+//! What becomes of a group whose worker dies of it, stands still or leaves.
+
+use shoal_common::ids::Name;
+use shoal_common::wire::hello::{Status, WorkerState};
+use tokio::sync::Notify;
+
+use super::*;
+use crate::fleet::pulse::Health;
+use crate::fleet::tests::status;
+
+impl Stage {
+    /// A worker tells its status until that is news of its engine's health.
+    fn tells(&mut self, worker: &str, progress: u64, news: Health) {
+        let worker = Name::new(worker).unwrap();
+        let seat = self.roster.snapshot().replicas.iter().find(|replica| replica.worker == worker).unwrap().seat;
+        let told = Status { progress, running: 1, ..status(0, WorkerState::Ready) };
+        let begin = Instant::now();
+        let mut at = (1..100).map(|quarter| begin + quarter * Duration::from_millis(250));
+        assert_eq!(at.find_map(|now| self.roster.report(&worker, seat, told, now)), Some(news));
+        self.published.send_replace(Arc::new(self.roster.snapshot()));
+    }
+
+    fn gets_stuck(&mut self, worker: &str) {
+        self.tells(worker, 7, Health::Stuck);
+    }
+}
+
+/// Plays on until the end; tells of each event.
+async fn ending(run: &mut GroupRun, seen: &Notify) -> Result<(), DispatchError> {
+    run.start().await?;
+    while run.next().await?.is_some() {
+        seen.notify_one();
+    }
+    Ok(())
+}
+
+impl Played {
+    /// Takes the next group and dies once the router has a token of it.
+    async fn dies_of_the_next(&self, position: u32, seen: &Notify) {
+        let mut group = self.accepts().await;
+        group.tokens(0, position..position + 1).await;
+        seen.notified().await;
+        self.die();
+    }
+}
+
+#[tokio::test]
+async fn a_group_that_two_workers_died_of_is_not_given_to_a_third() {
+    let mut stage = Stage::new();
+    let workers = [stage.worker("a").await, stage.worker("b").await, stage.worker("c").await];
+    let (mut run, _stop) = stage.group(1, None);
+    let seen = Notify::new();
+    let plays = async {
+        workers[0].dies_of_the_next(0, &seen).await;
+        workers[1].dies_of_the_next(1, &seen).await;
+    };
+    let ((), outcome) = tokio::join!(plays, ending(&mut run, &seen));
+    assert!(matches!(outcome, Err(DispatchError::Lost)), "{outcome:?}");
+    let third = tokio::time::timeout(Duration::from_millis(50), workers[2].group()).await;
+    assert!(third.is_err(), "a third worker was given the group");
+}
+
+#[tokio::test]
+async fn a_group_whose_step_fails_on_two_workers_is_not_given_to_a_third() {
+    let mut stage = Stage::new();
+    let workers = [stage.worker("a").await, stage.worker("b").await, stage.worker("c").await];
+    let (mut run, _stop) = stage.group(1, None);
+    let client = async {
+        run.start().await.unwrap();
+        rest(&mut run).await
+    };
+    let plays = async {
+        let mut first = workers[0].accepts().await;
+        first.send(GroupFrame::Failed(GroupFailure::Engine)).await;
+        let mut second = workers[1].accepts().await;
+        second.send(GroupFrame::Failed(GroupFailure::Engine)).await;
+        (first, second)
+    };
+    let (_kept, outcome) = tokio::join!(plays, client);
+    assert!(matches!(outcome, Err(DispatchError::Lost)), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_group_goes_on_elsewhere_when_its_worker_s_engine_stands_still_and_late_tokens_are_not_used() {
+    let mut stage = Stage::new();
+    let (first, second) = (stage.worker("a").await, stage.worker("b").await);
+    let (mut run, _stop) = stage.group(1, None);
+    let (mut stuck, started) = tokio::join!(first.accepts(), run.start());
+    started.unwrap();
+    stuck.tokens(0, 0..2).await;
+    for _ in 0..2 {
+        run.next().await.unwrap();
+    }
+    stage.gets_stuck("a");
+    let plays = async {
+        let mut resumed = second.accepts().await;
+        assert_eq!(resumed.submit.branches[0].emitted.0.len(), 2);
+        // The first wakes up and says another token than the one that is right.
+        assert_eq!(stuck.writer.stopped().await.unwrap(), Some(0u32.into()), "the stream was not given up");
+        resumed.tokens(0, 2..6).await;
+        resumed.writer.finish().unwrap();
+        resumed
+    };
+    let (_kept, seen) = tokio::join!(plays, rest(&mut run));
+    assert_eq!(seen.unwrap(), tokens_of(0)[2..]);
+}
+
+#[tokio::test]
+async fn a_group_that_is_forgotten_on_a_worker_whose_engine_moves_goes_on_elsewhere() {
+    let mut stage = Stage::new();
+    stage.dispatcher.patience = Duration::from_millis(50);
+    let (first, second) = (stage.worker("a").await, stage.worker("b").await);
+    let (mut run, _stop) = stage.group(1, None);
+    let (mut forgotten, started) = tokio::join!(first.accepts(), run.start());
+    started.unwrap();
+    forgotten.tokens(0, 0..2).await;
+    for _ in 0..2 {
+        run.next().await.unwrap();
+    }
+    // While somebody waits there, it may be the group itself.
+    let told = Status { running: 1, waiting: 1, ..status(0, WorkerState::Ready) };
+    let seat = stage.roster.snapshot().replicas[0].seat;
+    stage.roster.report(&Name::new("a").unwrap(), seat, told, Instant::now());
+    stage.published.send_replace(Arc::new(stage.roster.snapshot()));
+    let waited = tokio::time::timeout(Duration::from_millis(400), run.next()).await;
+    assert!(waited.is_err(), "it was given up: {waited:?}");
+    stage.roster.report(&Name::new("a").unwrap(), seat, Status { waiting: 0, ..told }, Instant::now());
+    stage.published.send_replace(Arc::new(stage.roster.snapshot()));
+    let plays = async {
+        let mut resumed = second.accepts().await;
+        resumed.tokens(0, 2..6).await;
+        resumed.writer.finish().unwrap();
+        resumed
+    };
+    let (_kept, seen) = tokio::join!(plays, rest(&mut run));
+    assert_eq!(seen.unwrap(), tokens_of(0)[2..]);
+}
+
+#[tokio::test]
+async fn a_group_that_waits_for_a_stuck_engine_s_word_is_given_to_another() {
+    let mut stage = Stage::new();
+    let (first, second) = (stage.worker("a").await, stage.worker("b").await);
+    let (mut run, _stop) = stage.group(1, None);
+    let plays = async {
+        let silent = first.group().await;
+        stage.gets_stuck("a");
+        let mut group = second.accepts().await;
+        group.tokens(0, 0..6).await;
+        group.writer.finish().unwrap();
+        (silent, group)
+    };
+    let (_kept, seen) = tokio::join!(plays, whole(&mut run));
+    assert_eq!(seen, tokens_of(0));
+}
+
+#[tokio::test]
+async fn a_worker_whose_engine_stands_still_is_given_nothing_until_it_moves() {
+    let mut stage = Stage::new();
+    let worker = stage.worker("a").await;
+    stage.gets_stuck("a");
+    let (mut run, _stop) = stage.group(1, None);
+    assert!(matches!(run.start().await, Err(DispatchError::Unavailable { .. })));
+    stage.tells("a", 8, Health::Moving);
+    let (mut run, _stop) = stage.group(1, None);
+    let (_kept, started) = tokio::join!(worker.accepts(), run.start());
+    started.unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_that_parts_in_order_is_no_death_of_the_group() {
+    let mut stage = Stage::new();
+    let workers = [stage.worker("a").await, stage.worker("b").await, stage.worker("c").await];
+    let (mut run, _stop) = stage.group(1, None);
+    let seen = Notify::new();
+    let plays = async {
+        let mut first = workers[0].accepts().await;
+        first.send(GroupFrame::Failed(GroupFailure::ShuttingDown)).await;
+        workers[1].dies_of_the_next(0, &seen).await;
+        let mut last = workers[2].accepts().await;
+        last.tokens(0, 1..6).await;
+        last.writer.finish().unwrap();
+        (first, last)
+    };
+    let (_kept, outcome) = tokio::join!(plays, ending(&mut run, &seen));
+    outcome.unwrap();
+}
+
+#[tokio::test]
+async fn no_group_goes_on_elsewhere_more_often_than_the_setting_says() {
+    let mut stage = Stage::new();
+    stage.dispatcher.replays = 0;
+    let (first, _second) = (stage.worker("a").await, stage.worker("b").await);
+    let (mut run, _stop) = stage.group(1, None);
+    let seen = Notify::new();
+    let plays = async { first.dies_of_the_next(0, &seen).await };
+    let ((), outcome) = tokio::join!(plays, ending(&mut run, &seen));
+    assert!(matches!(outcome, Err(DispatchError::Lost)), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_worker_that_was_only_out_of_reach_gets_its_group_back() {
+    let (keep_alive, idle) = (Duration::from_millis(50), Duration::from_millis(500));
+    let mut stage = Stage::with(Timers { keep_alive, idle, ..Timers::default() });
+    let life = Incarnation(7);
+    let lost = stage.life_of("b", life).await;
+    let (mut run, _stop) = stage.group(1, None);
+    let (mut group, started) = tokio::join!(lost.accepts(), run.start());
+    started.unwrap();
+    group.tokens(0, 0..2).await;
+    for _ in 0..2 {
+        run.next().await.unwrap();
+    }
+    // Another one, which would be chosen, and the same one again on another way; the old way leads nowhere any more.
+    let _other = stage.worker("a").await;
+    let back = stage.life_of("b", life).await;
+    let nowhere = std::net::UdpSocket::bind("[::1]:0").unwrap();
+    lost.endpoint.rebind(nowhere).unwrap();
+    let plays = async {
+        let mut resumed = back.accepts().await;
+        resumed.tokens(0, 2..6).await;
+        resumed.writer.finish().unwrap();
+        resumed
+    };
+    let (_kept, seen) = tokio::join!(plays, rest(&mut run));
+    assert_eq!(seen.unwrap(), tokens_of(0)[2..]);
+}
+
+#[tokio::test]
+async fn a_group_that_two_workers_died_of_before_they_could_say_a_word_is_not_given_to_a_third() {
+    let mut stage = Stage::new();
+    let workers = [stage.worker("a").await, stage.worker("b").await, stage.worker("c").await];
+    let (mut run, _stop) = stage.group(1, None);
+    let plays = async {
+        for worker in &workers[..2] {
+            let _silent = worker.group().await;
+            worker.die();
+        }
+    };
+    let ((), started) = tokio::join!(plays, run.start());
+    assert!(matches!(started, Err(DispatchError::Lost)), "{started:?}");
+    let third = tokio::time::timeout(Duration::from_millis(50), workers[2].group()).await;
+    assert!(third.is_err(), "a third worker was given the group");
+}
