@@ -1,5 +1,6 @@
 """A model over several workers answers what one worker answers, to the byte, whoever of them dies: with real processes."""
 
+import concurrent.futures
 import os
 import re
 import signal
@@ -9,12 +10,16 @@ import threading
 
 import pytest
 
+from adapters import wait_for_state
 from contract import chunks, collect, events, refused, same, streamed, whole
 from hosts import Asked
 from servers import GOLDEN, Process, Server, binary, free_port, real_model
 from test_cluster_script import rows
 
 TINY = GOLDEN / "tiny/gguf/tiny-q4_1.gguf"
+# They change all layers' queries and values, and all linear layers; the real ones were trained for a style.
+TINY_ADAPTERS = [GOLDEN / "tiny" / name for name in ("tiny-qv", "tiny-all")]
+REAL_ADAPTERS = [GOLDEN / "adapters" / name for name in ("pirate", "json")]
 # First layer and one past the last, by number of stages.
 TINY_CUTS = {1: [4], 2: [1, 4], 3: [1, 3, 4]}
 REAL_CUTS = {1: [30], 2: [13, 30], 3: [7, 19, 30]}
@@ -46,12 +51,19 @@ def worker(name, hosted, **more):
     return f'[[worker]]\nname = "{name}"\nmodel = "{hosted}"\nthreads = 1\nkv_tokens = 4096\n{text}'
 
 
-def side_by_side(directory, path, cuts):
-    """`shoal dev` with the model whole and in every number of stages, each under a name of its own."""
+def adapter(name, source, hosted):
+    return f'[[adapter]]\nname = "{name}"\npath = "{source}"\nmodel = "{hosted}"\n'
+
+
+def side_by_side(directory, path, cuts, adapters=()):
+    """`shoal dev` with the model whole and in every number of stages, each under a name of its own; an adapter's name ends
+    with that of its model."""
     text = model("whole", path) + worker("whole", "whole")
     for count, cut in cuts.items():
         names = [f"w{count}-{at}" for at in range(count)]
         text += model(f"in-{count}", path) + "".join(worker(name, f"in-{count}") for name in names) + replica(names, cut)
+    models = ["whole", *(f"in-{count}" for count in cuts)]
+    text += "".join(adapter(f"{source.name}-{hosted}", source, hosted) for source in adapters for hosted in models)
     config = directory / "cluster.toml"
     config.write_text("[cluster.timers]\nidle_ms = 10000\nconnect_ms = 10000\n" + text)
     return Server.dev(directory, "--config", config)
@@ -78,10 +90,46 @@ def test_in_any_number_of_stages_the_bytes_are_those_of_the_whole(weights, tmp_p
     server.stop()
 
 
+@pytest.mark.parametrize("weights", ["tiny", "real"])
+def test_adapters_on_stages_answer_as_on_the_whole_to_the_byte_alone_and_in_a_crowd(weights, tmp_path):
+    path, cuts, adapters = (TINY, TINY_CUTS, TINY_ADAPTERS) if weights == "tiny" else (real_model(), REAL_CUTS, REAL_ADAPTERS)
+    server = side_by_side(tmp_path, path, cuts, adapters)
+    for source in adapters:
+        for hosted in ("whole", *(f"in-{count}" for count in cuts)):
+            wait_for_state(server, f"{source.name}-{hosted}")
+
+    def bodies(hosted):
+        names = [{}, *({"peft": f"{source.name}-{hosted}"} for source in adapters)]
+        return [{**body, **name, "model": hosted} for body in REQUESTS for name in names]
+
+    with concurrent.futures.ThreadPoolExecutor(len(bodies("whole"))) as pool:
+        expected = [whole(server, **body) for body in bodies("whole")]
+        texts = [[choice.text for choice in answer.choices] for answer in expected[: len(adapters) + 1]]
+        assert all(texts[0] != text for text in texts[1:]), "an adapter changes nothing"
+        for count in cuts:
+            for ask in (whole, streamed):
+                answers = pool.map(lambda body, ask=ask: ask(server, **body), bodies(f"in-{count}"))
+                for body, answer, one in zip(bodies(f"in-{count}"), answers, expected, strict=True):
+                    assert same(answer, one), body
+    server.stop()
+
+
+def test_an_adapter_that_a_stage_cannot_have_fails_alone(cluster):
+    cluster = cluster(TINY, ["alpha", "beta"], TINY_CUTS[2], solo=False, adapters=TINY_ADAPTERS, beta={"adapter_bytes": 40000})
+    cluster.await_state("alpha", "ready")
+    body = {"prompt": "once", "max_tokens": 8, "seed": 3, "ignore_eos": True}
+    refused(cluster, 503, **body, peft="tiny-all")
+    small = whole(cluster, **body, peft="tiny-qv")
+    assert small.choices != whole(cluster, **body).choices
+    refused(cluster, 503, **body, peft="tiny-all")
+    cluster.stop()
+
+
 class Cluster(Server):
     """A router and workers as processes of their own; each can be killed and started again."""
 
-    def __init__(self, directory, path, stages, cuts, solo=True):
+    def __init__(self, directory, path, stages, cuts, solo=True, adapters=(), **settings):
+        """`settings` are a worker's beside what all have, by its name."""
         self.directory, self.started = directory, {}
         self.names = [*stages, *(["solo"] if solo else [])]
         self.config = directory / "cluster.toml"
@@ -89,8 +137,9 @@ class Cluster(Server):
         more = f'[cluster]\npki = "pki"\n[cluster.timers]\nidle_ms = 4000\nconnect_ms = 4000\ndrain_ms = 5000\n'
         more += f'[router]\nlisten = "{url}"\nquic = "127.0.0.1:{free_port(socket.SOCK_DGRAM)}"\ndata_dir = "data"\n'
         listen = [f'"127.0.0.1:{free_port(socket.SOCK_DGRAM)}"' for _ in stages]
-        parts = [worker(name, "m", stage_listen=at) for name, at in zip(stages, listen, strict=True)]
+        parts = [worker(name, "m", stage_listen=at, **settings.get(name, {})) for name, at in zip(stages, listen, strict=True)]
         text = more + model("m", path) + "".join(parts) + replica(stages, cuts)
+        text += "".join(adapter(source.name, source, "m") for source in adapters)
         self.config.write_text(text + (worker("solo", "m") if solo else ""))
         self.certify()
         self.router = Process(directory / "router", "router", "--config", self.config)
@@ -153,17 +202,21 @@ def cluster(tmp_path):
 LONG = {"prompt": "Once upon a time", "max_tokens": 150, "ignore_eos": True, "seed": 3, "n": 2, "logprobs": 1}
 
 
-def test_whoever_dies_in_the_middle_of_a_stream_the_client_gets_the_bytes_of_the_undisturbed_run(cluster):
+@pytest.mark.parametrize("peft", [None, "pirate"])
+def test_whoever_dies_in_the_middle_of_a_stream_the_client_gets_the_bytes_of_the_undisturbed_run(cluster, peft):
     stages = ["alpha", "beta", "gamma"]
-    cluster = cluster(real_model(), stages, REAL_CUTS[3])
+    cluster = cluster(real_model(), stages, REAL_CUTS[3], adapters=REAL_ADAPTERS)
     cluster.await_state("solo", "ready")
-    expected = whole(cluster, **LONG)
+    body = {"model": "m", **LONG} | ({"peft": peft} if peft else {})
+    if peft:
+        wait_for_state(cluster, peft)
+    expected = whole(cluster, **body)
     for victim in stages:
         cluster.await_state("alpha", "ready")
         # So that it runs on the replica.
         cluster.order("solo", "drain")
         replays = cluster.metric("shoal_replays_total")
-        with cluster.http.stream("POST", "/v1/completions", json={"model": "m", "stream": True, **LONG}) as response:
+        with cluster.http.stream("POST", "/v1/completions", json={"stream": True, **body}) as response:
             documents, arriving = [], chunks(response)
             while len(documents) < 20:
                 documents.append(next(arriving))
@@ -180,7 +233,7 @@ def test_whoever_dies_in_the_middle_of_a_stream_the_client_gets_the_bytes_of_the
         cluster.begin(victim)
         cluster.await_state("alpha", "ready")
         cluster.order("solo", "drain")
-        assert same(streamed(cluster, **LONG), expected), f"after {victim} came back"
+        assert same(streamed(cluster, **body), expected), f"after {victim} came back"
         cluster.order("solo", "undrain")
     cluster.stop()
 
