@@ -72,7 +72,7 @@ impl Journey {
     }
 
     /// A stage could not compute it.
-    pub(super) fn fail(self: Box<Self>) {
+    pub(super) fn fail(self) {
         let _ = self.done.try_send(None);
     }
 }
