@@ -110,7 +110,7 @@ fn cluster(takes: &[Duration]) -> Outcome<Cluster> {
     let (authority, timers) = (Authority::create(&Name::new("reef")?)?, Timers::default());
     let (mut members, mut triggers) = (Vec::new(), Vec::new());
     for (at, takes) in (1..).zip(&takes[1..]) {
-        let (worker, layers) = (Name::new(&format!("stage-{at}"))?, LayerRange { begin: at, end: at + 1 });
+        let (worker, layers) = (Name::new(format!("stage-{at}"))?, LayerRange { begin: at, end: at + 1 });
         let identity = authority.issue(Role::Worker, &worker)?;
         let endpoint = quic::stage_endpoint(LOOPBACK, &identity, &timers)?;
         members.push(Member { worker: worker.clone(), address: endpoint.local_addr()?.to_string(), layers });
