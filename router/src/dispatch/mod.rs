@@ -2,8 +2,8 @@
 //! lost, submits again elsewhere with what was already delivered, so that the caller sees one unbroken sequence of events.
 //! Dropping a [`GroupRun`] resets its stream, which cancels the group on the worker.
 //!
-//! 1. [`route`]: where it may go; [`attempt`]: its stream on one replica; [`frames`]: what may come on it.
-//! 2. [`silence`]: when nothing comes; [`setbacks`] and [`budget`]: whether it goes on elsewhere then; [`returning`]: whether
+//! 1. `route`: where it may go; `attempt`: its stream on one replica; `frames`: what may come on it.
+//! 2. `silence`: when nothing comes; `setbacks` and `budget`: whether it goes on elsewhere then; `returning`: whether
 //!    it waits for the worker that it lost.
 
 mod attempt;

@@ -4,6 +4,8 @@
 
 use std::ops::Range;
 
+use shoal_common::ids::BranchIndex;
+
 use super::Policy;
 use super::group::{Flow, Group, GroupId, Life, Rows};
 use super::pace::{Pace, Spare};
@@ -79,11 +81,23 @@ impl Policy {
         };
         let decodes = self.decode(&mut draft);
         draft.spare = pace.spare(decodes);
+        if decodes > 0 {
+            self.resume(decodes, &mut draft);
+        }
         self.start_beside_prefills(&mut draft);
-        self.prefill(&mut draft);
+        self.prefill(&mut draft, |_, _| true);
         // Branches of prompts that are complete now, and whoever still fits.
         self.start(&mut draft);
         self.write(plan);
+    }
+
+    /// Sequences in the middle of their answers are computed again before all other prompts, and may add more to the time of the
+    /// step: somebody has them on a screen. What they take is not there for the others.
+    fn resume(&mut self, decodes: usize, draft: &mut Draft<'_>) {
+        let more = draft.pace.spare_for_resumed(decodes);
+        let usual = std::mem::replace(&mut draft.spare, more);
+        self.prefill(draft, Group::has_generated);
+        draft.spare = usual.less_what_was_taken(more, draft.spare);
     }
 
     /// Newcomers come before prompts that are under way, with half of what is left: a long prompt must not hold up everyone
@@ -130,11 +144,12 @@ impl Policy {
         (here + away).div_ceil(self.spread.get())
     }
 
-    /// Serves the prompts under way, each once, in the order of their keys' turns and in rotation within a key.
-    fn prefill(&mut self, draft: &mut Draft<'_>) {
+    /// Serves the prompts under way that are `wanted`, each once, in the order of their keys' turns and in rotation within a key.
+    fn prefill(&mut self, draft: &mut Draft<'_>, wanted: impl Fn(&Group, BranchIndex) -> bool) {
+        let is_wanted = |id: &SequenceId| wanted(&self.groups[&id.group], id.branch);
         let mut waiting = std::mem::take(&mut self.candidates);
         waiting.clear();
-        waiting.extend(self.prefills().map(|sequence| sequence.id));
+        waiting.extend(self.prefills().map(|sequence| sequence.id).filter(is_wanted));
         while !draft.is_full() {
             let key = |id: &SequenceId| {
                 let last_served = self.running.get(*id).map(|sequence| sequence.last_served);

@@ -17,6 +17,9 @@ use std::ops::Range;
 /// Longest step with prefills, as a multiple of one without. Under 2 by what a step may last longer
 /// than the one before.
 const STRETCH: f64 = 1.5;
+/// The same for prompts of sequences that are in the middle of their answers, as those of a lost worker are: their clients wait
+/// for the next token, too, and have waited longest.
+const STRETCH_FOR_RESUMED: f64 = 4.0;
 /// A chunk of less than this part of those that were measured does not make the others cheaper.
 const COMPARABLE: f64 = 0.75;
 /// And one of less than this part, as the last of a prompt may be, says nothing of them, unless all are so small for long.
@@ -35,9 +38,9 @@ const STALE: u64 = 256;
 const PROBE_EVERY: u64 = 32;
 /// Weight of a new time in the average: some ten steps count.
 const SMOOTH: f64 = 1.0 / 8.0;
-/// Weight of a step that lasted longer than this many times its decodes: more than noise, the machine is another.
+/// Weight of a step that lasted longer than this many times what it should have taken: more than noise, the machine is another.
 const ALARM: f64 = 1.0 / 2.0;
-const ALARMING: f64 = 2.2;
+const ALARMING: f64 = 1.5;
 /// A single step counts at most this many times what it should have taken: a process that was stopped for a second has told
 /// nothing.
 const OUTLIER: f64 = 4.0;
@@ -83,6 +86,12 @@ impl Spare {
         let half = Self { seconds: self.seconds / 2.0, floor: self.floor / 2 };
         *self = Self { seconds: self.seconds / 2.0, floor: self.floor - half.floor };
         half
+    }
+
+    /// What is left of it when what was taken from `other` since it was `before` is taken from it, too.
+    pub fn less_what_was_taken(self, before: Self, other: Self) -> Self {
+        let (seconds, floor) = (before.seconds - other.seconds, before.floor - other.floor);
+        Self { seconds: (self.seconds - seconds).max(0.0), floor: self.floor.saturating_sub(floor) }
     }
 
     /// Puts back what [`Spare::split`] took.
@@ -164,7 +173,7 @@ impl Pace {
         let mean = (added / tokens).max(alone * LEAST);
         let cost = |start| self.token_takes(start).unwrap_or(mean);
         let expected: f64 = prefills.clone().map(|chunk| chunk.len() as f64 * cost(chunk.start)).sum();
-        let weight = if seconds > alone * ALARMING { ALARM } else { SMOOTH };
+        let weight = if seconds > (alone + expected) * ALARMING { ALARM } else { SMOOTH };
         for chunk in prefills {
             let token = (added / expected * self.token_takes(chunk.start).unwrap_or(mean)).max(alone * LEAST);
             let slot = &mut self.beside[octave(chunk.start)];
@@ -175,13 +184,22 @@ impl Pace {
 
     /// What may be added to a step of `decodes` decodes; nothing when they are to be measured alone.
     pub fn spare(&self, decodes: usize) -> Spare {
+        self.stretched(decodes, STRETCH)
+    }
+
+    /// The same for prompts of sequences that are in the middle of their answers.
+    pub fn spare_for_resumed(&self, decodes: usize) -> Spare {
+        self.stretched(decodes, STRETCH_FOR_RESUMED)
+    }
+
+    fn stretched(&self, decodes: usize, stretch: f64) -> Spare {
         if decodes == 0 {
             return Spare::UNLIMITED;
         }
         if self.wants_probe(decodes) {
             return Spare::NOTHING;
         }
-        let seconds = self.decodes_take(decodes).map_or(0.0, |alone| alone * (STRETCH - 1.0));
+        let seconds = self.decodes_take(decodes).map_or(0.0, |alone| alone * (stretch - 1.0));
         Spare { seconds, floor: FLOOR }
     }
 

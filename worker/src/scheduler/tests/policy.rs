@@ -18,6 +18,29 @@ fn a_long_prompt_never_stalls_running_streams() {
     }
 }
 
+/// Steps until a group that comes to eight running streams says its first new token.
+fn steps_to_the_next_token(asked: Ask) -> usize {
+    let mut world = World::new(Bounds { slots: 16, step_tokens: 512, ..ROOMY }, usize::MAX);
+    for stream in 0..8 {
+        world.admit(stream, ask(0, 4, 500, 1)).unwrap();
+    }
+    (0..40).for_each(|_| assert!(world.step()));
+    let before = asked.emitted[0];
+    let id = world.admit(9, asked).unwrap();
+    let comes = |world: &mut World| {
+        world.step();
+        world.texts[&id].branches[0].len() > before
+    };
+    (1..1000).find(|_| comes(&mut world)).expect("it comes")
+}
+
+#[test]
+fn who_is_in_the_middle_of_an_answer_is_back_long_before_a_prompt_as_long_has_begun() {
+    let prompt = steps_to_the_next_token(ask(0, 600, 300, 1));
+    let resumed = steps_to_the_next_token(Ask { emitted: vec![200], ..ask(0, 400, 300, 1) });
+    assert!(resumed * 3 <= prompt, "{resumed} steps, and {prompt} for a prompt");
+}
+
 #[test]
 fn a_long_prompt_never_holds_up_those_who_come_after_it() {
     let mut world = World::new(ROOMY, usize::MAX);
