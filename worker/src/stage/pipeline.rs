@@ -54,7 +54,7 @@ struct Flight {
     patience: Duration,
 }
 
-/// The backend of a head. At most [`STEPS`] steps are away at once.
+/// The backend of a head. At most `STEPS` steps are away at once.
 pub struct Pipeline {
     first: Box<dyn Backend>,
     current: Current,
