@@ -1,9 +1,11 @@
 //! The transport between routers and workers: QUIC with mutual TLS 1.3, every window, count and time finite. Owns endpoints,
 //! dialling, admission of connections and their close codes. A router binds with [`router_endpoint`] and takes workers from
-//! an [`Acceptor`]; a worker makes one [`worker_endpoint`] and [`dial`]s. Never reads or writes a stream.
+//! an [`Acceptor`]; a worker makes one [`worker_endpoint`] and [`dial`]s; workers that fetch from each other do so by [`peer_endpoint`]
+//! and [`dial_peer`]. Never reads or writes a stream.
 
 mod accept;
 mod error;
+mod peer;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -17,14 +19,17 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 pub use accept::{Acceptor, Admission};
 pub use error::{CloseCode, QuicError, RefusedBy, Rejection};
-pub use settings::{MAX_CONTROL_STREAMS, MAX_FETCHES, MAX_GROUP_STREAMS};
+pub use peer::{dial_peer, peer_endpoint};
+pub use settings::{MAX_CONTROL_STREAMS, MAX_FETCHES, MAX_GROUP_STREAMS, MAX_HINTS};
 
 use crate::config::Timers;
 use crate::ids::Name;
 use crate::pki::{CertificateFault, Identity, Role, Subject};
 
 /// The protocol's name and version. A side that cannot agree on it is refused in the handshake.
-pub const ALPN: &[u8] = b"shoal/3";
+pub const ALPN: &[u8] = b"shoal/4";
+/// The same of what workers speak that fetch adapters from each other.
+pub const PEER_ALPN: &[u8] = b"shoal-peer/1";
 /// The same of what heads and stages speak: a router that dials a stage, or a head that dials a router, gets no further.
 pub const STAGE_ALPN: &[u8] = b"shoal-stage/1";
 

@@ -1,11 +1,14 @@
 //! Sends adapters to workers. A worker opens a stream and asks for a digest; whatever generation this router has is answered
-//! with its bytes, in pieces from the disk and behind all tokens. Called by the link; the transport bounds the streams that a
-//! worker may have open.
+//! with its bytes, in pieces from the disk and behind all tokens. One that has a zone asks first who is nearer, and is named some
+//! of its [`Neighbours`]. Called by the link; the transport bounds the streams that a worker may have open.
 
+use std::fmt;
 use std::io;
+use std::sync::Arc;
 
+use shoal_common::ids::{Generation, Name};
 use shoal_common::quic::CloseCode;
-use shoal_common::wire::blob::{BLOB_PRIORITY, BlobHeader, BlobRequest};
+use shoal_common::wire::blob::{BLOB_PRIORITY, BlobHeader, BlobRequest, Nearer};
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
 use shoal_common::wire::message::WorkerOpen;
 use tokio::fs::File;
@@ -17,16 +20,32 @@ use super::registry::{Blob, Registry};
 /// Bytes read from the disk at once.
 const PIECE: usize = 64 << 10;
 
+/// The workers around one that asks.
+pub trait Neighbours: fmt::Debug + Send + Sync {
+    /// Those that have `generation` and are nearer to it than this router is, the best first; at most
+    /// [`MAX_NEARER`](shoal_common::wire::blob::MAX_NEARER).
+    fn nearer(&self, generation: Generation) -> Vec<Name>;
+}
+
+/// What a worker's streams are answered from.
+#[derive(Clone, Debug)]
+pub struct Stock {
+    /// What this router has.
+    pub registry: Registry,
+    /// Who else may have it.
+    pub neighbours: Arc<dyn Neighbours>,
+}
+
 /// Serves the streams that the worker at the other end opens after its control stream, until the connection ends. A stream
 /// that breaks the protocol ends it.
-pub async fn streams(connection: quinn::Connection, registry: Registry) {
+pub async fn streams(connection: quinn::Connection, stock: Stock) {
     let mut serving = JoinSet::new();
     loop {
         tokio::select! {
             biased;
             accepted = connection.accept_bi() => {
                 let Ok((writer, reader)) = accepted else { return };
-                serving.spawn(stream(writer, reader, registry.clone()));
+                serving.spawn(stream(writer, reader, stock.clone()));
             }
             Some(served) = serving.join_next() => {
                 if let Ok(Err(error)) = served {
@@ -40,12 +59,18 @@ pub async fn streams(connection: quinn::Connection, registry: Registry) {
 }
 
 /// One stream. An error is the worker's fault; what it gave up is none.
-async fn stream(writer: quinn::SendStream, reader: quinn::RecvStream, registry: Registry) -> Result<(), CodecError> {
+async fn stream(writer: quinn::SendStream, reader: quinn::RecvStream, stock: Stock) -> Result<(), CodecError> {
     let mut reader = FrameReader::new(reader);
     match reader.next().await {
         Ok(WorkerOpen::Blob(request)) => {
-            if let Err(error) = send(writer, request, &registry).await {
+            if let Err(error) = send(writer, request, &stock.registry).await {
                 tracing::debug!(%error, digest = %request.digest, "an adapter was not sent to its end");
+            }
+            Ok(())
+        }
+        Ok(WorkerOpen::Nearer(request)) => {
+            if let Err(error) = hint(writer, request, &stock).await {
+                tracing::debug!(%error, digest = %request.digest, "a worker was not told who is nearer");
             }
             Ok(())
         }
@@ -66,6 +91,19 @@ async fn send(mut writer: quinn::SendStream, request: BlobRequest, registry: &Re
     };
     codec::write_frame(&mut writer, &BlobHeader::Found { len: blob.bytes }).await?;
     copy(file, blob.bytes, &mut writer).await?;
+    let _ = writer.finish();
+    Ok(())
+}
+
+/// Says who is nearer. Of what is not here any more nothing is said: it was removed, and is not to spread.
+async fn hint(mut writer: quinn::SendStream, request: BlobRequest, stock: &Stock) -> Result<(), CodecError> {
+    let nearer = match stock.registry.blob(request.digest) {
+        Some(blob) => Nearer { len: blob.bytes, peers: stock.neighbours.nearer(Generation(request.digest)) },
+        None => Nearer { len: 0, peers: Vec::new() },
+    };
+    let answer = if nearer.peers.is_empty() { "router" } else { "peers" };
+    metrics::counter!("shoal_adapter_hints_total", "nearest" => answer).increment(1);
+    codec::write_frame(&mut writer, &nearer).await?;
     let _ = writer.finish();
     Ok(())
 }

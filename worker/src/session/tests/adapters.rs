@@ -63,7 +63,7 @@ impl Link {
     /// The next fetch of the worker.
     async fn fetch(&self) -> Fetch {
         let (send, mut recv) = self.connection.accept_bi().await.unwrap();
-        let WorkerOpen::Blob(request) = read_frame(&mut recv).await.unwrap();
+        let WorkerOpen::Blob(request) = read_frame(&mut recv).await.unwrap() else { panic!("it has no zone") };
         Fetch { at: Generation(request.digest), send }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use ractor::Actor;
-use shoal_common::config::{Timers, WorkerConfig};
+use shoal_common::config::{Peering, Timers, WorkerConfig};
 use shoal_common::ids::{Digest, Generation, Incarnation, Name};
 use shoal_common::pki::{Authority, Identity, Role};
 use shoal_common::quic::{self, Acceptor};
@@ -25,7 +25,7 @@ use crate::engine::tests::bench::{self, Heard, ROOMY, submission};
 use crate::engine::{Drive, EngineHandle, EngineRun, Served};
 use crate::model::LoadedModel;
 use crate::session::{Offer, SessionActor, SessionArgs};
-use crate::{Hosting, Part, WorkerError};
+use crate::{Hosting, Neighbourhood, Part, WorkerError};
 
 /// Groups that the worker takes.
 pub(super) const GROUPS: u32 = 3;
@@ -116,9 +116,10 @@ impl Stage {
             stage_listen: None,
             memory: None,
             speed: 1,
+            peering: Peering::default(),
         };
         let (shutdown, fired) = shoal_common::shutdown::channel();
-        let hosting = Hosting { model: model(), part: Part::Whole };
+        let hosting = Hosting { model: model(), part: Part::Whole, neighbourhood: Neighbourhood::default() };
         let worker = tokio::spawn(crate::run(config, network.timers, network.worker, hosting, fired));
         let other = (routers > 1).then(|| acceptors.pop().unwrap());
         Self { acceptor: acceptors.pop().unwrap(), other, worker, shutdown, _data: data }
@@ -164,6 +165,7 @@ pub(super) async fn session_alone() -> Alone {
         build: "test".into(),
         capacity: Capacity { slots: 16, kv_tokens: 8192, groups: 64, adapter_slots: 4, adapter_bytes: 1 << 20 },
         model: card,
+        locality: None,
     };
     let (closer, closing) = shoal_common::shutdown::channel();
     let args = SessionArgs {
@@ -172,6 +174,7 @@ pub(super) async fn session_alone() -> Alone {
         timers: network.timers,
         engine: engine.clone(),
         adapters: AdapterStore::open(settings, adapters).await,
+        peers: None,
         offer: Arc::new(Offer { hello, bundle }),
         stages: None,
         closing,
