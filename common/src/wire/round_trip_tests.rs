@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use super::blob::{BlobHeader, BlobRequest, FimTokens, MAX_NEARER, Nearer, TokenizerBundle};
 use super::codec::{Frame, FrameReader, decode, encode, encode_frame};
 use super::hello::{
-    AdapterOrder, AdapterState, AdapterTier, Capacity, Hello, Lending, Locality, ModelCard, Refusal, RouterControl, StageReport, Status,
-    WorkerControl, WorkerState,
+    AdapterOrder, AdapterState, AdapterTier, Capacity, Hello, Lending, Locality, ModelCard, Refusal, RouterControl,
+    StageReport, Status, WorkerControl, WorkerState,
 };
 use super::message::{
     BranchEnd, BranchStart, BranchToken, EndRules, GroupFailure, GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit,

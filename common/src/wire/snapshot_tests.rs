@@ -6,8 +6,8 @@ use std::num::NonZeroU32;
 use super::blob::{BlobHeader, BlobRequest, FimTokens, MAX_NEARER, Nearer, TokenizerBundle};
 use super::codec::{CodecError, Frame, decode, encode};
 use super::hello::{
-    AdapterOrder, AdapterState, AdapterTier, Capacity, Hello, Lending, Locality, ModelCard, Refusal, RouterControl, StageReport, Status,
-    WorkerControl, WorkerState,
+    AdapterOrder, AdapterState, AdapterTier, Capacity, Hello, Lending, Locality, ModelCard, Refusal, RouterControl,
+    StageReport, Status, WorkerControl, WorkerState,
 };
 use super::message::{
     BranchEnd, BranchStart, BranchToken, EndRules, GroupFailure, GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit,

@@ -49,10 +49,7 @@ pub fn nearer(snapshot: &Snapshot, asker: &Name, router: Option<&Zone>, generati
 
 /// As far as it has told. What is in memory came from a file, which is nearly always still there.
 fn has_file(replica: &Replica, generation: Generation) -> bool {
-    replica
-        .adapters
-        .get(generation)
-        .is_some_and(|state| matches!(state.tier, AdapterTier::Memory | AdapterTier::Disk))
+    replica.adapters.get(generation).is_some_and(|state| matches!(state.tier, AdapterTier::Memory | AdapterTier::Disk))
 }
 
 /// No name has a space.

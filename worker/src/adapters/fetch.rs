@@ -208,11 +208,7 @@ pub(super) async fn pour(mut blob: Blob, mut part: Part) -> Result<Part, FetchEr
 }
 
 /// Reads until `chunk` has [`CHUNK`] bytes or the content ends.
-async fn fill(
-    content: &mut (dyn AsyncRead + Send + Unpin),
-    chunk: &mut Vec<u8>,
-    pace: Pace,
-) -> Result<(), FetchError> {
+async fn fill(content: &mut (dyn AsyncRead + Send + Unpin), chunk: &mut Vec<u8>, pace: Pace) -> Result<(), FetchError> {
     let began = ambient::now();
     while chunk.len() < CHUNK {
         let mut rest = (&mut *content).take((CHUNK - chunk.len()) as u64);

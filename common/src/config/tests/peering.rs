@@ -53,13 +53,13 @@ fn every_fault_of_peering_is_told_with_its_place() {
         ("peer_listen = \"127.0.0.1:1\"", "zone", "is missing, and only workers of the same zone use peer_listen"),
         ("zone = \"z\"\npeer_listen = \"here\"", "peer_listen", "\"here\" is not an address"),
         ("zone = \"z\"\npeer_listen = \"0.0.0.0:1\"", "peer_address", "is missing, and peer_listen = 0.0.0.0:1 is no"),
-        ("zone = \"z\"\npeer_listen = \"127.0.0.1:0\"", "peer_address", "is missing, and peer_listen = 127.0.0.1:0 is no"),
-        ("peer_address = \"a:1\"", "peer_address", "is of no use: this worker has no peer_listen"),
         (
-            "zone = \"z\"\npeer_listen = \"127.0.0.1:1\"\npeer_address = \"a\"",
+            "zone = \"z\"\npeer_listen = \"127.0.0.1:0\"",
             "peer_address",
-            "\"a\" is not host:port",
+            "is missing, and peer_listen = 127.0.0.1:0 is no",
         ),
+        ("peer_address = \"a:1\"", "peer_address", "is of no use: this worker has no peer_listen"),
+        ("zone = \"z\"\npeer_listen = \"127.0.0.1:1\"\npeer_address = \"a\"", "peer_address", "\"a\" is not host:port"),
     ] {
         let faults = load_workers(&format!("[[worker]]\nname = \"w\"\n{settings}\n")).expect_err("something is wrong");
         assert!(faults.contains(&format!("worker[0].{key}\n    {reason}")), "{settings}: {faults}");

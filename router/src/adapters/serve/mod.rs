@@ -2,9 +2,11 @@
 //! with its bytes, in pieces from the disk and behind all tokens. One that has a zone asks first who is nearer, and is named some
 //! of its [`Neighbours`]. Called by the link; the transport bounds the streams that a worker may have open.
 
+mod hinted;
+
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use shoal_common::ids::{Generation, Name};
 use shoal_common::quic::CloseCode;
@@ -15,6 +17,7 @@ use tokio::fs::File;
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
 
+use self::hinted::Hinted;
 use super::registry::{Blob, Registry};
 
 /// Bytes read from the disk at once.
@@ -40,12 +43,13 @@ pub struct Stock {
 /// that breaks the protocol ends it.
 pub async fn streams(connection: quinn::Connection, stock: Stock) {
     let mut serving = JoinSet::new();
+    let hinted = Arc::new(Mutex::new(Hinted::default()));
     loop {
         tokio::select! {
             biased;
             accepted = connection.accept_bi() => {
                 let Ok((writer, reader)) = accepted else { return };
-                serving.spawn(stream(writer, reader, stock.clone()));
+                serving.spawn(stream(writer, reader, stock.clone(), hinted.clone()));
             }
             Some(served) = serving.join_next() => {
                 if let Ok(Err(error)) = served {
@@ -59,17 +63,30 @@ pub async fn streams(connection: quinn::Connection, stock: Stock) {
 }
 
 /// One stream. An error is the worker's fault; what it gave up is none.
-async fn stream(writer: quinn::SendStream, reader: quinn::RecvStream, stock: Stock) -> Result<(), CodecError> {
+async fn stream(
+    writer: quinn::SendStream,
+    reader: quinn::RecvStream,
+    stock: Stock,
+    hinted: Arc<Mutex<Hinted>>,
+) -> Result<(), CodecError> {
+    let hinted = || hinted.lock().unwrap_or_else(PoisonError::into_inner);
     let mut reader = FrameReader::new(reader);
     match reader.next().await {
         Ok(WorkerOpen::Blob(request)) => {
+            if hinted().is_in_vain(request.digest) {
+                metrics::counter!("shoal_adapter_hints_in_vain_total").increment(1);
+            }
             if let Err(error) = send(writer, request, &stock.registry).await {
                 tracing::debug!(%error, digest = %request.digest, "an adapter was not sent to its end");
             }
             Ok(())
         }
         Ok(WorkerOpen::Nearer(request)) => {
-            if let Err(error) = hint(writer, request, &stock).await {
+            let nearer = nearer(request, &stock);
+            if !nearer.peers.is_empty() {
+                hinted().note(request.digest);
+            }
+            if let Err(error) = hint(writer, &nearer).await {
                 tracing::debug!(%error, digest = %request.digest, "a worker was not told who is nearer");
             }
             Ok(())
@@ -95,15 +112,18 @@ async fn send(mut writer: quinn::SendStream, request: BlobRequest, registry: &Re
     Ok(())
 }
 
-/// Says who is nearer. Of what is not here any more nothing is said: it was removed, and is not to spread.
-async fn hint(mut writer: quinn::SendStream, request: BlobRequest, stock: &Stock) -> Result<(), CodecError> {
-    let nearer = match stock.registry.blob(request.digest) {
+/// Who is nearer. Of what is not here any more nothing is said: it was removed, and is not to spread.
+fn nearer(request: BlobRequest, stock: &Stock) -> Nearer {
+    match stock.registry.blob(request.digest) {
         Some(blob) => Nearer { len: blob.bytes, peers: stock.neighbours.nearer(Generation(request.digest)) },
         None => Nearer { len: 0, peers: Vec::new() },
-    };
+    }
+}
+
+async fn hint(mut writer: quinn::SendStream, nearer: &Nearer) -> Result<(), CodecError> {
     let answer = if nearer.peers.is_empty() { "router" } else { "peers" };
     metrics::counter!("shoal_adapter_hints_total", "nearest" => answer).increment(1);
-    codec::write_frame(&mut writer, &nearer).await?;
+    codec::write_frame(&mut writer, nearer).await?;
     let _ = writer.finish();
     Ok(())
 }

@@ -4,6 +4,7 @@ mod adapters;
 mod challenge;
 mod fleet;
 mod link;
+mod nearer;
 mod prefix;
 
 use std::sync::Arc;

@@ -45,8 +45,7 @@ impl PeerSource {
     async fn dial(&self) -> Result<Connection, FetchError> {
         let Dialling { endpoint, identity, timers } = &self.peers.dialling;
         let host = self.peers.addresses.get(&self.name).expect("sources are made of peers with an address");
-        let addresses: Vec<SocketAddr> =
-            tokio::net::lookup_host(host).await.map_err(FetchError::Unresolved)?.collect();
+        let addresses: Vec<SocketAddr> = tokio::net::lookup_host(host).await.map_err(FetchError::Unresolved)?.collect();
         let mut last = FetchError::Unresolved(io::ErrorKind::NotFound.into());
         for address in addresses {
             match quic::dial_peer(endpoint, (address, &self.name), identity, timers).await {
