@@ -4,13 +4,9 @@
 //! `[16, head_dim rounded up to 16]`. Values beyond half precision's range are its largest, so that a block never holds
 //! anything that is not finite, and what a weight of zero multiplies is zero.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ptr::NonNull;
-
+use crate::ahead::Ahead;
+use crate::memory::Zeroed;
 use crate::simd::LANES;
-
-/// Values of a cache line.
-const LINE: usize = 64 / size_of::<u16>();
 
 /// Positions of a block.
 pub const BLOCK_POSITIONS: usize = LANES;
@@ -57,22 +53,26 @@ pub struct OutOfMemory {
     pub bytes: usize,
 }
 
-/// The blocks of all layers. The system gives it memory as blocks are first written.
+/// The blocks of all layers. The system gives it memory as blocks are written, some ahead of the highest.
 #[derive(Debug)]
 pub struct KvPool {
     shape: KvShape,
     blocks: usize,
+    /// Before the layers, which it looks at until it is dropped.
+    ahead: Option<Ahead>,
     layers: Vec<Zeroed>,
 }
 
 impl KvPool {
     /// `blocks` blocks of zeros.
     pub fn new(shape: KvShape, blocks: usize) -> Result<Self, OutOfMemory> {
-        let size = blocks.checked_mul(shape.block_size());
+        let size = blocks.checked_mul(shape.block_size()).and_then(|size| size.checked_mul(size_of::<u16>()));
         let layer = |_| size.and_then(Zeroed::new);
         let layers: Option<Vec<Zeroed>> = (0..shape.layers).map(layer).collect();
         let bytes = shape.bytes_per_position() * BLOCK_POSITIONS;
-        Ok(Self { shape, blocks, layers: layers.ok_or(OutOfMemory { blocks, bytes })? })
+        let layers = layers.ok_or(OutOfMemory { blocks, bytes })?;
+        let ahead = Ahead::start(&layers, shape.block_size() * size_of::<u16>(), blocks);
+        Ok(Self { shape, blocks, ahead, layers })
     }
 
     /// What is kept of a position.
@@ -90,7 +90,14 @@ impl KvPool {
         let (from, to, size) = (from as usize, to as usize, self.shape.block_size());
         assert!(from < self.blocks && to < self.blocks, "block {from} or {to} of {}", self.blocks);
         for layer in &mut self.layers {
-            layer.as_mut_slice().copy_within(from * size..(from + 1) * size, to * size);
+            layer.as_mut_slice::<u16>().copy_within(from * size..(from + 1) * size, to * size);
+        }
+    }
+
+    /// A step is about to write to blocks of these spans.
+    pub(crate) fn prepare(&self, spans: &Spans) {
+        if let (Some(ahead), Some(highest)) = (&self.ahead, spans.blocks.iter().max()) {
+            ahead.written(*highest);
         }
     }
 
@@ -171,75 +178,46 @@ impl Spans {
     }
 }
 
-/// Zeros on cache lines; the system's pages are taken when they are first written.
-#[derive(Debug)]
-struct Zeroed {
-    /// What was allocated: some more than is used, so that what is used can begin on a line.
-    allocated: NonNull<u16>,
-    values: NonNull<u16>,
-    length: usize,
-}
-
-// SAFETY: it owns its memory, like a `Vec`.
-unsafe impl Send for Zeroed {}
-// SAFETY: as above.
-unsafe impl Sync for Zeroed {}
-
-impl Zeroed {
-    /// Without an alignment of its own: for a larger one the standard library fetches memory and then writes the zeros, which
-    /// takes every page at once.
-    fn layout(length: usize) -> Option<Layout> {
-        Layout::array::<u16>(length.checked_add(LINE)?).ok()
-    }
-
-    fn new(length: usize) -> Option<Self> {
-        // SAFETY: the layout is not empty.
-        let allocated: NonNull<u16> = NonNull::new(unsafe { alloc_zeroed(Self::layout(length)?) }.cast())?;
-        let skipped = allocated.as_ptr().align_offset(LINE * size_of::<u16>());
-        assert!(skipped <= LINE, "the next line is nearer than a line");
-        // SAFETY: as many values as a line has were allocated on top.
-        let values = unsafe { allocated.add(skipped) };
-        Some(Self { allocated, values, length })
-    }
-
-    fn as_slice(&self) -> &[u16] {
-        // SAFETY: as many values were allocated, and zeros are values.
-        unsafe { std::slice::from_raw_parts(self.values.as_ptr(), self.length) }
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [u16] {
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts_mut(self.values.as_ptr(), self.length) }
-    }
-}
-
-impl Drop for Zeroed {
-    fn drop(&mut self) {
-        if let Some(layout) = Self::layout(self.length) {
-            // SAFETY: allocated with this layout.
-            unsafe { dealloc(self.allocated.as_ptr().cast(), layout) };
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Bytes of memory that the process has.
+    fn resident() -> Option<usize> {
+        let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+        Some(pages.split_whitespace().nth(1)?.parse::<usize>().ok()? * 4096)
+    }
+
+    const SHAPE: KvShape = KvShape { layers: 4, kv_heads: 2, head_dim: 64 };
+
     #[test]
     fn a_pool_takes_memory_only_as_blocks_are_written() {
-        let resident = || {
-            let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
-            pages.split_whitespace().nth(1)?.parse::<usize>().ok()
-        };
         let Some(before) = resident() else { return };
-        let shape = KvShape { layers: 4, kv_heads: 2, head_dim: 64 };
-        let mut pool = KvPool::new(shape, 1 << 16).unwrap();
-        let bytes = (shape.bytes_per_position() * BLOCK_POSITIONS) << 16;
+        let mut pool = KvPool::new(SHAPE, 1 << 16).unwrap();
+        let bytes = (SHAPE.bytes_per_position() * BLOCK_POSITIONS) << 16;
         pool.copy_block(3, 4);
-        let grown = (resident().unwrap() - before) * 4096;
+        let grown = resident().unwrap() - before;
         assert!(bytes > 1 << 30 && grown < bytes / 8, "{grown} of {bytes} bytes");
         assert!(pool.layer(3).as_ptr().addr().is_multiple_of(64));
         assert!(pool.layer(3).iter().step_by(4093).all(|value| *value == 0));
+    }
+
+    #[test]
+    fn memory_of_the_next_blocks_is_there_before_they_are_written() {
+        let Some(before) = resident() else { return };
+        let pool = KvPool::new(SHAPE, 1 << 16).unwrap();
+        let mut spans = Spans::default();
+        spans.push(40, 0, [7, 20_000, 9].into_iter());
+        let bytes = SHAPE.bytes_per_position() * BLOCK_POSITIONS * 20_000;
+        if pool.ahead.is_none() {
+            return;
+        }
+        while resident().unwrap() - before < bytes {
+            pool.prepare(&spans);
+            std::thread::yield_now();
+        }
+        // It ends in the middle of what it was asked for.
+        spans.push(1, 0, [65_000].into_iter());
+        pool.prepare(&spans);
     }
 }
