@@ -231,7 +231,7 @@ impl Attend<'_> {
         for element in 0..dim {
             for within in 0..B {
                 if (element * size_of::<[u16; LANES]>()).is_multiple_of(CACHE_LINE) {
-                    s.prefetch(ahead[within][element].as_ptr().cast());
+                    s.prefetch_far(ahead[within][element].as_ptr().cast());
                 }
                 let keys = s.load_f16(&keys[within][element]);
                 for query in 0..Q {
@@ -299,7 +299,7 @@ impl Attend<'_> {
             let weights = &self.scratch.weights[block * TOGETHER..][..Q];
             for (position, values) in values.chunks_exact(columns).take(BLOCK_POSITIONS).enumerate() {
                 for column in (first..first + C).step_by(CACHE_LINE / size_of::<[u16; LANES]>()) {
-                    s.prefetch(ahead[position * columns + column].as_ptr().cast());
+                    s.prefetch_far(ahead[position * columns + column].as_ptr().cast());
                 }
                 let values = &values[first..first + C];
                 for within in 0..C {

@@ -4,13 +4,8 @@
 //! `[16, head_dim rounded up to 16]`. Values beyond half precision's range are its largest, so that a block never holds
 //! anything that is not finite, and what a weight of zero multiplies is zero.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ptr::NonNull;
-
+use crate::memory::Zeroed;
 use crate::simd::LANES;
-
-/// Values of a cache line.
-const LINE: usize = 64 / size_of::<u16>();
 
 /// Positions of a block.
 pub const BLOCK_POSITIONS: usize = LANES;
@@ -68,7 +63,7 @@ pub struct KvPool {
 impl KvPool {
     /// `blocks` blocks of zeros.
     pub fn new(shape: KvShape, blocks: usize) -> Result<Self, OutOfMemory> {
-        let size = blocks.checked_mul(shape.block_size());
+        let size = blocks.checked_mul(shape.block_size()).and_then(|size| size.checked_mul(size_of::<u16>()));
         let layer = |_| size.and_then(Zeroed::new);
         let layers: Option<Vec<Zeroed>> = (0..shape.layers).map(layer).collect();
         let bytes = shape.bytes_per_position() * BLOCK_POSITIONS;
@@ -90,7 +85,7 @@ impl KvPool {
         let (from, to, size) = (from as usize, to as usize, self.shape.block_size());
         assert!(from < self.blocks && to < self.blocks, "block {from} or {to} of {}", self.blocks);
         for layer in &mut self.layers {
-            layer.as_mut_slice().copy_within(from * size..(from + 1) * size, to * size);
+            layer.as_mut_slice::<u16>().copy_within(from * size..(from + 1) * size, to * size);
         }
     }
 
@@ -168,57 +163,6 @@ impl Spans {
     pub(crate) fn check(&self, rows: usize, pool: &KvPool) {
         assert_eq!(self.rows, rows, "rows of the step");
         assert!(self.blocks.iter().all(|&block| (block as usize) < pool.blocks), "a block outside the pool");
-    }
-}
-
-/// Zeros on cache lines; the system's pages are taken when they are first written.
-#[derive(Debug)]
-struct Zeroed {
-    /// What was allocated: some more than is used, so that what is used can begin on a line.
-    allocated: NonNull<u16>,
-    values: NonNull<u16>,
-    length: usize,
-}
-
-// SAFETY: it owns its memory, like a `Vec`.
-unsafe impl Send for Zeroed {}
-// SAFETY: as above.
-unsafe impl Sync for Zeroed {}
-
-impl Zeroed {
-    /// Without an alignment of its own: for a larger one the standard library fetches memory and then writes the zeros, which
-    /// takes every page at once.
-    fn layout(length: usize) -> Option<Layout> {
-        Layout::array::<u16>(length.checked_add(LINE)?).ok()
-    }
-
-    fn new(length: usize) -> Option<Self> {
-        // SAFETY: the layout is not empty.
-        let allocated: NonNull<u16> = NonNull::new(unsafe { alloc_zeroed(Self::layout(length)?) }.cast())?;
-        let skipped = allocated.as_ptr().align_offset(LINE * size_of::<u16>());
-        assert!(skipped <= LINE, "the next line is nearer than a line");
-        // SAFETY: as many values as a line has were allocated on top.
-        let values = unsafe { allocated.add(skipped) };
-        Some(Self { allocated, values, length })
-    }
-
-    fn as_slice(&self) -> &[u16] {
-        // SAFETY: as many values were allocated, and zeros are values.
-        unsafe { std::slice::from_raw_parts(self.values.as_ptr(), self.length) }
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [u16] {
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts_mut(self.values.as_ptr(), self.length) }
-    }
-}
-
-impl Drop for Zeroed {
-    fn drop(&mut self) {
-        if let Some(layout) = Self::layout(self.length) {
-            // SAFETY: allocated with this layout.
-            unsafe { dealloc(self.allocated.as_ptr().cast(), layout) };
-        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! 1. [`Isa`]: what this CPU has. `simd` is the vocabulary that kernels are written in, once for all of them.
 //! 2. [`Pool`]: the threads that all of it runs on.
 //! 3. [`Rows`]: rows of f32. [`Activations`]: rows quantised to int8, normed or gated on the way.
-//! 4. [`Matrix`]: packed weights, and the product of the two. `matmul` computes it on vectors, `amx` on tiles.
+//! 4. [`Arena`]: where weights lie. [`Matrix`]: packed weights, and the product of the two. `matmul` computes it on vectors, `amx` on tiles.
 //! 5. [`KvPool`]: keys and values in blocks. [`Rope`] writes it, [`Attention`] reads it.
 //! 6. [`LowRank`]: an adapter's update of linear layers. [`Lora`] adds to each row what its own adapter makes of it.
 
@@ -19,6 +19,7 @@ mod kv;
 mod lora;
 mod matmul;
 mod matrix;
+mod memory;
 mod pool;
 mod rope;
 mod rows;
@@ -32,6 +33,7 @@ pub use kv::{BLOCK_POSITIONS, KvPool, KvShape, OutOfMemory, Spans};
 pub use lora::{Factors, Lora, LowRank, Unpacked};
 pub use matmul::Write;
 pub use matrix::{Encoding, Matrix, SUPER_BLOCK, Weights};
+pub use memory::Arena;
 pub use pool::Pool;
 pub use rope::{HeadNorms, Heads, Rope};
 pub use rows::{BLOCK, Rows, padded};

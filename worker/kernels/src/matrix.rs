@@ -6,6 +6,7 @@
 
 use half::f16;
 
+use crate::memory::{Arena, Piece, Plain};
 use crate::pool::Pool;
 use crate::rows::{BLOCK, Shared, padded};
 use crate::simd::LANES;
@@ -95,6 +96,9 @@ pub struct Weights {
 #[repr(C, align(64))]
 pub(crate) struct Bytes(pub(crate) [u8; 64]);
 
+// SAFETY: numbers.
+unsafe impl Plain for Bytes {}
+
 /// Outputs of one encoding.
 #[derive(Debug)]
 pub(crate) struct Part {
@@ -103,15 +107,15 @@ pub(crate) struct Part {
     /// Where its outputs begin in a row of the matrix's outputs.
     pub(crate) at: usize,
     /// `[panels, blocks, lines of a tile]`
-    quants: Vec<Bytes>,
+    quants: Piece<Bytes>,
     /// `[panels, blocks, groups of a block, PANEL]`, of which one is used.
-    half_scales: Vec<[u16; PANEL]>,
-    half_minima: Vec<[u16; PANEL]>,
-    scales: Vec<[f32; PANEL]>,
-    minima: Vec<[f32; PANEL]>,
+    half_scales: Piece<[u16; PANEL]>,
+    half_minima: Piece<[u16; PANEL]>,
+    scales: Piece<[f32; PANEL]>,
+    minima: Piece<[f32; PANEL]>,
     /// Of six bits: the whole numbers as above, and `[panels, super-blocks, PANEL]`.
-    whole_scales: Vec<[i8; PANEL]>,
-    supers: Vec<[u16; PANEL]>,
+    whole_scales: Piece<[i8; PANEL]>,
+    supers: Piece<[u16; PANEL]>,
     /// `[panels, PANEL]`, or nothing.
     bias: Vec<[f32; PANEL]>,
 }
@@ -122,12 +126,13 @@ pub(crate) struct Part {
 pub struct Matrix {
     inputs: usize,
     parts: Vec<Part>,
+    arena: Arena,
 }
 
 impl Matrix {
-    /// A matrix of `inputs` without outputs.
-    pub fn new(inputs: usize) -> Self {
-        Self { inputs, parts: Vec::new() }
+    /// A matrix of `inputs` without outputs. What is pushed lies in `arena`.
+    pub fn new(inputs: usize, arena: &Arena) -> Self {
+        Self { inputs, parts: Vec::new(), arena: arena.clone() }
     }
 
     /// Inputs.
@@ -187,13 +192,13 @@ impl Matrix {
             encoding,
             outputs,
             at: padded(self.width()),
-            quants: vec![Bytes([0; 64]); panels * blocks * encoding.lines()],
-            half_scales: vec![[0; PANEL]; halves],
-            half_minima: vec![[0; PANEL]; minima(halves)],
-            scales: vec![[0.0; PANEL]; wide],
-            minima: vec![[0.0; PANEL]; minima(wide)],
-            whole_scales: vec![[0; PANEL]; whole],
-            supers: vec![[0; PANEL]; if whole > 0 { panels * super_blocks(blocks) } else { 0 }],
+            quants: self.arena.zeros(panels * blocks * encoding.lines()),
+            half_scales: self.arena.zeros(halves),
+            half_minima: self.arena.zeros(minima(halves)),
+            scales: self.arena.zeros(wide),
+            minima: self.arena.zeros(minima(wide)),
+            whole_scales: self.arena.zeros(whole),
+            supers: self.arena.zeros(if whole > 0 { panels * super_blocks(blocks) } else { 0 }),
             bias: Vec::new(),
         };
         if let Some(bias) = bias {

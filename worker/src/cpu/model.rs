@@ -7,7 +7,8 @@ use std::ops::Range;
 use shoal_common::config::Quant;
 use shoal_common::ids::TokenId;
 use shoal_kernels::{
-    Activations, Attention, HeadNorms, Heads, KvPool, KvShape, Matrix, Pool, Rope, Rows, Spans, Weights, Write, padded,
+    Activations, Arena, Attention, HeadNorms, Heads, KvPool, KvShape, Matrix, Pool, Rope, Rows, Spans, Weights, Write,
+    padded,
 };
 
 use super::adapters::Adapters;
@@ -94,11 +95,12 @@ impl Model {
         quant: Quant,
     ) -> Result<Self, WeightsError> {
         let shape = file.config.clone();
-        let ends = (layers.start == 0).then(|| Ends::load(file, pool, quant)).transpose()?;
+        let mut packer = Packer { file, pool, quant, arena: Arena::default() };
+        let ends = (layers.start == 0).then(|| Ends::load(&mut packer)).transpose()?;
         Ok(Self {
             heads: Heads { queries: shape.heads, kv: shape.kv_heads, dim: shape.head_dim },
             rope: Rope::new(shape.rope.frequencies()),
-            layers: layers.map(|layer| Layer::load(file, pool, quant, layer)).collect::<Result<_, _>>()?,
+            layers: layers.map(|layer| Layer::load(&mut packer, layer)).collect::<Result<_, _>>()?,
             ends,
             shape,
         })
@@ -167,11 +169,30 @@ impl Model {
     }
 }
 
+/// What weights are packed with.
+struct Packer<'a> {
+    file: &'a ModelFile,
+    pool: &'a mut Pool,
+    quant: Quant,
+    /// Where all of them lie.
+    arena: Arena,
+}
+
+impl Packer<'_> {
+    /// One matrix of layers that share their inputs: their weights, and the biases that they have.
+    fn matrix(&mut self, inputs: usize, tensors: &[(TensorName, Option<TensorName>)]) -> Result<Matrix, WeightsError> {
+        let mut matrix = Matrix::new(inputs, &self.arena);
+        for &names in tensors {
+            pack::push(&mut matrix, self.pool, self.file, names, self.quant)?;
+        }
+        Ok(matrix)
+    }
+}
+
 impl Ends {
-    fn load(file: &ModelFile, pool: &mut Pool, quant: Quant) -> Result<Self, WeightsError> {
-        let shape = &file.config;
-        let mut head = Matrix::new(shape.hidden);
-        pack::push(&mut head, pool, file, (TensorName::Output, None), quant)?;
+    fn load(packer: &mut Packer<'_>) -> Result<Self, WeightsError> {
+        let (file, shape) = (packer.file, &packer.file.config);
+        let head = packer.matrix(shape.hidden, &[(TensorName::Output, None)])?;
         let embedding = if shape.tied { Embedding::Tied } else { Embedding::own(&file.tensor(TensorName::Embedding)?) };
         Ok(Self { embedding, norm: vector(file, TensorName::FinalNorm)?, eps: shape.rms_eps, head })
     }
@@ -219,17 +240,15 @@ impl Embedding {
 }
 
 impl Layer {
-    fn load(file: &ModelFile, pool: &mut Pool, quant: Quant, layer: usize) -> Result<Self, WeightsError> {
+    fn load(packer: &mut Packer<'_>, layer: usize) -> Result<Self, WeightsError> {
         use LayerPart::{AttnNorm, Down, FfnNorm, Gate, K, KBias, O, Q, QBias, Up, V, VBias};
-        let shape = &file.config;
+        let (file, shape) = (packer.file, &packer.file.config);
         let name = |part| TensorName::Layer { layer, part };
         let mut matrix = |inputs, parts: &[(LayerPart, LayerPart)]| {
-            let mut matrix = Matrix::new(inputs);
-            for &(part, bias) in parts {
-                let bias = (shape.qkv_bias && bias.is_bias()).then(|| name(bias));
-                pack::push(&mut matrix, pool, file, (name(part), bias), quant)?;
-            }
-            Ok::<_, WeightsError>(matrix)
+            let named = |&(part, bias): &(LayerPart, LayerPart)| {
+                (name(part), (shape.qkv_bias && bias.is_bias()).then(|| name(bias)))
+            };
+            packer.matrix(inputs, &parts.iter().map(named).collect::<Vec<_>>())
         };
         Ok(Self {
             attn_norm: vector(file, name(AttnNorm))?,

@@ -10,7 +10,7 @@ use std::num::NonZero;
 use std::time::{Duration, Instant};
 
 use shoal_kernels::{
-    Activations, Attention, Encoding, Heads, Isa, KvPool, KvShape, Matrix, Pool, Rope, Rows, Spans, Write,
+    Activations, Arena, Attention, Encoding, Heads, Isa, KvPool, KvShape, Matrix, Pool, Rope, Rows, Spans, Write,
 };
 
 mod limits;
@@ -100,9 +100,9 @@ fn matmul(
     rows: &[usize],
     limits: &limits::Limits,
 ) {
-    let mut matrices = Vec::new();
+    let (mut matrices, arena) = (Vec::new(), Arena::default());
     while matrices.iter().map(Matrix::bytes).sum::<usize>() < COLD_BYTES {
-        let mut matrix = Matrix::new(inputs);
+        let mut matrix = Matrix::new(inputs, &arena);
         matrix.push(pool, encoding, outputs, None, |output, weights| {
             let mut seed = output as u32;
             weights.quants.iter_mut().for_each(|quant| *quant = (noise(&mut seed) & 15) as u8);

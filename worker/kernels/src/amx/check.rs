@@ -2,7 +2,7 @@
 
 use std::num::NonZero;
 
-use crate::{Activations, BLOCK, Encoding, Isa, Matrix, Pool, Rows, Weights, Write};
+use crate::{Activations, Arena, BLOCK, Encoding, Isa, Matrix, Pool, Rows, Weights, Write};
 
 /// Four steps that are multiplied together, and one that is left over.
 const INPUTS: usize = 5 * BLOCK;
@@ -45,7 +45,7 @@ fn matrix(pool: &mut Pool, encoding: Encoding) -> Matrix {
     };
     // Whole numbers that fit all kinds of scales.
     let number = |seed: &mut u32| f32::from(noise(seed).cast_signed());
-    let mut matrix = Matrix::new(INPUTS);
+    let mut matrix = Matrix::new(INPUTS, &Arena::default());
     matrix.push(pool, encoding, OUTPUTS, None, |output, weights| {
         let mut seed = output as u32;
         weights.quants.iter_mut().for_each(|quant| *quant = noise(&mut seed) & mask);

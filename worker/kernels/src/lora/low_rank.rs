@@ -5,6 +5,7 @@
 //! A tile or a panel is one run of memory, and so are all of them; ranks are never padded.
 
 use super::numbers::{Numbers, Width};
+use crate::memory::Arena;
 use crate::rows::Rows;
 use crate::simd::LANES;
 
@@ -68,13 +69,13 @@ pub(super) struct Panel<'a> {
 }
 
 impl LowRank {
-    /// Packs the updates of layers with `inputs` inputs. Numbers are kept in 16 bits where all of them, those of A or those
+    /// Packs the updates of layers with `inputs` inputs into `arena`. Numbers are kept in 16 bits where all of them, those of A or those
     /// of B, can be.
     ///
     /// # Panics
     /// Where a length contradicts the dimensions, a rank is zero, or outputs do not begin at a vector or before the last
     /// layer's end.
-    pub fn pack(inputs: usize, updates: &[Factors<'_>]) -> Self {
+    pub fn pack(arena: &Arena, inputs: usize, updates: &[Factors<'_>]) -> Self {
         let mut parts: Vec<Part> = Vec::with_capacity(updates.len());
         for update in updates {
             let Factors { at, outputs, rank, scale, a, b } = *update;
@@ -89,8 +90,8 @@ impl LowRank {
         let mut packed = Self {
             inputs,
             parts,
-            a: Numbers::zeros(width_of(|update| update.a), ranks * inputs.div_ceil(LANES)),
-            b: Numbers::zeros(width_of(|update| update.b), vectors),
+            a: Numbers::zeros(arena, width_of(|update| update.a), ranks * inputs.div_ceil(LANES)),
+            b: Numbers::zeros(arena, width_of(|update| update.b), vectors),
         };
         for (index, update) in updates.iter().enumerate() {
             packed.fill(index, update);

@@ -3,6 +3,7 @@
 
 use half::{bf16, f16};
 
+use crate::memory::{Arena, Piece, Plain};
 use crate::rows::Line;
 use crate::simd::{LANES, Simd};
 
@@ -15,6 +16,11 @@ pub(super) struct Halves(pub(super) [u16; LANES]);
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
 pub(super) struct UpperHalves(pub(super) [u16; LANES]);
+
+// SAFETY: numbers.
+unsafe impl Plain for Halves {}
+// SAFETY: numbers.
+unsafe impl Plain for UpperHalves {}
 
 /// Sixteen numbers, however wide.
 pub(super) trait Vector: Copy {
@@ -46,9 +52,9 @@ impl Vector for UpperHalves {
 /// Vectors of one width.
 #[derive(Debug)]
 pub(super) enum Numbers {
-    Single(Vec<Line>),
-    Half(Vec<Halves>),
-    UpperHalf(Vec<UpperHalves>),
+    Single(Piece<Line>),
+    Half(Piece<Halves>),
+    UpperHalf(Piece<UpperHalves>),
 }
 
 /// How wide numbers can be stored without a loss.
@@ -73,12 +79,12 @@ impl Width {
 }
 
 impl Numbers {
-    /// `count` vectors of zeros.
-    pub(super) fn zeros(width: Width, count: usize) -> Self {
+    /// `count` vectors of zeros in `arena`.
+    pub(super) fn zeros(arena: &Arena, width: Width, count: usize) -> Self {
         match width {
-            Width::Single => Self::Single(vec![Line([0.0; LANES]); count]),
-            Width::Half => Self::Half(vec![Halves([0; LANES]); count]),
-            Width::UpperHalf => Self::UpperHalf(vec![UpperHalves([0; LANES]); count]),
+            Width::Single => Self::Single(arena.zeros(count)),
+            Width::Half => Self::Half(arena.zeros(count)),
+            Width::UpperHalf => Self::UpperHalf(arena.zeros(count)),
         }
     }
 

@@ -243,6 +243,11 @@ impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
     #[inline(always)]
+    fn prefetch_far(self, from: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+    }
+    #[inline(always)]
     fn dot_nibbles(self, sums: I, weights: I, values: I) -> I {
         // Two products of at most 63 x 127 never saturate 16 bits.
         let products = both!(_mm256_maddubs_epi16, weights, values);

@@ -211,6 +211,11 @@ impl Simd for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
     #[inline(always)]
+    fn prefetch_far(self, from: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+    }
+    #[inline(always)]
     fn dot_nibbles(self, sums: __m512i, weights: __m512i, values: __m512i) -> __m512i {
         // SAFETY: see the top.
         unsafe { _mm512_dpbusd_epi32(sums, weights, values) }

@@ -105,6 +105,9 @@ pub(crate) trait Simd: Copy {
     fn six_bits(self, nibbles: Self::W, high: Self::W, which: usize) -> Self::W;
     /// Asks for the cache line at `from` ahead of its use. Any address may be given.
     fn prefetch(self, from: *const u8);
+    /// The same, as far as the second cache: of what the first one waits for there can be few at a time, so that long
+    /// stretches come sooner this way.
+    fn prefetch_far(self, from: *const u8);
     /// Adds to each lane the products of its four `weights`, of 0 to 63, and four signed `values` of -127 to 127.
     fn dot_nibbles(self, sums: Self::I, weights: Self::W, values: Self::W) -> Self::I;
     /// What sums of [`Simd::dot_bytes`] begin with, where `minus128` is -128 times the sum of the values.

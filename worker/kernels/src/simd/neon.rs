@@ -299,6 +299,8 @@ impl Simd for Neon {
     #[inline(always)]
     fn prefetch(self, _from: *const u8) {}
     #[inline(always)]
+    fn prefetch_far(self, _from: *const u8) {}
+    #[inline(always)]
     fn dot_nibbles(self, sums: I, weights: W, values: W) -> I {
         all!(sdot, sums, weights, values)
     }

@@ -172,6 +172,8 @@ impl Simd for Portable {
     #[inline(always)]
     fn prefetch(self, _from: *const u8) {}
     #[inline(always)]
+    fn prefetch_far(self, _from: *const u8) {}
+    #[inline(always)]
     fn dot_nibbles(self, sums: I, weights: W, values: W) -> I {
         dot(sums, weights, values, i32::from)
     }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::{bits, numbers, pools, rows};
 use crate::simd::LANES;
-use crate::{Activations, Factors, Kept, Lora, LowRank, Rows, Unpacked, padded};
+use crate::{Activations, Arena, Factors, Kept, Lora, LowRank, Rows, Unpacked, padded};
 
 /// How wide the numbers of an update are.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +43,7 @@ fn update(seed: u64, width: Width, inputs: usize, layers: &[(usize, usize)]) -> 
             b,
         })
         .collect();
-    LowRank::pack(inputs, &parts)
+    LowRank::pack(&Arena::default(), inputs, &parts)
 }
 
 /// Width of the outputs' rows.
@@ -196,7 +196,7 @@ fn an_update_is_read_back_as_it_was_packed() {
     let (a, b) = (numbers(1, 6 * 50), numbers(2, 70 * 6));
     let part = Factors { at: 32, outputs: 70, rank: 6, scale: 1.5, a: &a, b: &b };
     let first = Factors { at: 0, outputs: 3, rank: 5, scale: 0.5, a: &a[..5 * 50], b: &b[..3 * 5] };
-    let packed = LowRank::pack(50, &[first, part]);
+    let packed = LowRank::pack(&Arena::default(), 50, &[first, part]);
     assert_eq!(packed.unpack().nth(1).unwrap(), Unpacked { at: 32, rank: 6, scale: 1.5, a, b });
 }
 
@@ -228,14 +228,18 @@ fn an_update_that_changes_under_a_step_is_refused() {
 #[test]
 #[should_panic = "sizes of A and B"]
 fn factors_of_another_size_are_refused() {
-    LowRank::pack(4, &[Factors { at: 0, outputs: 2, rank: 1, scale: 1.0, a: &[0.0; 4], b: &[0.0; 3] }]);
+    LowRank::pack(
+        &Arena::default(),
+        4,
+        &[Factors { at: 0, outputs: 2, rank: 1, scale: 1.0, a: &[0.0; 4], b: &[0.0; 3] }],
+    );
 }
 
 #[test]
 #[should_panic = "rank and place"]
 fn layers_whose_outputs_overlap_are_refused() {
     let part = Factors { at: 0, outputs: 20, rank: 1, scale: 1.0, a: &[0.0; 4], b: &[0.0; 20] };
-    LowRank::pack(4, &[part, Factors { at: 16, ..part }]);
+    LowRank::pack(&Arena::default(), 4, &[part, Factors { at: 16, ..part }]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use half::f16;
 use proptest::prelude::*;
 
 use super::{bits, numbers, pools, rows};
-use crate::{Activations, BLOCK, Encoding, Matrix, Pool, Rows, SUPER_BLOCK, Weights, Write, padded};
+use crate::{Activations, Arena, BLOCK, Encoding, Matrix, Pool, Rows, SUPER_BLOCK, Weights, Write, padded};
 
 fn has_minima(encoding: Encoding) -> bool {
     use Encoding::{BytesWideMin, HalfBytesMin, NibblesMin, NibblesWideMin};
@@ -43,7 +43,7 @@ pub(crate) fn matrix(
     parts: &[usize],
     bias: Option<&[f32]>,
 ) -> Matrix {
-    let mut matrix = Matrix::new(inputs);
+    let mut matrix = Matrix::new(inputs, &Arena::default());
     for &outputs in parts {
         matrix.push(pool, encoding, outputs, bias.map(|bias| &bias[..outputs]), |output, to| {
             *to = weights_of(encoding, inputs, output);
@@ -142,7 +142,7 @@ proptest! {
             [row.clone(), row].concat()
         }).collect();
         let unit = |pool: &mut Pool| {
-            let mut unit = Matrix::new(width);
+            let mut unit = Matrix::new(width, &Arena::default());
             unit.push(pool, Encoding::Bytes, width, None, |output, to| {
                 to.quants[output] = 1;
                 to.scales.fill(1.0);

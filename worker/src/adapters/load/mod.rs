@@ -3,7 +3,7 @@
 
 use shoal_common::adapter::{AdapterError, BadBundle, Bundle, Checked, Geometry, Update, check};
 use shoal_common::ids::{Generation, LayerRange};
-use shoal_kernels::{Factors, LowRank, padded};
+use shoal_kernels::{Arena, Factors, LowRank, padded};
 
 use super::{Adapter, Site};
 
@@ -38,12 +38,12 @@ impl Adapter {
 
 /// The hosted layers, up to the last one that is changed.
 fn pack(checked: &Checked<'_>, geometry: &Geometry, hosted: LayerRange) -> Vec<[Option<LowRank>; Site::ALL.len()]> {
-    let mut layers: Vec<_> = Vec::new();
+    let (mut layers, arena): (Vec<_>, _) = (Vec::new(), Arena::default());
     for updates in checked.updates.chunk_by(|one, next| one.layer == next.layer) {
         let layer = updates[0].layer;
         if (hosted.begin..hosted.end).contains(&layer) {
             layers.resize_with((layer - hosted.begin) as usize, Default::default);
-            layers.push(Site::ALL.map(|site| pack_site(updates, site, geometry)));
+            layers.push(Site::ALL.map(|site| pack_site(&arena, updates, site, geometry)));
         }
     }
     layers.shrink_to_fit();
@@ -51,7 +51,7 @@ fn pack(checked: &Checked<'_>, geometry: &Geometry, hosted: LayerRange) -> Vec<[
 }
 
 /// What a layer's updates add at a site.
-fn pack_site(updates: &[Update<'_>], site: Site, geometry: &Geometry) -> Option<LowRank> {
+fn pack_site(arena: &Arena, updates: &[Update<'_>], site: Site, geometry: &Geometry) -> Option<LowRank> {
     let (mut at, mut widened) = (0, Vec::new());
     for linear in site.linears() {
         if let Some(update) = updates.iter().find(|update| update.linear == *linear) {
@@ -61,7 +61,7 @@ fn pack_site(updates: &[Update<'_>], site: Site, geometry: &Geometry) -> Option<
     }
     let factors: Vec<Factors<'_>> = widened.iter().map(|widened| widened.factors(geometry)).collect();
     let [_, inputs] = site.linears()[0].shape(geometry);
-    (!factors.is_empty()).then(|| LowRank::pack(inputs, &factors))
+    (!factors.is_empty()).then(|| LowRank::pack(arena, inputs, &factors))
 }
 
 /// The update of one linear layer, in f32.
