@@ -1,7 +1,5 @@
 //! Who is nearer to a worker than the router, and has what it lacks.
 
-use std::sync::Arc;
-
 use proptest::prelude::*;
 use shoal_common::ids::Zone;
 use shoal_common::wire::blob::MAX_NEARER;
