@@ -10,7 +10,7 @@ use rustls::client::Resumption;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
 
-use super::{ALPN, QuicError, STAGE_ALPN};
+use super::{Protocol, QuicError};
 use crate::config::Timers;
 use crate::pki::{self, Identity};
 
@@ -102,7 +102,7 @@ pub(super) fn server_tls(identity: &Identity) -> Result<rustls::ServerConfig, Qu
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(identity.chain(), identity.key().into())?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = Protocol::ROUTER.alpn();
     // A resumed session would skip the check of the certificate; and 0-RTT data could be replayed.
     tls.session_storage = Arc::new(NoServerSessionStorage {});
     tls.send_tls13_tickets = 0;
@@ -115,7 +115,7 @@ pub(super) fn client_tls(identity: &Identity) -> Result<rustls::ClientConfig, Qu
         .with_protocol_versions(&[&TLS13])?
         .with_root_certificates(roots(identity)?)
         .with_client_auth_cert(identity.chain(), identity.key().into())?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = Protocol::ROUTER.alpn();
     tls.resumption = Resumption::disabled();
     tls.enable_early_data = false;
     Ok(tls)
@@ -140,7 +140,7 @@ pub(super) fn server_with(tls: rustls::ServerConfig, timers: &Timers) -> Result<
 /// Of a stage, which heads dial.
 pub(super) fn stage_server(identity: &Identity, timers: &Timers) -> Result<ServerConfig, QuicError> {
     let mut tls = server_tls(identity)?;
-    tls.alpn_protocols = vec![STAGE_ALPN.to_vec()];
+    tls.alpn_protocols = Protocol::STAGE.alpn();
     let mut config = server_with(tls, timers)?;
     config.transport_config(stage_transport(STAGE, timers)?);
     Ok(config)
@@ -149,7 +149,7 @@ pub(super) fn stage_server(identity: &Identity, timers: &Timers) -> Result<Serve
 /// Of a head that dials a stage.
 pub(super) fn stage_client(identity: &Identity, timers: &Timers) -> Result<ClientConfig, QuicError> {
     let mut tls = client_tls(identity)?;
-    tls.alpn_protocols = vec![STAGE_ALPN.to_vec()];
+    tls.alpn_protocols = Protocol::STAGE.alpn();
     let mut config = client_with(tls, timers)?;
     config.transport_config(stage_transport(HEAD, timers)?);
     Ok(config)
