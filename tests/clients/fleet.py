@@ -108,6 +108,7 @@ class Fleet:
         self.timers, self.limits = rules.pop("timers", ""), rules.pop("limits", "")
         self.more, self.env = rules.pop("more", None), rules.pop("env", None)
         self.weights, self.served = rules.pop("weights", None), "scripted"
+        self.begins_with = rules.pop("start", list(workers))
         relayed, routers = rules.pop("relayed", False), rules.pop("routers", 1)
         assert not rules, rules
         self.issue(workers)
@@ -148,20 +149,21 @@ class Fleet:
         return path
 
     def start(self):
-        """All of it, ready."""
+        """All of it, ready; or the workers that it is to begin with."""
         for router in self.routers:
             router.start()
-        for name in self.names:
+        for name in self.begins_with:
             self.start_worker(name)
         for router in self.routers:
-            router.await_workers(len(self.names))
+            router.await_workers(len(self.begins_with))
         return self
 
     def start_worker(self, name, key=None):
         """A new life of worker `name`; `key` tells several of one name apart."""
         directory = self.directory / f"{key or name}-{time.monotonic_ns()}"
         arguments = ["worker", "--config", self.config(self.router, name), "--name", name]
-        self.workers[key or name] = Process(directory, *arguments, env=self.env)
+        within = self.per_worker.get(name, {}).get("within", ())
+        self.workers[key or name] = Process(directory, *arguments, env=self.env, within=within)
         return self.workers[key or name]
 
     def kill(self, name):
