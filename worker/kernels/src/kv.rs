@@ -4,6 +4,7 @@
 //! `[16, head_dim rounded up to 16]`. Values beyond half precision's range are its largest, so that a block never holds
 //! anything that is not finite, and what a weight of zero multiplies is zero.
 
+use crate::ahead::Ahead;
 use crate::memory::Zeroed;
 use crate::simd::LANES;
 
@@ -52,11 +53,13 @@ pub struct OutOfMemory {
     pub bytes: usize,
 }
 
-/// The blocks of all layers. The system gives it memory as blocks are first written.
+/// The blocks of all layers. The system gives it memory as blocks are written, some ahead of the highest.
 #[derive(Debug)]
 pub struct KvPool {
     shape: KvShape,
     blocks: usize,
+    /// Before the layers, which it looks at until it is dropped.
+    ahead: Option<Ahead>,
     layers: Vec<Zeroed>,
 }
 
@@ -67,7 +70,9 @@ impl KvPool {
         let layer = |_| size.and_then(Zeroed::new);
         let layers: Option<Vec<Zeroed>> = (0..shape.layers).map(layer).collect();
         let bytes = shape.bytes_per_position() * BLOCK_POSITIONS;
-        Ok(Self { shape, blocks, layers: layers.ok_or(OutOfMemory { blocks, bytes })? })
+        let layers = layers.ok_or(OutOfMemory { blocks, bytes })?;
+        let ahead = Ahead::start(&layers, shape.block_size() * size_of::<u16>(), blocks);
+        Ok(Self { shape, blocks, ahead, layers })
     }
 
     /// What is kept of a position.
@@ -86,6 +91,13 @@ impl KvPool {
         assert!(from < self.blocks && to < self.blocks, "block {from} or {to} of {}", self.blocks);
         for layer in &mut self.layers {
             layer.as_mut_slice::<u16>().copy_within(from * size..(from + 1) * size, to * size);
+        }
+    }
+
+    /// A step is about to write to blocks of these spans.
+    pub(crate) fn prepare(&self, spans: &Spans) {
+        if let (Some(ahead), Some(highest)) = (&self.ahead, spans.blocks.iter().max()) {
+            ahead.written(*highest);
         }
     }
 
@@ -170,20 +182,42 @@ impl Spans {
 mod tests {
     use super::*;
 
+    /// Bytes of memory that the process has.
+    fn resident() -> Option<usize> {
+        let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+        Some(pages.split_whitespace().nth(1)?.parse::<usize>().ok()? * 4096)
+    }
+
+    const SHAPE: KvShape = KvShape { layers: 4, kv_heads: 2, head_dim: 64 };
+
     #[test]
     fn a_pool_takes_memory_only_as_blocks_are_written() {
-        let resident = || {
-            let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
-            pages.split_whitespace().nth(1)?.parse::<usize>().ok()
-        };
         let Some(before) = resident() else { return };
-        let shape = KvShape { layers: 4, kv_heads: 2, head_dim: 64 };
-        let mut pool = KvPool::new(shape, 1 << 16).unwrap();
-        let bytes = (shape.bytes_per_position() * BLOCK_POSITIONS) << 16;
+        let mut pool = KvPool::new(SHAPE, 1 << 16).unwrap();
+        let bytes = (SHAPE.bytes_per_position() * BLOCK_POSITIONS) << 16;
         pool.copy_block(3, 4);
-        let grown = (resident().unwrap() - before) * 4096;
+        let grown = resident().unwrap() - before;
         assert!(bytes > 1 << 30 && grown < bytes / 8, "{grown} of {bytes} bytes");
         assert!(pool.layer(3).as_ptr().addr().is_multiple_of(64));
         assert!(pool.layer(3).iter().step_by(4093).all(|value| *value == 0));
+    }
+
+    #[test]
+    fn memory_of_the_next_blocks_is_there_before_they_are_written() {
+        let Some(before) = resident() else { return };
+        let pool = KvPool::new(SHAPE, 1 << 16).unwrap();
+        let mut spans = Spans::default();
+        spans.push(40, 0, [7, 20_000, 9].into_iter());
+        let bytes = SHAPE.bytes_per_position() * BLOCK_POSITIONS * 20_000;
+        if pool.ahead.is_none() {
+            return;
+        }
+        while resident().unwrap() - before < bytes {
+            pool.prepare(&spans);
+            std::thread::yield_now();
+        }
+        // It ends in the middle of what it was asked for.
+        spans.push(1, 0, [65_000].into_iter());
+        pool.prepare(&spans);
     }
 }

@@ -11,6 +11,7 @@
 //! 6. [`LowRank`]: an adapter's update of linear layers. [`Lora`] adds to each row what its own adapter makes of it.
 
 mod activations;
+mod ahead;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
 mod attention;

@@ -13,7 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::rows::Line;
 
 /// Bytes of a huge page where pages have 4 KB: x86-64, and most of aarch64.
-const HUGE_PAGE: usize = 2 << 20;
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
+/// What advice to the system begins at a multiple of; larger pages refuse it, and then nothing is advised.
+#[cfg(target_os = "linux")]
+const SMALL_PAGE: usize = 4096;
 /// What everything is aligned to: a cache line, which is a vector of the widest.
 const ALIGNMENT: usize = size_of::<Line>();
 /// Bytes that an arena takes at once. From its end on the C library gives a run back when it is freed; and pages that are never
@@ -72,6 +75,11 @@ impl Zeroed {
         Some(Self { allocated, layout, first, bytes })
     }
 
+    /// Where it begins.
+    pub(crate) fn first(&self) -> NonNull<u8> {
+        self.first
+    }
+
     pub(crate) fn as_slice<T: Plain>(&self) -> &[T] {
         // SAFETY: it is aligned, as many bytes were allocated, and zeros are values.
         unsafe { std::slice::from_raw_parts(self.first.as_ptr().cast(), self.bytes / size_of::<T>()) }
@@ -99,6 +107,23 @@ fn ask_for_huge_pages(first: NonNull<u8>, bytes: usize) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = (first, bytes);
+}
+
+/// Takes the pages of a range from the system now, whatever they hold. False where it does not know how.
+pub(crate) fn take_pages(first: NonNull<u8>, bytes: usize) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        let skipped = first.addr().get() % SMALL_PAGE;
+        // SAFETY: from the beginning of the page on, which holds something of the caller's.
+        let begin = unsafe { first.sub(skipped) };
+        // SAFETY: the pages hold something of the caller's, and their content does not change.
+        (unsafe { libc::madvise(begin.as_ptr().cast(), bytes + skipped, libc::MADV_POPULATE_WRITE) }) == 0
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (first, bytes);
+        false
+    }
 }
 
 /// Where the pieces of a model, or of an adapter, lie side by side. A clone is the same arena. Its memory goes when the last

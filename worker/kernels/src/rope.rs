@@ -103,6 +103,9 @@ impl Rope {
         assert!(norms.is_none_or(|norms| norms.query.len() == heads.dim && norms.key.len() == heads.dim));
         spans.check(projections.count(), kv);
         assert!(spans.reach() * heads.dim <= self.table.len(), "reach of the tables");
+        if layer == 0 {
+            kv.prepare(spans);
+        }
         let (isa, stride) = (pool.isa(), projections.stride());
         let rows = Shared::new(projections.values_mut());
         let layer = Shared::new(kv.layer_mut(layer));
