@@ -92,7 +92,6 @@ what is not set, `.` for this machine). Neither certificates nor model files hav
   cluster  NAME  DIRECTORY-ON-HOSTS  PKI-DIRECTORY  DRAIN-MS
   router   NAME  FILE-NAME  HOST  HTTP-URL  QUIC-ADDRESS
   worker   NAME  FILE-NAME  HOST  MODEL  MODEL-PATH  HEAD
-
   stage    REPLICA  WORKER  LAYERS  WEIGHT-BYTES  KV-BYTES  SHARE-OF-A-STEP
 
 HEAD is the first stage of the replica that the worker is a stage of: itself, or the worker that dials it.
