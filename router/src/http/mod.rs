@@ -17,6 +17,7 @@ mod models;
 pub mod openapi;
 pub mod operator;
 pub mod report;
+pub mod request_doc;
 pub mod schema;
 pub mod server;
 pub mod sse;

@@ -4,7 +4,8 @@ use axum::Json;
 use utoipa::OpenApi;
 
 use super::error::{ErrorDocument, InvalidDocument};
-use super::schema::{Completion, CompletionRequestDoc};
+use super::request_doc::CompletionRequestDoc;
+use super::schema::Completion;
 use super::{adapters, cluster, health, metrics, models, tokenize};
 
 #[derive(OpenApi)]

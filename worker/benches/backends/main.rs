@@ -3,9 +3,11 @@
 //!
 //! `SHOAL_TEST_MODEL=/path/to/model.gguf cargo bench -p shoal-worker --bench backends`; `-- reference` measures the
 //! reference backend instead of the cpu backend, `-- q4_0` quantises a model of floats to 4 bits, `-- 1` takes one thread,
-//! `-- one` decodes only one sequence, `-- adapters` compares sequences with adapters to those without instead.
+//! `-- one` decodes only one sequence, `-- adapters` compares sequences with adapters to those without instead, `-- mixed`
+//! tells what a chunk of a prompt adds to a step of decodes.
 
 mod adapters;
+mod mixed;
 
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -54,6 +56,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         bytes as f64 / 1e6
     );
     let mut logits = LogitsBuffer::default();
+    if is_asked("mixed") {
+        return mixed::measure(&mut *backend, &mut logits);
+    }
     let vocab = file.config.vocab as u32;
     let prompt: Vec<TokenId> = (0..PREFILL as u32).map(|i| TokenId(i * 7919 % vocab)).collect();
     backend.reserve(SHARED + MOST * OWN)?;

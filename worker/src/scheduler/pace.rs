@@ -32,12 +32,15 @@ const TELLING: usize = 16;
 /// Positions of the first octave, and how many octaves there are: the last has no end.
 const OCTAVE: usize = 256;
 const OCTAVES: usize = 16;
-/// Steps after which a decode's time is to be measured again: sequences have grown by as many tokens since.
-const STALE: u64 = 256;
+/// Steps after which a decode's time is to be measured again: sequences have grown by as many tokens since, each of which
+/// every step reads.
+const STALE: u64 = 64;
 /// Steps between two that go without prefills to measure.
 const PROBE_EVERY: u64 = 32;
 /// Weight of a new time in the average: some ten steps count.
 const SMOOTH: f64 = 1.0 / 8.0;
+/// Weight of a new time where the last one is stale.
+const RENEW: f64 = 1.0 / 2.0;
 /// Weight of a step that lasted longer than this many times what it should have taken: more than noise, the machine is another.
 const ALARM: f64 = 1.0 / 2.0;
 const ALARMING: f64 = 1.5;
@@ -146,7 +149,7 @@ impl Pace {
     fn observe_alone(&mut self, prefills: impl Iterator<Item = Range<usize>>, token: f64) {
         for chunk in prefills {
             let slot = &mut self.alone[octave(chunk.start)];
-            *slot = Some(slot.map_or(token, |before| smooth(before, token)));
+            *slot = Some(slot.map_or(token, |before| smooth(before, token, SMOOTH)));
         }
     }
 
@@ -154,8 +157,11 @@ impl Pace {
         self.last_probe = Some(self.steps);
         let Some(slot) = self.decodes.get_mut(decodes) else { return };
         let value = match *slot {
-            Some(before) if self.steps - before.step <= STALE => smooth(before.value, seconds),
-            _ => seconds,
+            Some(before) => {
+                let weight = if self.steps - before.step < STALE { SMOOTH } else { RENEW };
+                smooth(before.value, seconds, weight)
+            }
+            None => seconds,
         };
         *slot = Some(Measured { value, step: self.steps });
     }
@@ -269,6 +275,6 @@ fn octave(position: usize) -> usize {
 }
 
 /// A new value among earlier ones.
-fn smooth(before: f64, now: f64) -> f64 {
-    before + (now.clamp(before / OUTLIER, before * OUTLIER) - before) * SMOOTH
+fn smooth(before: f64, now: f64, weight: f64) -> f64 {
+    before + (now.clamp(before / OUTLIER, before * OUTLIER) - before) * weight
 }

@@ -1,18 +1,19 @@
-//! Every way in which a request is refused, and how each looks on the wire: as the body of a response or as the last
-//! event of a stream. Handlers and `validate` make these; nothing in them can hold a prompt: texts are fixed, and what is
-//! echoed of the client's is a checked [`Name`] or a [`Loc`] cut to printable ASCII.
+//! Every way in which a request is refused; [`document`] is how each looks on the wire. Handlers and `validate` make these;
+//! nothing in them can hold a prompt: texts are fixed, and what is echoed of the client's is a checked [`Name`] or a [`Loc`]
+//! cut to printable ASCII.
+
+mod document;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::time::Duration;
 
-use axum::Json;
-use axum::http::header::{CONNECTION, HeaderValue, RETRY_AFTER};
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use axum::http::StatusCode;
 use serde_json::json;
 use shoal_common::ids::Name;
 
+pub use self::document::{ErrorBody, ErrorDocument, FaultDocument, InvalidDocument};
 pub use super::fault::{FaultKind, FieldFault, Loc, dotted, printable};
 
 /// Served names that one message lists at most.
@@ -185,61 +186,6 @@ pub enum ApiError {
     DeadlinePassed,
 }
 
-/// The JSON object that OpenAI's clients read under `error`; OctoAI's read the same fields beside it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-pub struct ErrorBody {
-    /// A sentence for people.
-    pub message: String,
-    /// Who has to act: `invalid_request_error`, `not_found_error`, `overloaded_error`, `server_error`.
-    #[serde(rename = "type")]
-    pub kind: &'static str,
-    /// The field, as in `prompt[3]`.
-    pub param: Option<String>,
-    /// A word for programs.
-    pub code: &'static str,
-}
-
-/// The body of every error but 422: the same facts for both families of clients.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-pub struct ErrorDocument {
-    /// Always `error`.
-    #[schema(example = "error")]
-    object: &'static str,
-    /// The same facts as OctoAI's clients read them.
-    #[serde(flatten)]
-    octo: ErrorBody,
-    /// The same facts as OpenAI's clients read them.
-    error: ErrorBody,
-}
-
-/// The body of a 422.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-pub struct InvalidDocument {
-    /// All faults, as OctoAI's clients read them.
-    detail: Vec<FaultDocument>,
-    /// The first fault, as OpenAI's clients read it.
-    error: ErrorBody,
-}
-
-/// One fault of a 422.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-pub struct FaultDocument {
-    /// From `body` down to the element: names and indices.
-    #[schema(value_type = Vec<Object>)]
-    loc: Vec<Loc>,
-    /// The rule.
-    msg: Cow<'static, str>,
-    /// Which kind of rule.
-    #[serde(rename = "type")]
-    kind: &'static str,
-}
-
-impl From<&FieldFault> for FaultDocument {
-    fn from(fault: &FieldFault) -> Self {
-        Self { loc: fault.loc.clone(), msg: fault.msg.clone(), kind: fault.kind.as_str() }
-    }
-}
-
 impl ApiError {
     /// The single fault `fault` as a 422.
     pub fn invalid(fault: FieldFault) -> Self {
@@ -326,30 +272,6 @@ impl ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let mut headers = HeaderMap::new();
-        if let Some(wait) = self.retry_after() {
-            headers.insert(RETRY_AFTER, HeaderValue::from(retry_seconds(wait)));
-        }
-        // What is left of such a body is not worth reading, so the connection cannot be used again.
-        if matches!(self, Self::RequestTimeout { .. } | Self::TooLarge { .. }) {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        let error = self.body();
-        match &self {
-            Self::Invalid(faults) => {
-                let detail = faults.iter().map(FaultDocument::from).collect();
-                (self.status(), headers, Json(InvalidDocument { detail, error })).into_response()
-            }
-            _ => {
-                let document = ErrorDocument { object: "error", octo: error.clone(), error };
-                (self.status(), headers, Json(document)).into_response()
-            }
-        }
-    }
-}
-
 /// `Retry-After` counts whole seconds; 0 would ask for a busy loop.
 fn retry_seconds(wait: Duration) -> u64 {
     wait.as_millis().div_ceil(1000).clamp(1, u128::from(u32::MAX)) as u64
@@ -370,66 +292,5 @@ fn summary(faults: &[FieldFault]) -> String {
     match faults.len() {
         0 | 1 => first,
         more => format!("{first} (and {} more, see detail)", more - 1),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use axum::body::to_bytes;
-    use serde_json::Value;
-
-    use super::*;
-
-    async fn rendered(error: ApiError) -> (StatusCode, HeaderMap, Value) {
-        let response = error.into_response();
-        let (status, headers) = (response.status(), response.headers().clone());
-        let bytes = to_bytes(response.into_body(), 1 << 20).await.unwrap();
-        (status, headers, serde_json::from_slice(&bytes).unwrap())
-    }
-
-    #[tokio::test]
-    async fn a_422_lists_every_fault_down_to_the_element() {
-        let faults = vec![
-            FieldFault::new([Loc::from("prompt"), Loc::from(3)], FaultKind::StringType, "must be a string"),
-            FieldFault::field("temperature", FaultKind::TooLarge, "must be between 0 and 2"),
-        ];
-        let (status, _, body) = rendered(ApiError::Invalid(faults)).await;
-        assert_eq!(status, 422);
-        assert_eq!(body["detail"][0]["loc"], json!(["body", "prompt", 3]));
-        assert_eq!(body["detail"][1]["type"], "less_than_equal");
-        assert_eq!(body["error"]["param"], "prompt[3]");
-        assert_eq!(body["error"]["message"], "prompt[3]: must be a string (and 1 more, see detail)");
-    }
-
-    #[tokio::test]
-    async fn other_errors_carry_the_message_for_both_families_of_clients() {
-        let (status, _, body) = rendered(ApiError::ModelNotFound {
-            model: Name::new("x").unwrap(),
-            served: vec![Name::new("a").unwrap(), Name::new("b").unwrap()],
-        })
-        .await;
-        assert_eq!(status, 404);
-        assert_eq!(body["object"], "error");
-        assert_eq!(body["message"], "the model 'x' is not served here; served: a, b");
-        for key in ["message", "type", "param", "code"] {
-            assert_eq!(body[key], body["error"][key], "{key} differs between the two shapes");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_503_says_in_whole_seconds_when_to_come_back() {
-        for (wait, expected) in [(0, "1"), (1, "1"), (1000, "1"), (1001, "2"), (59_500, "60")] {
-            let retry_after = Duration::from_millis(wait);
-            let (status, headers, _) = rendered(ApiError::Busy { retry_after, reason: BusyReason::Workers }).await;
-            assert_eq!(status, 503);
-            assert_eq!(headers[RETRY_AFTER], expected, "for {wait} ms");
-        }
-    }
-
-    #[test]
-    fn a_stream_s_error_event_has_the_error_alone() {
-        let event: Value = serde_json::from_str(&ApiError::WorkerFailed.event_json()).unwrap();
-        assert_eq!(event.as_object().unwrap().len(), 1);
-        assert_eq!(event["error"]["code"], "worker_failed");
     }
 }
