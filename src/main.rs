@@ -44,10 +44,11 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Cert { command } => cert::run(command)?,
         Command::Status(flags) => print!("{}", operate::status(&flags.router.url, flags.form())?),
         Command::Drain(flags) => drain(flags)?,
-        Command::Plan => {
+        Command::Plan(flags) => {
             let config = load(&cli.global, &Overrides { scope: Scope::Plan, ..Overrides::default() })?;
             let here = rustix::system::uname();
-            print!("{}", plan::lines(&config, &here.nodename().to_string_lossy())?);
+            let stages = if flags.stages { plan::stages(&config)? } else { String::new() };
+            print!("{}{stages}", plan::lines(&config, &here.nodename().to_string_lossy())?);
         }
         Command::Pull(order) => pull(order)?,
         Command::Bench(flags) => bench(flags)?,

@@ -1,11 +1,12 @@
 //! `shoal plan`: who runs where, one line for each, for `scripts/cluster`. Called by `main`; reads the configuration alone, as
-//! certificates and model files are on the hosts.
+//! certificates and model files are on the hosts. [`stages`] is `--stages`, which reads what models are here.
 
 use std::path::Path;
 
 use shoal_common::config::{Config, Host};
 use shoal_common::ids::Name;
 
+use crate::check::replicas::{self, Planned, ReplicaFault, Takes};
 use crate::roles::ROUTER;
 
 /// Why a script could not go by the plan.
@@ -17,6 +18,8 @@ pub(crate) enum PlanError {
     NamedLikeTheRouter(Name),
     #[error("{0:?} holds a character that no line can hold: rename it")]
     Unprintable(String),
+    #[error(transparent)]
+    Replica(#[from] ReplicaFault),
 }
 
 /// The lines, fields apart by tabs, none of them empty. `here` is this machine's name.
@@ -40,6 +43,23 @@ pub(crate) fn lines(config: &Config, here: &str) -> Result<String, PlanError> {
         let head = config.stage_of(&worker.name).map_or("-", |(replica, _)| replica.head().as_str());
         let (host, model) = (place(host, here), worker.model.as_str());
         text.push_str(&line(&["worker", name, &file, host, model, &path(weights), head])?);
+    }
+    Ok(text)
+}
+
+/// The stages of every replica, likewise.
+pub(crate) fn stages(config: &Config) -> Result<String, PlanError> {
+    let mut text = String::new();
+    for replica in &config.replicas {
+        for Planned { stage, layers, takes } in replicas::plan(config, replica)?.stages {
+            let layers = layers.map_or_else(|| "-".to_owned(), |range| format!("{}-{}", range.begin, range.end));
+            let [weights, kv, share] = takes.map_or_else(
+                || ["-", "-", "-"].map(str::to_owned),
+                |Takes { weights, kv, share }| [weights, kv, share].map(|number| number.to_string()),
+            );
+            let (name, worker) = (replica.name.as_str(), stage.worker.as_str());
+            text.push_str(&line(&["stage", name, worker, &layers, &weights, &kv, &share])?);
+        }
     }
     Ok(text)
 }
@@ -105,6 +125,45 @@ mod tests {
         let plan = plan_of(&text).expect("a plan");
         assert!(plan.starts_with("cluster\tshoal\t~/.local/share/shoal/cluster-shoal\t-\t30000\n"), "{plan}");
         assert!(plan.contains("\thttp://127.0.0.1:80\t") && plan.ends_with("worker\ta\ta\t.\tm\t-\t-\n"), "{plan}");
+    }
+
+    #[test]
+    fn the_stages_of_a_split_model_have_a_line_each_with_what_they_take_where_that_is_known() {
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/tiny/gguf/tiny-q8_0.gguf");
+        let of = |model: &str, layers: [&str; 2]| {
+            let dir = tempfile::tempdir().expect("a directory");
+            let worker = |name, speed| {
+                let room = "kv_tokens = 16\nmemory = 180000\nstage_listen = \"127.0.0.1:9\"\n";
+                format!("[[worker]]\nname = \"{name}\"\nspeed = {speed}\n{room}")
+            };
+            let both = format!("{{ worker = \"a\"{} }}, {{ worker = \"b\"{} }}", layers[0], layers[1]);
+            let text = format!(
+                "[[model]]\nname = \"m\"\npath = \"{model}\"\n{}{}[[replica]]\nname = \"r\"\nstages = [{both}]\n",
+                worker("a", 1),
+                worker("b", 2)
+            );
+            let file = dir.path().join("cluster.toml");
+            std::fs::write(&file, text).expect("the file");
+            let scope = Overrides { scope: Scope::Plan, ..Overrides::default() };
+            stages(&load(Some(&file), &scope).expect("nothing is wrong")).expect("a plan")
+        };
+        let written = [", layers = [0, 1]", ", layers = [1, 4]"];
+        let here = of(model, written);
+        let fields: Vec<Vec<&str>> = here.lines().map(|line| line.split('\t').collect()).collect();
+        assert_eq!(
+            (fields[0][..4].join(" "), fields[1][..4].join(" ")),
+            ("stage r a 0-1".into(), "stage r b 1-4".into())
+        );
+        let number = |stage: usize, field: usize| fields[stage][field].parse::<u64>().expect("a number");
+        assert_eq!([number(0, 5), number(1, 5)], [16 * 128, 3 * 16 * 128], "KV of one layer, and of three");
+        assert_eq!(number(0, 6) + number(1, 6), 100);
+        let time = |stage: usize, speed| number(stage, 4) as f64 / speed;
+        let share: f64 = 100.0 * time(1, 2.0) / (time(0, 1.0) + time(1, 2.0));
+        assert_eq!(number(1, 6), share.round() as u64);
+        assert!(of("elsewhere.gguf", written).ends_with("stage\tr\tb\t1-4\t-\t-\t-\n"));
+        assert!(of("elsewhere.gguf", ["", ""]).starts_with("stage\tr\ta\t-\t-\t-\t-\n"));
+        let planned = of(model, ["", ""]);
+        assert!(planned.contains("stage\tr\ta\t0-") && planned.contains("-4\t"), "{planned}");
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! `shoal check`: shows who would host what, what the models take of memory ([`memory`]), how they are split ([`replicas`]), and the [`adapters`]; [`perplexity`]
-//! is `--ppl`. Called by `main`; reads the files as router and worker do, and starts nothing.
+//! `shoal check`: shows who would host what, what the models take of memory ([`memory`]), how they are split
+//! ([`replicas`]), and the [`adapters`]; [`perplexity`] is `--ppl`. Called by `main`; reads the files as router and worker do, and starts nothing.
 
 mod adapters;
 mod memory;
 pub(crate) mod perplexity;
-mod replicas;
+pub(crate) mod replicas;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};

@@ -19,7 +19,7 @@ pub(crate) use bench::Bench;
 use check::CHECK_HELP;
 pub(crate) use check::{Check, Part};
 use operate::{DRAIN_HELP, PLAN_HELP, STATUS_HELP};
-pub(crate) use operate::{Drain, Status};
+pub(crate) use operate::{Drain, Plan, Status};
 
 /// Serves LLM completions from your own machines: same request, same bytes.
 #[derive(Debug, Parser)]
@@ -116,7 +116,7 @@ pub(crate) enum Command {
     Drain(Drain),
     /// Say who runs where, in lines for scripts
     #[command(after_help = PLAN_HELP)]
-    Plan,
+    Plan(Plan),
     /// Make the certificates of a cluster
     #[command(after_help = CERT_HELP)]
     Cert {

@@ -92,10 +92,24 @@ what is not set, `.` for this machine). Neither certificates nor model files hav
   cluster  NAME  DIRECTORY-ON-HOSTS  PKI-DIRECTORY  DRAIN-MS
   router   NAME  FILE-NAME  HOST  HTTP-URL  QUIC-ADDRESS
   worker   NAME  FILE-NAME  HOST  MODEL  MODEL-PATH  HEAD
+  stage    REPLICA  WORKER  LAYERS  WEIGHT-BYTES  KV-BYTES  SHARE-OF-A-STEP
 
 HEAD is the first stage of the replica that the worker is a stage of: itself, or the worker that dials it.
+
+Lines of stages come with --stages. LAYERS is the first and one past the last. Bytes and share, in hundredths, are known where \
+the model is on this machine; KV-BYTES is for kv_tokens of the head, or for one sequence of the longest. What a run alone can \
+tell, such as the time of a step, is in `shoal status`.
 
 The certificate files of a part are FILE-NAME.pem and FILE-NAME.key.
 
 Example:
-  shoal plan --config cluster.toml";
+  shoal plan --config cluster.toml
+  shoal plan --stages";
+
+/// `shoal plan`
+#[derive(Args, Debug)]
+pub(crate) struct Plan {
+    /// Also one line for each stage of each split model; reads the models that are on this machine
+    #[arg(long)]
+    pub(crate) stages: bool,
+}

@@ -107,11 +107,12 @@ class Fleet:
         self.step_ms, self.slots = rules.pop("step_ms", 5), rules.pop("slots", 64)
         self.model, self.per_worker = rules.pop("model", ""), rules.pop("per_worker", {})
         self.timers, self.limits = rules.pop("timers", ""), rules.pop("limits", "")
-        self.in_router, self.late = rules.pop("in_router", ""), rules.pop("late", ())
+        self.in_router = rules.pop("in_router", "")
         # Every process has the settings of all, as on real hosts, and not only its own.
         self.shares_settings = rules.pop("shares_settings", False)
         self.more, self.env = rules.pop("more", None), rules.pop("env", None)
         self.weights, self.served = rules.pop("weights", None), "scripted"
+        self.begins_with = rules.pop("start", list(workers))
         relayed, routers = rules.pop("relayed", False), rules.pop("routers", 1)
         assert not rules, rules
         self.issue(workers)
@@ -153,21 +154,21 @@ class Fleet:
         return path
 
     def start(self):
-        """All of it but workers that are to be late, ready."""
+        """All of it, ready; or the workers that it is to begin with."""
         for router in self.routers:
             router.start()
-        early = [name for name in self.names if name not in self.late]
-        for name in early:
+        for name in self.begins_with:
             self.start_worker(name)
         for router in self.routers:
-            router.await_workers(len(early))
+            router.await_workers(len(self.begins_with))
         return self
 
     def start_worker(self, name, key=None):
         """A new life of worker `name`; `key` tells several of one name apart."""
         directory = self.directory / f"{key or name}-{time.monotonic_ns()}"
         arguments = ["worker", "--config", self.config(self.router, name), "--name", name]
-        self.workers[key or name] = Process(directory, *arguments, env=self.env)
+        within = self.per_worker.get(name, {}).get("within", ())
+        self.workers[key or name] = Process(directory, *arguments, env=self.env, within=within)
         return self.workers[key or name]
 
     def kill(self, name):

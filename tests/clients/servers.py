@@ -139,7 +139,9 @@ class Server:
 
     def __init__(self, url, *processes):
         self.url, self.processes = url, processes
-        self.http = httpx.Client(base_url=url, timeout=120)
+        # Given up sooner than the server does, which would close a connection just when it is used again.
+        limits = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=1)
+        self.http = httpx.Client(base_url=url, timeout=120, limits=limits)
         processes[0].wait_for("readiness", self.ready)
         self.models = [model["id"] for model in self.http.get("/v1/models").json()["data"]]
 

@@ -28,7 +28,7 @@ def neighbours(fleets, tmp_path):
         lends = f'zone = "rack"\npeer_listen = "127.0.0.1:{port}"\npeer_address = "127.0.0.1:{relay.port}"\n'
         fleet = fleets(
             *("alpha", "beta", "gamma"),
-            late=("beta", "gamma"),
+            start=["alpha"],
             timers=timers,
             shares_settings=True,
             in_router='zone = "office"',

@@ -166,6 +166,17 @@ def test_logprobs_0_scores_the_sampled_token_alone(scripted):
     assert both(scripted, prompt=PROMPT, max_tokens=6, **GREEDY).choices[0].logprobs is None
 
 
+@pytest.mark.parametrize("more", [{}, {"n": 2}, {"n": 2, "best_of": 3}], ids=["alone", "n", "best_of"])
+def test_a_choice_that_ends_before_its_first_token_has_empty_lists_streamed_and_whole(scripted, more):
+    end = {"stop_token_ids": [65], "logit_bias": {"65": 100}}
+    answer = both(scripted, prompt=PROMPT, max_tokens=6, logprobs=1, seed=3, **end, **more)
+    for choice in answer.choices.values():
+        assert (choice.text, choice.finish) == ("", "stop")
+        assert choice.logprobs is not None and not any(choice.logprobs.values()), choice.logprobs
+    plain = both(scripted, prompt=PROMPT, max_tokens=6, seed=3, **end, **more)
+    assert all(choice.logprobs is None for choice in plain.choices.values())
+
+
 def test_echo_with_logprobs_scores_the_prompt_but_its_first_token(scripted):
     answer = both(scripted, prompt=PROMPT, echo=True, max_tokens=4, logprobs=2, **GREEDY)
     logprobs = answer.choices[0].logprobs

@@ -130,9 +130,9 @@ def test_an_adapter_that_a_stage_cannot_have_fails_alone(cluster):
 class Cluster(Server):
     """A router and workers as processes of their own; each can be killed and started again."""
 
-    def __init__(self, directory, path, stages, cuts, solo=True, adapters=(), **settings):
-        """`settings` are a worker's beside what all have, by its name."""
-        self.directory, self.started = directory, {}
+    def __init__(self, directory, path, stages, cuts, solo=True, adapters=(), within={}, **settings):
+        """`settings` are a worker's beside what all have, `within` a command that runs it somewhere else, by its name."""
+        self.directory, self.started, self.within = directory, {}, within
         self.names = [*stages, *(["solo"] if solo else [])]
         self.config = directory / "cluster.toml"
         url = f"127.0.0.1:{free_port()}"
@@ -162,7 +162,8 @@ class Cluster(Server):
             cert("issue", "--dir", self.directory / "pki", "--role", role, "--name", name)
 
     def begin(self, name, config=None):
-        self.started[name] = Process(self.directory / name, "worker", "--config", config or self.config, "--name", name)
+        arguments = ["worker", "--config", config or self.config, "--name", name]
+        self.started[name] = Process(self.directory / name, *arguments, within=self.within.get(name, ()))
 
     def kill(self, name):
         self.started[name].child.kill()

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use quinn::{ApplicationClose, ConnectError, Connection, ConnectionError, VarInt};
 
+use super::Protocol;
 use crate::pki::CertificateFault;
 
 /// Why an endpoint or a connection could not be had, or was lost.
@@ -93,7 +94,11 @@ pub enum Rejection {
     #[error("the other showed no certificate")]
     NoCertificate,
     /// No common version of the protocol.
-    #[error("the two speak no common version of the protocol")]
+    #[error(
+        "the two speak no common version of the protocol; this side speaks {} with workers and routers, {} between stages",
+        Protocol::ROUTER,
+        Protocol::STAGE
+    )]
     Version,
     /// Anything else, as a TLS alert.
     #[error("tls alert {0}")]
@@ -130,7 +135,9 @@ impl Rejection {
                 "issue the router's certificate with `shoal cert issue --role router`, a worker's with `--role worker`"
             }
             Self::NoCertificate => "issue a certificate with `shoal cert issue` and set cluster.pki to its directory",
-            Self::Version => "run the same version of shoal on both sides",
+            Self::Version => {
+                "run the same version of shoal on both sides; the log of each says what it speaks: roll the one that is behind"
+            }
             Self::Alert(_) => return None,
         })
     }

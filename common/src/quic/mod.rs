@@ -9,29 +9,24 @@ mod peer;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod version;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 use rustls_pki_types::CertificateDer;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 pub use accept::{Acceptor, Admission};
 pub use error::{CloseCode, QuicError, RefusedBy, Rejection};
 pub use peer::{dial_peer, peer_endpoint};
 pub use settings::{MAX_CONTROL_STREAMS, MAX_FETCHES, MAX_GROUP_STREAMS, MAX_HINTS};
+pub use version::{Protocol, ProtocolVersion};
 
 use crate::config::Timers;
 use crate::ids::Name;
 use crate::pki::{CertificateFault, Identity, Role, Subject};
-
-/// The protocol's name and version. A side that cannot agree on it is refused in the handshake.
-pub const ALPN: &[u8] = b"shoal/4";
-/// The same of what workers speak that fetch adapters from each other.
-pub const PEER_ALPN: &[u8] = b"shoal-peer/1";
-/// The same of what heads and stages speak: a router that dials a stage, or a head that dials a router, gets no further.
-pub const STAGE_ALPN: &[u8] = b"shoal-stage/1";
 
 /// Asked of the kernel for each direction, in bytes; it gives what its own limit allows. A step's frames for all groups leave
 /// in one burst, which the usual 208 KiB can drop.
@@ -125,7 +120,7 @@ fn require(identity: &Identity, expected: Role) -> Result<(), QuicError> {
 }
 
 fn socket(addr: SocketAddr) -> std::io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(socket2::Protocol::UDP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(false)?;
     }

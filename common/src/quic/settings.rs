@@ -10,7 +10,7 @@ use rustls::client::Resumption;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
 
-use super::{ALPN, PEER_ALPN, QuicError, STAGE_ALPN};
+use super::{Protocol, QuicError};
 use crate::config::Timers;
 use crate::pki::{self, Identity};
 
@@ -120,7 +120,7 @@ pub(super) fn server_tls(identity: &Identity) -> Result<rustls::ServerConfig, Qu
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(identity.chain(), identity.key().into())?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = Protocol::ROUTER.alpn();
     // A resumed session would skip the check of the certificate; and 0-RTT data could be replayed.
     tls.session_storage = Arc::new(NoServerSessionStorage {});
     tls.send_tls13_tickets = 0;
@@ -133,7 +133,7 @@ pub(super) fn client_tls(identity: &Identity) -> Result<rustls::ClientConfig, Qu
         .with_protocol_versions(&[&TLS13])?
         .with_root_certificates(roots(identity)?)
         .with_client_auth_cert(identity.chain(), identity.key().into())?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = Protocol::ROUTER.alpn();
     tls.resumption = Resumption::disabled();
     tls.enable_early_data = false;
     Ok(tls)
@@ -158,7 +158,7 @@ pub(super) fn server_with(tls: rustls::ServerConfig, timers: &Timers) -> Result<
 /// Of a stage, which heads dial.
 pub(super) fn stage_server(identity: &Identity, timers: &Timers) -> Result<ServerConfig, QuicError> {
     let mut tls = server_tls(identity)?;
-    tls.alpn_protocols = vec![STAGE_ALPN.to_vec()];
+    tls.alpn_protocols = Protocol::STAGE.alpn();
     let mut config = server_with(tls, timers)?;
     config.transport_config(stage_transport(STAGE, timers)?);
     Ok(config)
@@ -167,7 +167,7 @@ pub(super) fn stage_server(identity: &Identity, timers: &Timers) -> Result<Serve
 /// Of a head that dials a stage.
 pub(super) fn stage_client(identity: &Identity, timers: &Timers) -> Result<ClientConfig, QuicError> {
     let mut tls = client_tls(identity)?;
-    tls.alpn_protocols = vec![STAGE_ALPN.to_vec()];
+    tls.alpn_protocols = Protocol::STAGE.alpn();
     let mut config = client_with(tls, timers)?;
     config.transport_config(stage_transport(HEAD, timers)?);
     Ok(config)
@@ -176,7 +176,7 @@ pub(super) fn stage_client(identity: &Identity, timers: &Timers) -> Result<Clien
 /// Of a worker that others fetch adapters from.
 pub(super) fn peer_server(identity: &Identity, timers: &Timers) -> Result<ServerConfig, QuicError> {
     let mut tls = server_tls(identity)?;
-    tls.alpn_protocols = vec![PEER_ALPN.to_vec()];
+    tls.alpn_protocols = Protocol::PEER.alpn();
     let mut config = server_with(tls, timers)?;
     config.transport_config(peer_transport(LENDER, timers)?);
     Ok(config)
@@ -185,7 +185,7 @@ pub(super) fn peer_server(identity: &Identity, timers: &Timers) -> Result<Server
 /// Of a worker that fetches one from another.
 pub(super) fn peer_client(identity: &Identity, timers: &Timers) -> Result<ClientConfig, QuicError> {
     let mut tls = client_tls(identity)?;
-    tls.alpn_protocols = vec![PEER_ALPN.to_vec()];
+    tls.alpn_protocols = Protocol::PEER.alpn();
     let mut config = client_with(tls, timers)?;
     config.transport_config(peer_transport(BORROWER, timers)?);
     Ok(config)

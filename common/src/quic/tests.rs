@@ -191,6 +191,75 @@ async fn alpn_mismatch_is_refused() {
     }
 }
 
+/// What the two ends of a connection speak, between a router and a worker of such versions.
+async fn spoken(router_has: Protocol, worker_has: Protocol) -> Option<[Option<ProtocolVersion>; 2]> {
+    let authority = authority();
+    let mut tls = server_tls(&authority.issue(Role::Router, &name("r")).unwrap()).unwrap();
+    tls.alpn_protocols = router_has.alpn();
+    let endpoint = Endpoint::server(server_with(tls, &TIMERS).unwrap(), LOOPBACK).unwrap();
+    let addr = endpoint.local_addr().unwrap();
+    let mut tls = client_tls(&authority.issue(Role::Worker, &name("w")).unwrap()).unwrap();
+    tls.alpn_protocols = worker_has.alpn();
+    let dialling = client_endpoint(tls);
+    let mut acceptor = Acceptor::new(endpoint, TIMERS);
+    match tokio::join!(dial(&dialling, addr, &TIMERS), acceptor.next_admission()) {
+        (Ok(dialled), Some(Admission::Worker(accepted))) => {
+            Some([router_has.picked(&accepted), worker_has.picked(&dialled)])
+        }
+        (Err(dialled), Some(Admission::Refused { error: accepted, .. })) => {
+            for error in [dialled, accepted] {
+                assert!(matches!(error, QuicError::Handshake { why: Rejection::Version, .. }), "{error:?}");
+            }
+            None
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn two_sides_speak_the_highest_version_that_both_know_or_not_at_all() {
+    const V: [ProtocolVersion; 3] = [ProtocolVersion(4), ProtocolVersion(3), ProtocolVersion(2)];
+    let of = |versions| Protocol::new("shoal", versions);
+    let (both, new, old, older) = (of(&V[..2]), of(&V[..1]), of(&V[1..2]), of(&V[1..]));
+    for (router, worker, expected) in [
+        (both, both, Some(V[0])),
+        (both, old, Some(V[1])),
+        (old, both, Some(V[1])),
+        (both, older, Some(V[1])),
+        (older, both, Some(V[1])),
+        (new, both, Some(V[0])),
+        (new, old, None),
+        (old, new, None),
+        (new, older, None),
+    ] {
+        let picked = spoken(router, worker).await;
+        assert_eq!(picked, expected.map(|version| [Some(version); 2]), "a router of {router}, a worker of {worker}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_of_this_version_says_so_and_speaks_no_other_protocol() {
+    let Pair { worker, router, _endpoints } = pair("w").await;
+    for end in [&worker, &router] {
+        assert_eq!(Protocol::ROUTER.picked(end), Some(Protocol::ROUTER.newest()));
+        assert_eq!(Protocol::STAGE.picked(end), None);
+    }
+    assert_eq!(Protocol::ROUTER.spelled(Protocol::ROUTER.newest()), "shoal/4");
+    assert_eq!(Protocol::STAGE.to_string(), "shoal-stage/1");
+}
+
+#[test]
+fn versions_are_listed_once_each_with_the_newest_first() {
+    for protocol in [Protocol::ROUTER, Protocol::STAGE] {
+        let listed = protocol.alpn();
+        let mut sorted = listed.clone();
+        sorted.sort_by_key(|text| std::cmp::Reverse((text.len(), text.clone())));
+        sorted.dedup();
+        assert_eq!(listed, sorted, "{protocol}");
+        assert!(!listed.is_empty());
+    }
+}
+
 #[tokio::test]
 async fn a_router_sends_every_unproven_address_a_retry() {
     let authority = authority();
@@ -382,6 +451,7 @@ async fn a_refused_handshake_is_told_with_its_address_and_its_reason() {
     assert_eq!(peer, old.local_addr().unwrap());
     for error in [error, dialled.unwrap_err()] {
         assert!(matches!(error, QuicError::Handshake { why: Rejection::Version, .. }), "{error:?}");
-        assert_eq!(error.advice(), Some("run the same version of shoal on both sides"));
+        assert!(error.advice().is_some_and(|advice| advice.starts_with("run the same version of shoal on both sides")));
+        assert!(error.to_string().contains("this side speaks shoal/4 with workers"), "{error}");
     }
 }

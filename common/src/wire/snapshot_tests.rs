@@ -1,4 +1,5 @@
-//! The bytes of every message: a change to one of these snapshots is a change to the protocol and needs a new ALPN version.
+//! The bytes of every message: a change to one of these snapshots is a change to the protocol and needs a new
+//! version of it (see `quic::version`).
 //! [`examples`] serves the other tests too.
 
 use std::num::NonZeroU32;

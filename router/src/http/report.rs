@@ -64,10 +64,12 @@ impl Reporter {
         Choice { index, text: delta.text, finish_reason: delta.finish, logprobs }
     }
 
-    /// A choice of a chunk: no logprobs where no token is told.
+    /// A choice of a chunk: no logprobs where no token is told, but on its last. So the chunks of a choice that has no token at
+    /// all say together what the whole answer says: empty lists.
     pub fn chunk(&self, index: u32, mut delta: Delta) -> Choice {
         let tokens = std::mem::take(&mut delta.tokens);
-        let logprobs = self.alternatives.filter(|_| !tokens.is_empty()).map(|count| self.logprobs(tokens, count));
+        let is_told = !tokens.is_empty() || delta.finish.is_some();
+        let logprobs = self.alternatives.filter(|_| is_told).map(|count| self.logprobs(tokens, count));
         Choice { index, text: delta.text, finish_reason: delta.finish, logprobs }
     }
 
@@ -91,6 +93,28 @@ impl Reporter {
             token: self.tokenizer.token_label(token),
             logprob: Logprob(logprob),
             bytes: self.tokenizer.token_bytes(token).to_vec(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::schema::FinishReason;
+    use super::*;
+    use crate::testing::model;
+
+    #[test]
+    fn the_chunks_of_a_choice_without_a_token_say_what_the_whole_answer_says() {
+        let end = || Delta { finish: Some(FinishReason::Stop), ..Delta::default() };
+        let told = |choice: Choice| serde_json::to_value(choice).expect("it serialises");
+        for alternatives in [None, Some(0), Some(3)] {
+            let reporter = Reporter::new(&model().tokenizer, alternatives);
+            assert_eq!(told(reporter.chunk(0, end())), told(reporter.whole(0, end())));
+            let lists = told(reporter.whole(0, end()))["logprobs"].clone();
+            assert_eq!(lists.is_null(), alternatives.is_none(), "{lists}");
+            // What stands between the first token and the last chunk says nothing of tokens.
+            let text = Delta { text: "half".to_owned(), ..Delta::default() };
+            assert!(told(reporter.chunk(0, text))["logprobs"].is_null());
         }
     }
 }

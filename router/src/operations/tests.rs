@@ -376,9 +376,7 @@ fn another_version_and_silence_are_told_apart() {
     let at = "192.0.2.1:1".parse().unwrap();
     let now = Instant::now();
     let incident = Incident::unproven(at, &version, now);
-    assert_eq!(
-        (incident.cause, incident.advice),
-        (Cause::Version, Some("run the same version of shoal on both sides"))
-    );
+    assert_eq!((incident.cause, incident.advice), (Cause::Version, Rejection::Version.advice()));
+    assert!(incident.why.contains("no common version of the protocol; this side speaks shoal/"), "{}", incident.why);
     assert_eq!(Incident::lost((name("a"), at), Some(closed), Some("broke".to_owned()), now).cause, Cause::Timeout);
 }

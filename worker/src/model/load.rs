@@ -14,6 +14,7 @@ use shoal_common::wire::codec::{self, CodecError};
 use shoal_common::wire::hello::ModelCard;
 
 use super::LoadedModel;
+use super::memory::{Memory, NoRoom};
 use crate::adapters::PeftLoader;
 use crate::backend::Backend;
 use crate::cpu::{self, Cpu, CpuError};
@@ -30,9 +31,6 @@ const KV_TOKENS: std::ops::RangeInclusive<u64> = 8 << 10..=4 << 20;
 
 /// Fewest bytes of adapters that are assumed without being told.
 const ADAPTER_BYTES: u64 = 64 << 20;
-
-/// Memory that is assumed to be available where the system does not say, in bytes.
-const UNKNOWN_MEMORY: u64 = 4 << 30;
 
 /// Why a model cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +52,9 @@ pub enum LoadError {
         /// What there is.
         has: u32,
     },
+    /// Its weights alone are too much.
+    #[error("there is no room for it")]
+    NoRoom(#[from] NoRoom),
     /// It has no layers to host a part of.
     #[error("the scripted test engine cannot be split")]
     NotSplit,
@@ -105,6 +106,9 @@ fn from_files(
 ) -> Result<LoadedModel, LoadError> {
     let file = ModelFile::open(path)?;
     let (threads, hosted) = (compute_threads(threads), layers.of(file.config.layers)?);
+    let weight_bytes = cpu::costs(&file, engine, 0).weights(hosted);
+    // Before they are packed: the kernel would end that, without a word.
+    NoRoom::check(weight_bytes, (0, 0), Memory::now())?;
     let range = hosted.begin as usize..hosted.end as usize;
     let (backend, numerics_class): (Box<dyn Backend>, String) = match engine {
         Engine::Cpu(quant) => {
@@ -125,6 +129,7 @@ fn from_files(
         vocab: file.config.vocab,
         context: file.config.context,
         geometry: file.config.geometry(),
+        weight_bytes,
     };
     tracing::info!(
         model = %name,
@@ -147,6 +152,7 @@ fn from_script(name: &Name, script: &Script) -> Result<LoadedModel, LoadError> {
         vocab: scripted::VOCAB,
         context: script.context as usize,
         geometry: scripted::GEOMETRY,
+        weight_bytes: 0,
     };
     assemble(name, &facts, &scripted::bundle(), Box::new(Scripted::new(script)))
 }
@@ -160,6 +166,7 @@ struct Facts {
     vocab: usize,
     context: usize,
     geometry: Geometry,
+    weight_bytes: u64,
 }
 
 fn assemble(
@@ -183,7 +190,7 @@ fn assemble(
         geometry: facts.geometry,
     };
     let adapters = Arc::new(PeftLoader::new(&card));
-    Ok(LoadedModel { card, bundle, backend, adapters })
+    Ok(LoadedModel { card, bundle, backend, adapters, weight_bytes: facts.weight_bytes })
 }
 
 fn compute_threads(threads: Option<u32>) -> NonZero<usize> {
@@ -191,15 +198,15 @@ fn compute_threads(threads: Option<u32>) -> NonZero<usize> {
     asked.unwrap_or_else(|| thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN))
 }
 
-/// Tokens of KV that a quarter of the available memory holds, within bounds.
+/// Tokens of KV that a quarter of the memory holds that this process can take now, within bounds.
 pub fn kv_tokens_default(bytes_per_token: u64) -> u64 {
-    kv_tokens_in(available_memory() / 4, bytes_per_token)
+    kv_tokens_in(Memory::now().available / 4, bytes_per_token)
 }
 
 /// Tokens of KV that a stage has room for without being told: in half of the available memory. How many are in use is the
 /// head's to say, which takes a quarter of its own machine's.
 pub fn stage_kv_tokens_default(bytes_per_token: u64) -> u64 {
-    kv_tokens_in(available_memory() / 2, bytes_per_token)
+    kv_tokens_in(Memory::now().available / 2, bytes_per_token)
 }
 
 fn kv_tokens_in(memory: u64, bytes_per_token: u64) -> u64 {
@@ -208,17 +215,5 @@ fn kv_tokens_in(memory: u64, bytes_per_token: u64) -> u64 {
 
 /// Bytes of adapters in memory: a tenth of what is available, but room for one large adapter on any machine.
 pub fn adapter_bytes_default() -> u64 {
-    (available_memory() / 10).max(ADAPTER_BYTES)
-}
-
-fn available_memory() -> u64 {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    available_bytes(&meminfo).unwrap_or(UNKNOWN_MEMORY)
-}
-
-/// `MemAvailable` of the text of `/proc/meminfo`, in bytes.
-pub(super) fn available_bytes(meminfo: &str) -> Option<u64> {
-    let value = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
+    (Memory::now().available / 10).max(ADAPTER_BYTES)
 }

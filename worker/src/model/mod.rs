@@ -2,6 +2,7 @@
 //! `run`; reads files, never a socket.
 
 mod load;
+pub(crate) mod memory;
 
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use shoal_common::wire::hello::ModelCard;
 
 pub use self::load::{Layers, LoadError, adapter_bytes_default, kv_tokens_default, load, stage_kv_tokens_default};
+pub use self::memory::NoRoom;
 use crate::adapters::Loader;
 use crate::backend::Backend;
 
@@ -24,6 +26,8 @@ pub struct LoadedModel {
     pub backend: Box<dyn Backend>,
     /// Makes adapters for it.
     pub adapters: Arc<dyn Loader>,
+    /// Bytes of the weights that it keeps.
+    pub weight_bytes: u64,
 }
 
 impl std::fmt::Debug for LoadedModel {

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use shoal_common::config::{Engine, ModelConfig, ModelSource, Quant, Script};
 use shoal_common::ids::{Digest, LayerRange, Name, TokenId};
 
-use super::load::available_bytes;
 use super::*;
 use crate::backend::{BlockId, LogitsBuffer, LogitsOf, Slice};
 
@@ -98,13 +97,6 @@ fn a_stage_is_the_same_model_and_has_its_own_layers_only() {
 fn a_missing_model_is_an_error_of_its_files() {
     let missing = load(&config(files(PathBuf::from("/nonexistent/model.gguf"), Engine::default())), None, Layers::All);
     assert!(matches!(missing, Err(LoadError::Weights(_))));
-}
-
-#[test]
-fn a_quarter_of_the_available_memory_is_kv() {
-    assert_eq!(available_bytes("MemTotal:  9 kB\nMemAvailable:   2048 kB\n"), Some(2 << 20));
-    assert_eq!(available_bytes("MemAvailable: lots"), None);
-    assert_eq!(available_bytes(""), None);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use shoal_common::wire::hello::{Capacity, ModelCard};
 
 use crate::adapters::{AdapterStore, Limits, Loader, StoreSettings};
 use crate::backend::BLOCK_TOKENS;
+use crate::model::memory::{Memory, NoRoom};
 use crate::model::{adapter_bytes_default, kv_tokens_default, stage_kv_tokens_default};
 use crate::scheduler::Bounds;
 
@@ -32,10 +33,32 @@ pub(super) fn bounds(config: &WorkerConfig, card: &ModelCard, kv_bytes_per_token
     }
 }
 
-/// Blocks of KV that a stage has room for. Its head says how many are used.
-pub(super) fn stage_blocks(config: &WorkerConfig, kv_bytes_per_token: u64) -> u32 {
-    let tokens = config.kv_tokens.unwrap_or_else(|| stage_kv_tokens_default(kv_bytes_per_token));
+/// Blocks of KV that a stage has room for, beside its weights. Its head says how many are used, and is refused where that is
+/// more: so a stage that was promised more memory than it has is not killed in the middle of a step.
+pub(super) fn stage_blocks(config: &WorkerConfig, weight_bytes: u64, kv_bytes_per_token: u64) -> u32 {
+    let wanted = config.kv_tokens.unwrap_or_else(|| stage_kv_tokens_default(kv_bytes_per_token));
+    let tokens = wanted.min(held_tokens(Memory::now(), weight_bytes, kv_bytes_per_token));
+    if tokens < wanted {
+        tracing::warn!(kv_tokens = wanted, room = tokens, "this process can never have memory for so much kv");
+    }
     u32::try_from(tokens / BLOCK_TOKENS as u64).unwrap_or(u32::MAX).max(1)
+}
+
+/// Tokens of KV that can be held at all, beside weights.
+fn held_tokens(memory: Memory, weight_bytes: u64, kv_bytes_per_token: u64) -> u64 {
+    memory.most.saturating_sub(weight_bytes) / kv_bytes_per_token.max(1)
+}
+
+/// Whether weights and KV can be held: weights are there by now, KV is taken as it is used. What this machine can never hold
+/// would end the worker in the middle of its answers, again and again.
+pub(super) fn check(blocks: usize, weight_bytes: u64, kv_bytes_per_token: u64) -> Result<(), NoRoom> {
+    let (memory, tokens) = (Memory::now(), blocks as u64 * BLOCK_TOKENS as u64);
+    NoRoom::check(weight_bytes, (tokens, kv_bytes_per_token), memory)?;
+    let (kv_bytes, available) = (tokens.saturating_mul(kv_bytes_per_token), memory.available);
+    if kv_bytes > available {
+        tracing::warn!(kv_bytes, available, "the kv may take more memory than is available now; lower kv_tokens");
+    }
+    Ok(())
 }
 
 /// The model as this machine can serve it: a sequence longer than all of the KV is never asked for.
@@ -82,6 +105,15 @@ mod tests {
     use shoal_common::ids::{Digest, LayerRange, Name};
 
     use super::*;
+
+    #[test]
+    fn a_stage_offers_no_kv_that_it_could_not_hold_beside_its_weights() {
+        let memory = Memory { available: 0, most: 1000 };
+        assert_eq!(
+            [held_tokens(memory, 200, 8), held_tokens(memory, 999, 8), held_tokens(memory, 2000, 8)],
+            [100, 0, 0]
+        );
+    }
 
     #[test]
     fn a_context_that_the_kv_cannot_hold_is_not_announced() {

@@ -28,7 +28,7 @@ use tokio::task::{JoinError, JoinHandle};
 
 use crate::adapters::peers::Dialling;
 use crate::engine::{self, Drive, EngineHandle, EngineRun, Served, StartError};
-use crate::model::LoadedModel;
+use crate::model::{LoadedModel, NoRoom};
 use crate::scheduler::Bounds;
 use crate::session::{Offer, SessionActor, SessionArgs};
 use crate::stage::{Dial, HeadOffer, Member};
@@ -53,6 +53,9 @@ pub enum WorkerError {
     /// The engine could not be started.
     #[error(transparent)]
     Engine(#[from] StartError),
+    /// What it hosts does not fit this machine.
+    #[error("the worker has no room for what it hosts")]
+    NoRoom(#[from] NoRoom),
     /// The endpoint could not be made.
     #[error("no quic endpoint")]
     Endpoint(#[from] QuicError),
@@ -138,10 +141,12 @@ async fn serve_routers(
         Some((members, identity)) => (members, Some(Dial { endpoint: endpoint.clone(), identity, timers })),
         None => (Vec::new(), None),
     };
-    let bounds = capacity::bounds(&config, &model.card, model.backend.kv_bytes_per_token());
+    let kv_bytes_per_token = model.backend.kv_bytes_per_token();
+    let bounds = capacity::bounds(&config, &model.card, kv_bytes_per_token);
+    capacity::check(bounds.blocks, model.weight_bytes, kv_bytes_per_token)?;
     let incarnation = Incarnation::draw();
     let (stages, model) = Stages::gather(members, head_offer(&config, incarnation, &model, &bounds), model);
-    let LoadedModel { card, bundle, backend, adapters } = model;
+    let LoadedModel { card, bundle, backend, adapters, .. } = model;
     let card = capacity::held(card, &bounds);
     let adapters = capacity::adapter_store(&config, adapters).await;
     stages.share(&adapters);

@@ -111,14 +111,14 @@ pub(super) async fn run_stage(
     listen: Endpoint,
     shutdown: Shutdown,
 ) -> Result<(), WorkerError> {
-    let LoadedModel { card, backend, adapters, .. } = model;
+    let LoadedModel { card, backend, adapters, weight_bytes, .. } = model;
     let offer = StageOffer {
         worker: config.name.clone(),
         incarnation: Incarnation::draw(),
         weights: card.weights,
         numerics_class: card.numerics_class,
         layers: card.layers,
-        blocks: capacity::stage_blocks(&config, backend.kv_bytes_per_token()),
+        blocks: capacity::stage_blocks(&config, weight_bytes, backend.kv_bytes_per_token()),
         width: backend.width(),
     };
     let (closer, closing) = shutdown::channel();

@@ -169,6 +169,23 @@ fn replicas_that_disagree_about_a_model_are_refused() {
 }
 
 #[test]
+fn builds_that_compute_alike_serve_side_by_side_and_one_that_does_not_is_refused() {
+    let now = Instant::now();
+    let mut roster = roster_of(&["a"], now);
+    let (mut newer, _) = offer("b", 8, &model());
+    newer.hello.build = "another build".to_owned();
+    roster.join(newer, now).expect("the same fingerprint");
+    let mut other = ServedModel { card: model().card.clone(), tokenizer: model().tokenizer.clone(), created: 1 };
+    other.card.numerics_class = "another order of sums".to_owned();
+    other.card.fingerprint =
+        Fingerprint::new(other.card.weights, None, other.card.tokenizer, &other.card.numerics_class);
+    let refused = roster.join(offer("c", 9, &Arc::new(other)).0, now);
+    assert!(matches!(refused, Err(Refusal::ModelMismatch { .. })), "{refused:?}");
+    let builds: Vec<_> = roster.snapshot().replicas.iter().map(|replica| replica.build.clone()).collect();
+    assert_eq!(builds, ["test", "another build"]);
+}
+
+#[test]
 fn part_of_a_model_is_not_taken_for_a_whole() {
     let mut part = ServedModel { card: model().card.clone(), tokenizer: model().tokenizer.clone(), created: 1 };
     part.card.layers.end = 2;

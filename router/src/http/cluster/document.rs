@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use shoal_common::ids::Name;
-use shoal_common::quic::ALPN;
+use shoal_common::quic::Protocol;
 use shoal_common::wire::hello::{Status, WorkerState};
 use utoipa::ToSchema;
 
@@ -44,7 +44,7 @@ pub(super) struct Router {
     incarnation: String,
     /// Version of its binary.
     build: &'static str,
-    /// What it speaks with workers.
+    /// The versions of the protocol that it speaks with workers, the newest first.
     protocol: String,
     /// Seconds since it started.
     uptime_s: u64,
@@ -81,6 +81,8 @@ pub(in crate::http) struct Worker {
     build: String,
     /// Where its connection comes from; `null` in tests only.
     address: Option<String>,
+    /// The version of the protocol that its connection speaks, the highest that both know; `null` in tests only.
+    protocol: Option<String>,
     /// Whether it takes groups.
     state: State,
     /// Whether this router has told it to drain. A worker that was told to end drains without that.
@@ -233,7 +235,7 @@ impl Router {
         Self {
             incarnation: operations.router.to_string(),
             build: env!("CARGO_PKG_VERSION"),
-            protocol: String::from_utf8_lossy(ALPN).into_owned(),
+            protocol: Protocol::ROUTER.to_string(),
             uptime_s: now.saturating_duration_since(operations.started).as_secs(),
         }
     }
@@ -242,11 +244,13 @@ impl Router {
 impl Worker {
     fn of(replica: &Replica, duty: Duty, now: Instant) -> Self {
         let millis = |since| u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX);
+        let connection = replica.line.connection();
         Self {
             name: replica.worker.to_string(),
             incarnation: replica.incarnation.to_string(),
             build: replica.build.clone(),
-            address: replica.line.connection().map(|connection| connection.remote_address().to_string()),
+            address: connection.map(|connection| connection.remote_address().to_string()),
+            protocol: connection.and_then(spoken),
             state: state(replica, duty),
             drain_ordered: duty == Duty::Drain,
             model: HostedModel::from(&*replica.model),
@@ -263,6 +267,10 @@ impl Worker {
             last_error: None,
         }
     }
+}
+
+fn spoken(connection: &quinn::Connection) -> Option<String> {
+    Protocol::ROUTER.picked(connection).map(|version| Protocol::ROUTER.spelled(version))
 }
 
 /// A worker is drained only once it has said that it drains: until then it may still be given groups.

@@ -37,7 +37,7 @@ fn bundle() -> Vec<u8> {
 fn model() -> LoadedModel {
     let card = ModelCard { tokenizer: Digest::of(&bundle()), ..bench::card() };
     let adapters = Arc::new(PeftLoader::new(&card));
-    LoadedModel { card, bundle: bundle(), backend: Box::new(HashBackend::default()), adapters }
+    LoadedModel { card, bundle: bundle(), backend: Box::new(HashBackend::default()), adapters, weight_bytes: 0 }
 }
 
 /// The routers' side: an endpoint for each, and the worker that dials them.
@@ -180,7 +180,7 @@ pub(super) struct Alone {
 pub(super) async fn session_alone() -> Alone {
     let network = Network::new();
     let (acceptor, router) = network.router();
-    let LoadedModel { card, bundle, backend, adapters } = model();
+    let LoadedModel { card, bundle, backend, adapters, .. } = model();
     let (engine, run) = crate::engine::spawn(Drive::Thread, Served::from(&card), ROOMY, backend).unwrap();
     // Nothing is ever written there.
     let limits = Limits { slots: 4, bytes: 1 << 20, disk_bytes: 1 << 20 };

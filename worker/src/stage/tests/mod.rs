@@ -259,9 +259,14 @@ fn a_stage_of_another_cut_or_model_is_not_used_and_says_why() {
 impl Cluster {
     /// What a stage says to the worker `thief` that calls itself `head`, where it does not take it.
     fn refusal(&self, stage: &Stage, head: &str) -> Option<String> {
+        self.refusal_of(stage, |hello| hello.head = name(head))
+    }
+
+    /// What it says to the worker `thief`, whose hello is changed by `change`.
+    fn refusal_of(&self, stage: &Stage, change: impl FnOnce(&mut StageHello)) -> Option<String> {
         let thief = self.authority.issue(Role::Worker, &name("thief")).unwrap();
-        let hello = StageHello {
-            head: name(head),
+        let mut hello = StageHello {
+            head: name("thief"),
             incarnation: Incarnation(1),
             epoch: 99,
             weights: weights(),
@@ -270,6 +275,7 @@ impl Cluster {
             layers: layers(2, 4),
             blocks: 1,
         };
+        change(&mut hello);
         let opened = self.runtime.block_on(async {
             let endpoint = quic::worker_endpoint(&thief, &self.timers).unwrap();
             let to = (stage.address, &name("beta"));
@@ -297,4 +303,22 @@ fn a_stage_serves_one_head_at_a_time() {
     let refusal = cluster.refusal(&beta, "thief");
     assert_eq!(refusal.as_deref(), Some("the stage refuses: the stage serves head"));
     assert_same_bits("undisturbed", &head.bench.alone(&tokens, 16), &whole(&tokens));
+}
+
+#[test]
+fn builds_that_compute_alike_share_a_model_and_others_do_not() {
+    let cluster = Cluster::new();
+    let beta = cluster.stage("beta", LOOPBACK, layers(2, 4));
+    let has = format!("the stage refuses: the stage has the weights {} in int8, version {NUMERICS_VERSION}", weights());
+    type Change = fn(&mut StageHello);
+    let others: [Change; 3] = [
+        |hello| hello.numerics_class = "f32".to_owned(),
+        |hello| hello.numerics_version = NUMERICS_VERSION + 1,
+        |hello| hello.weights = Digest::of(b"other"),
+    ];
+    for (at, change) in others.into_iter().enumerate() {
+        assert_eq!(cluster.refusal_of(&beta, change).as_deref(), Some(has.as_str()), "{at}");
+    }
+    // Nothing that a head says of itself tells its build: what it computes alone decides.
+    assert_eq!(cluster.refusal_of(&beta, |_| ()), None);
 }
