@@ -10,6 +10,10 @@ from hosts import Lab
 from servers import GOLDEN, Server, real_model, reference_config, scripted_config
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "alone: what it proves depends on time, so nothing runs beside it")
+
+
 def serving(server):
     yield server
     server.stop()

@@ -1,7 +1,10 @@
 """Shoal processes for tests: how one is started, watched and ended. Called by the fixtures in `conftest`; knows no test."""
 
+import contextlib
+import itertools
 import os
 import pathlib
+import random
 import re
 import signal
 import socket
@@ -14,6 +17,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/fixtures/golden"
 START_SECONDS = 60
 STOP_SECONDS = 60
+# Which of the processes that run tests side by side this one is; pytest-xdist calls them gw0, gw1, ...
+SIDE = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+# Ports for each side, from 10000 on: below those that a system gives to whoever asks for any, so that nobody is given one
+# between the look and its use, and begun anywhere, so that two runs on one machine hardly meet.
+SIDE_PORTS = 4_000
+PORTS = (10_000 + SIDE * SIDE_PORTS + number % SIDE_PORTS for number in itertools.count(random.randrange(SIDE_PORTS)))
 
 SCRIPTED = """
 [[model]]
@@ -66,9 +75,11 @@ def reference_config(directory, name, path):
 
 
 def free_port(kind=socket.SOCK_STREAM):
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody has, and that no other test is told."""
+    for port in PORTS:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, kind) as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Process:

@@ -138,6 +138,7 @@ def freeze_in_a_fetch(server, workers):
     raise AssertionError("no fetch began")
 
 
+@pytest.mark.alone
 def test_a_worker_that_is_killed_in_the_middle_of_a_load_costs_nobody_his_answer(serve, tmp_path):
     server = serve(real_model(), ("alpha", "beta"))
     upload(server, "big", big_adapter(tmp_path / "big", 1))
@@ -165,6 +166,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_load_costs_nobody_his_answer
     server.stop()
 
 
+@pytest.mark.alone
 def test_a_router_that_is_killed_in_the_middle_of_a_load_finds_its_adapters_again(serve, tmp_path):
     server = serve(real_model(), ("alpha",))
     said = upload(server, "big", big_adapter(tmp_path / "big", 2))

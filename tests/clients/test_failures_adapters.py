@@ -10,6 +10,9 @@ from contract import refused, same, streamed, whole
 from servers import GOLDEN
 from test_failures_workers import running
 
+# A second of silence is a death here.
+pytestmark = pytest.mark.alone
+
 QV, ALL = GOLDEN / "tiny/tiny-qv", GOLDEN / "tiny/tiny-all"
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 

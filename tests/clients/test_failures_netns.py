@@ -10,11 +10,14 @@ import pytest
 
 from contract import same, streamed, whole
 from fleet import Fleet
-from servers import Process
+from servers import SIDE, Process
 from test_failures_workers import all_equal, bodies, running
 
-WORKER = "10.77.0.2"
-ROUTER = "10.77.0.1"
+# A second of silence is a death here.
+pytestmark = pytest.mark.alone
+
+WORKER = f"10.77.{SIDE}.2"
+ROUTER = f"10.77.{SIDE}.1"
 NOBODY = "02:00:00:00:00:99"
 
 

@@ -5,6 +5,9 @@ import pytest
 from contract import same, streamed, whole
 from test_failures_workers import all_equal, bodies, running
 
+# A second of silence is a death here.
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_a_link_that_is_cut_one_way_is_noticed_and_nothing_is_left_on_the_worker(fleets, scripted, way):

@@ -13,6 +13,9 @@ from contract import same, streamed, whole
 from servers import ROOT
 from test_failures_workers import all_equal, bodies, running
 
+# A second of silence is a death here.
+pytestmark = pytest.mark.alone
+
 HOUR = 3600
 
 

@@ -5,9 +5,14 @@ import concurrent.futures
 import contextlib
 import time
 
+import pytest
+
 import chaos
 from contract import refused, same, streamed, whole
 from fleet import ending
+
+# A second of silence is a death here.
+pytestmark = pytest.mark.alone
 
 
 def bodies(count, tokens, name="stream"):
