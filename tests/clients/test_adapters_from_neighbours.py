@@ -10,6 +10,8 @@ from contract import same, whole
 from relay import Relay
 from servers import free_port
 
+pytestmark = pytest.mark.alone
+
 ADAPTER = "everywhere"
 SENT = "shoal_adapter_blob_bytes_total"
 

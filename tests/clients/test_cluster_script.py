@@ -10,10 +10,13 @@ import threading
 import time
 
 import httpx
+import pytest
 
 from contract import chunks, collect, same, whole
 from hosts import Asked
 from servers import ROOT, real_model
+
+pytestmark = pytest.mark.alone
 
 
 def rows(table):

@@ -12,6 +12,8 @@ from servers import GOLDEN
 from test_failures_workers import all_equal, bodies, running
 from test_stages import TINY_CUTS, Cluster
 
+pytestmark = pytest.mark.alone
+
 MIB = 1 << 20
 TINY = GOLDEN / "tiny/gguf/tiny-q4_1.gguf"
 # What a token of its KV takes, as `shoal check` says.

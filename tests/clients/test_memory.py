@@ -6,6 +6,8 @@ import pytest
 
 from servers import GOLDEN, Server, binary
 
+pytestmark = pytest.mark.alone
+
 KV_TOKENS = 8192
 
 CONFIG = """

@@ -16,6 +16,8 @@ from hosts import Asked
 from servers import GOLDEN, Process, Server, binary, free_port, real_model
 from test_cluster_script import rows
 
+pytestmark = pytest.mark.alone
+
 TINY = GOLDEN / "tiny/gguf/tiny-q4_1.gguf"
 # They change all layers' queries and values, and all linear layers; the real ones were trained for a style.
 TINY_ADAPTERS = [GOLDEN / "tiny" / name for name in ("tiny-qv", "tiny-all")]
