@@ -80,7 +80,7 @@ impl Policy {
             score_rows_left: SCORE_ROWS,
         };
         let decodes = self.decode(&mut draft);
-        draft.spare = pace.spare(decodes);
+        draft.spare = pace.spare(decodes, self.prompts());
         if decodes > 0 {
             self.resume(decodes, &mut draft);
         }
@@ -162,6 +162,13 @@ impl Policy {
             }
         }
         self.candidates = waiting;
+    }
+
+    /// Prompts that wait for their first token, as far as there are slots for them.
+    fn prompts(&self) -> usize {
+        let is_new = |sequence: &&Sequence| !self.groups[&sequence.id.group].has_generated(sequence.id.branch);
+        let free = self.bounds.slots.saturating_sub(self.running.len());
+        self.prefills().filter(is_new).count() + self.shares.waiting().min(free)
     }
 
     /// Sequences of groups that are scheduled.

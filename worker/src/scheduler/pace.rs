@@ -1,6 +1,6 @@
 //! How many prefill tokens may go with the decodes of a step. A step lasts until its last token is computed, so every
 //! prefill token makes all running streams wait; this limits a step with prefills to `STRETCH` times what its decodes
-//! take alone. Pure: fed by the engine with what each step took, asked by the policy.
+//! take alone, or more where more prompts wait than streams. Pure: fed by the engine with what each step took, asked by the policy.
 //!
 //! Two things are measured, both smoothed:
 //!
@@ -17,6 +17,9 @@ use std::ops::Range;
 /// Longest step with prefills, as a multiple of one without. Under 2 by what a step may last longer
 /// than the one before.
 const STRETCH: f64 = 1.5;
+/// By how much it grows, at most, where more prompts wait for their first token than streams for their next: each of them has
+/// somebody in front of a screen, too, and a step of few decodes is short.
+const MOST_PROMPTS_TO_A_DECODE: f64 = 4.0;
 /// The same for prompts of sequences that are in the middle of their answers, as those of a lost worker are: their clients wait
 /// for the next token, too, and have waited longest.
 const STRETCH_FOR_RESUMED: f64 = 4.0;
@@ -188,11 +191,16 @@ impl Pace {
         }
     }
 
-    /// What may be added to a step of `decodes` decodes; nothing when they are to be measured alone.
-    pub fn spare(&self, decodes: usize) -> Spare {
-        self.stretched(decodes, STRETCH)
+    /// What may be added to a step of `decodes` decodes while `prompts` prompts wait for their first token; nothing when the
+    /// decodes are to be measured alone.
+    pub fn spare(&self, decodes: usize, prompts: usize) -> Spare {
+        let to_a_decode = prompts as f64 / decodes.max(1) as f64;
+        self.stretched(decodes, 1.0 + (STRETCH - 1.0) * to_a_decode.clamp(1.0, MOST_PROMPTS_TO_A_DECODE))
     }
 
+    /// By how much it grows, at most, where more prompts wait for their first token than streams for their next: each of them has
+    /// somebody in front of a screen, too, and a step of few decodes is short.
+    const MOST_PROMPTS_TO_A_DECODE: f64 = 4.0;
     /// The same for prompts of sequences that are in the middle of their answers.
     pub fn spare_for_resumed(&self, decodes: usize) -> Spare {
         self.stretched(decodes, STRETCH_FOR_RESUMED)

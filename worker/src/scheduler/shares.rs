@@ -85,6 +85,11 @@ impl Shares {
         }
     }
 
+    /// Groups of which something waits to start.
+    pub(super) fn waiting(&self) -> usize {
+        self.accounts.values().map(|account| account.waiting.len()).sum()
+    }
+
     /// Whether nothing waits.
     pub(super) fn is_idle(&self) -> bool {
         self.accounts.values().all(|account| account.waiting.is_empty())

@@ -52,7 +52,7 @@ fn noise(step: usize) -> f64 {
 
 /// The next chunk of a prompt of which `done` tokens are computed.
 fn chunk(pace: &Pace, decodes: usize, done: usize, length: usize) -> Range<usize> {
-    let most = pace.fits(&pace.spare(decodes), done).min(STEP_TOKENS);
+    let most = pace.fits(&pace.spare(decodes, 1), done).min(STEP_TOKENS);
     done..length.min(done + most)
 }
 
@@ -131,7 +131,7 @@ fn what_the_streams_leave_is_used() {
 #[test]
 fn without_decodes_only_the_step_limits_a_prompt() {
     let pace = Pace::new(4);
-    assert_eq!(pace.fits(&pace.spare(0), 1000), usize::MAX);
+    assert_eq!(pace.fits(&pace.spare(0, 1), 1000), usize::MAX);
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn spare_time_is_shared_between_prompts() {
         let chunk = chunk(&pace, 4, done, usize::MAX);
         observe(&mut pace, 4, chunk.clone(), machine.step(4, &chunk));
     }
-    let mut spare = pace.spare(4);
+    let mut spare = pace.spare(4, 1);
     let most = pace.fits(&spare, 0);
     let kept = spare.split();
     let deep = pace.fits(&spare, 3000);
@@ -214,4 +214,24 @@ proptest! {
         }
         prop_assert!(probes <= 8, "{probes} of 200 steps went without prefills");
     }
+}
+
+#[test]
+fn where_more_prompts_wait_than_streams_they_get_more_of_a_step_up_to_a_bound() {
+    let machine = MACHINES[4];
+    let tokens = |decodes: usize, prompts: usize| {
+        let mut pace = Pace::new(64);
+        for _ in 0..64 {
+            observe(&mut pace, decodes, 0..0, machine.decode(decodes));
+            let chunk = 0..pace.fits(&pace.spare(decodes, prompts), 0);
+            observe(&mut pace, decodes, chunk.clone(), machine.step(decodes, &chunk));
+        }
+        pace.fits(&pace.spare(decodes, prompts), 0)
+    };
+    let one = tokens(8, 1);
+    assert_eq!(tokens(8, 8), one, "as many prompts as streams are no more than one");
+    assert!(tokens(8, 16) > one * 3 / 2 && tokens(8, 32) > one * 3, "{one}");
+    assert_eq!(tokens(8, 32), tokens(8, 500));
+    // Half as much again for each prompt to a stream.
+    assert!(machine.step(8, &(0..tokens(8, 500))) <= 3.1 * machine.decode(8));
 }

@@ -170,7 +170,7 @@ fn prompts_beside_running_streams_take_no_more_than_the_pace_allows() {
     let mut most = 0;
     while !world.finished.contains(&long) {
         let done = world.policy.running.iter().find(|it| it.id.group == long).map_or(0, |it| it.computed);
-        let allowed = world.pace.fits(&world.pace.spare(4), done);
+        let allowed = world.pace.fits(&world.pace.spare(4, 1), done);
         world.step();
         let prefill = world.plan.tokens_of(Phase::Prefill);
         assert!(prefill <= allowed);
