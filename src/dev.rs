@@ -11,7 +11,7 @@ use shoal_common::pki::{Authority, Role};
 use shoal_common::quic;
 use shoal_common::shutdown::{self, Shutdown};
 use shoal_router::fleet::{FleetView, Replica};
-use shoal_worker::Part;
+use shoal_worker::{Neighbourhood, Part};
 use tokio::task::JoinSet;
 
 use crate::parts::{self, Place};
@@ -70,7 +70,10 @@ fn hosted(config: &mut Config, authority: &Authority, router: SocketAddr) -> any
             (Place::Head(_, members), None) => (Part::Head(members), authority.issue(Role::Worker, &worker.name)?),
             (Place::Whole(_) | Place::Stage(_), None) => (Part::Whole, authority.issue(Role::Worker, &worker.name)?),
         };
-        Ok(Hosted { worker: at_home(worker, router, share), model, layers, part, timers, identity })
+        // All of one process are nearest to its router.
+        let neighbourhood = Neighbourhood::default();
+        let worker = at_home(worker, router, share);
+        Ok(Hosted { worker, model, layers, part, neighbourhood, timers, identity })
     };
     config.workers.iter().map(host).collect()
 }

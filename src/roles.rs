@@ -4,14 +4,14 @@
 use std::path::Path;
 
 use anyhow::Context;
-use shoal_common::config::{Config, ModelConfig, Timers, WorkerConfig};
+use shoal_common::config::{Config, ModelConfig, PeerListen, Timers, WorkerConfig};
 use shoal_common::ids::Name;
 use shoal_common::pki::{Identity, Role};
 use shoal_common::quic;
 use shoal_common::shutdown::Shutdown;
 use shoal_router::RouterSettings;
 use shoal_worker::model::{self, Layers, LoadedModel};
-use shoal_worker::{Hosting, Part};
+use shoal_worker::{Hosting, Neighbourhood, Part};
 
 use crate::parts::{self, Place};
 
@@ -43,7 +43,15 @@ pub(crate) async fn worker(config: Config, name: &str, shutdown: Shutdown) -> an
             Part::Stage(quic::stage_endpoint(listen, &identity, &timers)?)
         }
     };
-    host(Hosted { worker, model, layers, part, timers, identity }, shutdown).await
+    let neighbourhood = neighbourhood(&config, &worker, &identity)?;
+    host(Hosted { worker, model, layers, part, neighbourhood, timers, identity }, shutdown).await
+}
+
+/// The workers that adapters of `worker` come from and go to beside the router. A stage's come from its head.
+fn neighbourhood(config: &Config, worker: &WorkerConfig, identity: &Identity) -> anyhow::Result<Neighbourhood> {
+    let bind = |listen: &PeerListen| quic::peer_endpoint(listen.at, identity, &config.cluster.timers);
+    let listen = worker.peering.listen.as_ref().map(bind).transpose()?;
+    Ok(Neighbourhood { listen, addresses: config.neighbours(&worker.name) })
 }
 
 /// The router's name in its certificate, where nothing else is said.
@@ -72,18 +80,20 @@ pub(crate) struct Hosted {
     pub(crate) layers: Layers,
     /// How it is connected with whoever has the others.
     pub(crate) part: Part,
+    /// Whom it shares adapters with.
+    pub(crate) neighbourhood: Neighbourhood,
     pub(crate) timers: Timers,
     pub(crate) identity: Identity,
 }
 
 /// Loads the model and runs the worker. A signal while the model loads ends it at once: nothing is running yet.
 pub(crate) async fn host(hosted: Hosted, mut shutdown: Shutdown) -> anyhow::Result<()> {
-    let Hosted { worker, model, layers, part, timers, identity } = hosted;
+    let Hosted { worker, model, layers, part, neighbourhood, timers, identity } = hosted;
     let loaded = tokio::select! {
         loaded = load(model, worker.threads, layers) => loaded?,
         () = shutdown.fired() => return Ok(()),
     };
-    let hosting = Hosting { model: loaded, part };
+    let hosting = Hosting { model: loaded, part, neighbourhood };
     Ok(shoal_worker::run(worker, timers, identity, hosting, shutdown).await?)
 }
 

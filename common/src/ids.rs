@@ -146,6 +146,49 @@ impl fmt::Display for Name {
     }
 }
 
+/// Why a string is not a [`Zone`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a zone is 1 to 32 characters of A-Z a-z 0-9 . _ - and begins with a letter or a digit")]
+pub struct BadZone;
+
+/// Label of a place whose machines are near each other, a rack or a building: `^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$`. Equal labels
+/// are one place; nothing else is read into them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Zone(String);
+
+impl Zone {
+    /// Longest label in bytes.
+    pub const MAX_LEN: usize = 32;
+
+    /// Checks `text` against the rule of the type.
+    pub fn new(text: impl Into<String>) -> Result<Self, BadZone> {
+        let text = text.into();
+        let starts_well = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
+        let all_allowed = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        if starts_well && all_allowed && text.len() <= Self::MAX_LEN { Ok(Self(text)) } else { Err(BadZone) }
+    }
+}
+
+impl TryFrom<String> for Zone {
+    type Error = BadZone;
+    fn try_from(text: String) -> Result<Self, BadZone> {
+        Self::new(text)
+    }
+}
+
+impl From<Zone> for String {
+    fn from(zone: Zone) -> Self {
+        zone.0
+    }
+}
+
+impl fmt::Display for Zone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Random number drawn when a process starts: two lives of one worker name are told apart by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -213,6 +256,19 @@ mod tests {
         }
         for good in ["a", "SmolLM2-135M-Instruct.Q4_1", "org/name", "a/b..c", &"a".repeat(128)] {
             assert!(Name::new(good).is_ok(), "{good:?} was refused");
+        }
+    }
+
+    #[test]
+    fn a_zone_is_a_short_label_when_it_is_decoded_too() {
+        for bad in ["", "-x", ".x", "a b", "a/b", "a\n", "ä", &"a".repeat(33)] {
+            assert!(Zone::new(bad).is_err(), "{bad:?} was taken as a zone");
+            let decoded: Result<Zone, _> =
+                Deserialize::deserialize(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(bad));
+            assert!(decoded.is_err(), "{bad:?} was decoded as a zone");
+        }
+        for good in ["a", "rack-7", "eu-west.1_b", &"a".repeat(32)] {
+            assert!(Zone::new(good).is_ok(), "{good:?} was refused");
         }
     }
 

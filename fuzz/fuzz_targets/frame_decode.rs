@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use shoal_common::wire::blob::{BlobHeader, TokenizerBundle};
+use shoal_common::wire::blob::{BlobHeader, Nearer, TokenizerBundle};
 use shoal_common::wire::codec::{Frame, decode, encode};
 use shoal_common::wire::hello::{RouterControl, WorkerControl};
 use shoal_common::wire::message::{GroupFrame, GroupOrder, StreamOpen, WorkerOpen};
@@ -12,7 +12,7 @@ use shoal_common::wire::stage::{HeadFrame, StageFrame};
 
 fuzz_target!(|input: &[u8]| {
     let Some((kind, body)) = input.split_first() else { return };
-    match kind % 10 {
+    match kind % 11 {
         0 => check::<StreamOpen>(body),
         1 => check::<GroupOrder>(body),
         2 => check::<GroupFrame>(body),
@@ -22,6 +22,7 @@ fuzz_target!(|input: &[u8]| {
         6 => check::<WorkerOpen>(body),
         7 => check::<HeadFrame>(body),
         8 => check::<StageFrame>(body),
+        9 => check::<Nearer>(body),
         _ => check::<TokenizerBundle>(body),
     }
 });

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, call};
 use shoal_common::ambient;
-use shoal_common::ids::{Digest, Incarnation, Name};
+use shoal_common::ids::{Digest, Incarnation, Name, Zone};
 use shoal_common::quic::{self, CloseCode};
 use shoal_common::wire::blob::{BlobHeader, BlobRequest, MAX_TOKENIZER_BUNDLE, TokenizerBundle};
 use shoal_common::wire::codec::{self, CodecError, FrameReader};
@@ -19,9 +19,11 @@ use shoal_common::wire::message::StreamOpen;
 use tokio::io::AsyncReadExt;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::adapters::{Registry, serve};
+use crate::adapters::Registry;
+use crate::adapters::serve::{self, Stock};
 use crate::catalogue::{ServedModel, unix_seconds};
 use crate::fleet::challenge;
+use crate::fleet::nearer::Nearby;
 use crate::fleet::orders::Orders;
 use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Snapshot};
 use crate::operations::drains::{DrainOrders, Drains};
@@ -69,6 +71,8 @@ pub struct LinkContext {
     pub drains: Drains,
     /// What the worker may fetch.
     pub adapters: Registry,
+    /// Where the router is.
+    pub zone: Option<Zone>,
 }
 
 /// A worker that was welcomed.
@@ -81,7 +85,7 @@ pub struct Greeted {
     incarnation: Incarnation,
     membership: Membership,
     drain: DrainOrders,
-    adapters: Registry,
+    stock: Stock,
 }
 
 /// Hears a worker's hello, fetches its tokenizer if it is new, and takes it into the fleet, or tells it why not.
@@ -96,8 +100,8 @@ pub async fn greet(connection: quinn::Connection, context: &LinkContext) -> Resu
             Ok(membership) => {
                 codec::write_frame(&mut writer, &RouterControl::Welcome { router: context.router }).await?;
                 let drain = context.drains.orders(&worker, incarnation);
-                let (connection, adapters) = (connection.clone(), context.adapters.clone());
-                Ok(Greeted { connection, reader, writer, worker, incarnation, membership, drain, adapters })
+                let (connection, stock) = (connection.clone(), stock(&worker, context));
+                Ok(Greeted { connection, reader, writer, worker, incarnation, membership, drain, stock })
             }
             Err(LinkError::Refused(refusal)) => {
                 codec::write_frame(&mut writer, &RouterControl::Refused(refusal.clone())).await?;
@@ -115,6 +119,13 @@ pub async fn greet(connection: quinn::Connection, context: &LinkContext) -> Resu
         code.close(&connection);
     }
     greeted
+}
+
+/// What a worker's own streams are answered from.
+fn stock(worker: &Name, context: &LinkContext) -> Stock {
+    let (view, router) = (context.view.clone(), context.zone.clone());
+    let neighbours = Arc::new(Nearby { view, worker: worker.clone(), router });
+    Stock { registry: context.adapters.clone(), neighbours }
 }
 
 async fn admit(
@@ -231,11 +242,11 @@ impl Actor for LinkActor {
         myself: ActorRef<LinkMessage>,
         greeted: Greeted,
     ) -> Result<LinkState, ActorProcessingErr> {
-        let Greeted { connection, reader, writer, worker, incarnation, membership, drain, adapters } = greeted;
+        let Greeted { connection, reader, writer, worker, incarnation, membership, drain, stock } = greeted;
         tracing::info!(%worker, %incarnation, "worker joined");
         let orders = tokio::spawn(tell(writer, membership.orders(), drain, myself.clone()));
         tokio::spawn(pump(reader, myself));
-        tokio::spawn(serve::streams(connection.clone(), adapters));
+        tokio::spawn(serve::streams(connection.clone(), stock));
         let _orders = AbortOnDropHandle::new(orders);
         Ok(LinkState { membership, connection, worker, incarnation, _orders, closed: None })
     }

@@ -146,6 +146,7 @@ pub async fn bind_on<L: Listen>(
         published,
         operations: operations.clone(),
         adapters: adapters.clone(),
+        zone: settings.router.zone.clone(),
     };
     let (root, root_ended) = Actor::spawn(None, RouterActor, arguments).await?;
     adapters.connect(Arc::new(FleetWorkers { root: root.clone(), view: view.clone() }));

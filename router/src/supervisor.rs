@@ -6,7 +6,7 @@ use ractor::actor::messages::BoxedState;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use shoal_common::ambient;
 use shoal_common::config::Timers;
-use shoal_common::ids::Name;
+use shoal_common::ids::{Name, Zone};
 use shoal_common::quic::{self, Acceptor, Admission};
 use shoal_common::telemetry::Chain;
 use shoal_common::watch;
@@ -45,6 +45,8 @@ pub struct RouterArguments {
     pub operations: Operations,
     /// What workers fetch.
     pub adapters: Registry,
+    /// Where the router is.
+    pub zone: Option<Zone>,
 }
 
 /// The root.
@@ -69,11 +71,11 @@ impl Actor for RouterActor {
         myself: ActorRef<RouterMessage>,
         arguments: RouterArguments,
     ) -> Result<RouterState, ActorProcessingErr> {
-        let RouterArguments { endpoint, timers, published, operations, adapters } = arguments;
+        let RouterArguments { endpoint, timers, published, operations, adapters, zone } = arguments;
         let Operations { router, drains, incidents, .. } = operations;
         let view = FleetView::new(published.subscribe());
         let (fleet, _) = Actor::spawn_linked(None, FleetActor, (published, timers.stall), myself.get_cell()).await?;
-        let context = LinkContext { fleet: fleet.clone(), view, router, drains, adapters };
+        let context = LinkContext { fleet: fleet.clone(), view, router, drains, adapters, zone };
         tokio::spawn(accept(Acceptor::new(endpoint, timers), incidents.clone(), myself));
         Ok(RouterState { fleet, context, incidents })
     }

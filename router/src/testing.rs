@@ -71,6 +71,7 @@ pub(crate) fn settings() -> RouterSettings {
         prompt_log: PromptLogPolicy::Off,
         adapters: None,
         adapter_paths: Vec::new(),
+        zone: None,
     };
     let cluster = Name::new("test").unwrap();
     let limits = Limits::default();

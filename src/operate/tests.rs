@@ -25,7 +25,7 @@ fn document(workers: &[Value]) -> Value {
     };
     json!({
         "name": "reef", "workers": workers, "incidents": [incident("version", "two\nlines\u{1b}[2J"), incident("shutdown", "in order")],
-        "router": {"incarnation": "00ff", "build": "0.1.0", "protocol": "shoal/3", "uptime_s": 7265},
+        "router": {"incarnation": "00ff", "build": "0.1.0", "protocol": "shoal/4", "uptime_s": 7265},
     })
 }
 
@@ -37,7 +37,7 @@ fn cluster(workers: &[Value]) -> Cluster {
 fn a_table_has_a_line_for_each_worker_and_each_trouble() {
     let table = table::table(&cluster(&[worker("alpha", "ready", "1"), worker("b", "drained", "2")]));
     let lines: Vec<_> = table.lines().collect();
-    assert_eq!(lines[0], "cluster reef: router 0.1.0 (shoal/3), up 2 h 1 min");
+    assert_eq!(lines[0], "cluster reef: router 0.1.0 (shoal/4), up 2 h 1 min");
     assert_eq!(
         lines[1],
         "WORKER  STATE    MODEL  LAYERS  RUNNING  WAITING  KV      TOKENS/S  ADDRESS        LAST STEP"

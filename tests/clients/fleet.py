@@ -30,6 +30,7 @@ pki = "{pki}"
 [router]
 listen = "127.0.0.1:{http}"
 quic = "127.0.0.1:{quic}"
+{router}
 [limits]
 # A client that the machine keeps waiting is no client that sends nothing.
 header_timeout_ms = 60000
@@ -106,6 +107,9 @@ class Fleet:
         self.step_ms, self.slots = rules.pop("step_ms", 5), rules.pop("slots", 64)
         self.model, self.per_worker = rules.pop("model", ""), rules.pop("per_worker", {})
         self.timers, self.limits = rules.pop("timers", ""), rules.pop("limits", "")
+        self.in_router = rules.pop("in_router", "")
+        # Every process has the settings of all, as on real hosts, and not only its own.
+        self.shares_settings = rules.pop("shares_settings", False)
         self.more, self.env = rules.pop("more", None), rules.pop("env", None)
         self.weights, self.served = rules.pop("weights", None), "scripted"
         self.begins_with = rules.pop("start", list(workers))
@@ -133,13 +137,14 @@ class Fleet:
     def config(self, router, worker=None):
         """The settings of one process; a worker may have some of its own."""
         own = self.per_worker.get(worker, {})
-        text = HEAD.format(pki=self.pki, timers=self.timers, limits=self.limits, http=router.port, quic=router.quic)
+        text = HEAD.format(pki=self.pki, timers=self.timers, limits=self.limits, router=self.in_router, http=router.port, quic=router.quic)
         weights = own.get("weights", self.weights)
         model = SCRIPT.format(step_ms=own.get("step_ms", self.step_ms), model=own.get("model", self.model))
         text += f'\n[[model]]\nname = "{self.served}"\npath = "{weights}"\nengine = "cpu"\n' if weights else model
         dials = [f"127.0.0.1:{self.relays[worker].port}"] if worker in self.relays else None
         dials = own.get("routers", dials or [f"127.0.0.1:{one.quic}" for one in self.routers])
-        for name in [worker] if worker else self.names:
+        for name in [worker] if worker and not self.shares_settings else self.names:
+            own = self.per_worker.get(name, {})
             data = own.get("data_dir", self.directory / f"data-{name}")
             part = WORKER.format(name=name, slots=own.get("slots", self.slots))
             text += part.replace('model = "scripted"', f'model = "{self.served}"')

@@ -28,4 +28,4 @@ pub mod stage;
 mod supervisor;
 pub mod weights;
 
-pub use supervisor::{Footing, Hosting, Part, WorkerError, run, run_on};
+pub use supervisor::{Footing, Hosting, Neighbourhood, Part, WorkerError, run, run_on};

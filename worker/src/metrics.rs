@@ -5,7 +5,7 @@ use std::time::Duration;
 use metrics::{counter, histogram};
 use shoal_common::wire::message::GroupFailure;
 
-use crate::adapters::AcquireError;
+use crate::adapters::{AcquireError, FetchError, Origin};
 use crate::scheduler::{Phase, StepPlan, Totals};
 
 /// A step was carried out, well or not.
@@ -59,6 +59,52 @@ pub(crate) fn adapter_acquired(from: AdapterFrom) {
         AdapterFrom::Flight => "flight",
     };
     counter!("shoal_worker_adapter_acquires_total", "from" => from).increment(1);
+}
+
+/// An adapter was fetched from somebody, or was not.
+pub(crate) fn adapter_fetched(origin: &Origin, fetched: &Result<(), FetchError>) {
+    let from = match origin {
+        Origin::Router => "router",
+        Origin::Head => "head",
+        Origin::Peer(_) => "peer",
+    };
+    let Err(error) = fetched else {
+        counter!("shoal_worker_adapter_fetches_total", "from" => from).increment(1);
+        return;
+    };
+    let reason = match error {
+        FetchError::NotFound => "not_found",
+        FetchError::Busy => "busy",
+        FetchError::Unresolved(_) | FetchError::Undialled(_) => "unreachable",
+        FetchError::Lost(_) | FetchError::Stream(_) | FetchError::Content(_) => "broken",
+        FetchError::Silent | FetchError::Slow => "slow",
+        FetchError::Corrupt => "corrupt",
+        FetchError::Room(_) => "no_room",
+        FetchError::DiskFull(_) | FetchError::Disk(_) => "disk",
+        FetchError::Panicked(_) => "aborted",
+    };
+    counter!("shoal_worker_adapter_fetch_failures_total", "from" => from, "reason" => reason).increment(1);
+}
+
+/// How another worker was answered that asked for an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lent {
+    Sent,
+    NotFound,
+    Busy,
+    /// The other end left, or was too slow.
+    Broken,
+}
+
+/// Another worker has asked for an adapter.
+pub(crate) fn adapter_lent(lent: Lent) {
+    let outcome = match lent {
+        Lent::Sent => "sent",
+        Lent::NotFound => "not_found",
+        Lent::Busy => "busy",
+        Lent::Broken => "broken",
+    };
+    counter!("shoal_worker_adapters_lent_total", "outcome" => outcome).increment(1);
 }
 
 /// A load has ended; how long it took, without waiting for room.

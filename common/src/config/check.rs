@@ -10,6 +10,7 @@ use config::Value;
 
 use super::adapters;
 use super::models::models;
+use super::peering;
 use super::replicas::replicas;
 use super::report::Report;
 use super::section::Section;
@@ -89,7 +90,8 @@ fn timers(cluster: &Section<'_>, report: &mut Report) -> Timers {
     timers
 }
 
-const ROUTER: [&str; 8] = ["listen", "quic", "insecure", "data_dir", "prompt_log", "adapters", "adapter_paths", "host"];
+const ROUTER: [&str; 9] =
+    ["listen", "quic", "insecure", "data_dir", "prompt_log", "adapters", "adapter_paths", "host", "zone"];
 
 fn router(root: &Section<'_>, scope: &Scope, data_dir: PathBuf, report: &mut Report) -> RouterConfig {
     let section = root.section("router", &ROUTER, report);
@@ -115,6 +117,7 @@ fn router(root: &Section<'_>, scope: &Scope, data_dir: PathBuf, report: &mut Rep
             .unwrap_or(PromptLogPolicy::Allowed),
         adapters: adapters::watched(&section, scope, report),
         adapter_paths: adapters::paths(&section, report),
+        zone: peering::zone(&section, report),
     }
 }
 

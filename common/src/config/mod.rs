@@ -5,7 +5,7 @@
 //! 1. `overrides`: what flags say, and which part of the cluster this process is.
 //! 2. `source`: file, environment and flags merged into one tree of values that remember who said them.
 //! 3. `section`: typed getters over one table of the tree.
-//! 4. `check`, `models`, `workers`, `replicas`, `adapters`, `hosts`: the rules.
+//! 4. `check`, `models`, `workers`, `peering`, `replicas`, `adapters`, `hosts`: the rules.
 //! 5. `report`, `fault`: what is wrong, where, and what to do.
 
 mod adapters;
@@ -15,6 +15,7 @@ mod hosts;
 mod limits;
 mod models;
 mod overrides;
+mod peering;
 mod replicas;
 mod report;
 mod section;
@@ -23,6 +24,7 @@ mod source;
 mod tests;
 mod workers;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -34,7 +36,7 @@ pub use hosts::{Destination, Host};
 pub use limits::Limits;
 pub use overrides::{ModelFlag, ModelFlagSource, Overrides, Scope};
 
-use crate::ids::{LayerRange, Name};
+use crate::ids::{LayerRange, Name, Zone};
 
 /// Reads the configuration: the flags in `overrides` over `SHOAL__SECTION__KEY` variables over the TOML file at `path`.
 /// No file is as good as an empty one.
@@ -114,6 +116,16 @@ impl Config {
         self.replicas.iter().find_map(|replica| Some((replica, place(replica)?)))
     }
 
+    /// The workers of `name`'s zone that send their adapters to others, and what is dialled for it.
+    pub fn neighbours(&self, name: &Name) -> BTreeMap<Name, String> {
+        let Some(zone) = self.worker(name.as_str()).and_then(|worker| worker.peering.zone.as_ref()) else {
+            return BTreeMap::new();
+        };
+        let others = self.workers.iter().filter(|other| other.name != *name);
+        let near = others.filter(|other| other.peering.zone.as_ref() == Some(zone));
+        near.filter_map(|other| Some((other.name.clone(), other.peering.listen.as_ref()?.address.clone()))).collect()
+    }
+
     /// The model of that name; every worker's is here.
     pub fn model(&self, name: &Name) -> Option<&ModelConfig> {
         self.models.iter().find(|model| model.name == *name)
@@ -176,6 +188,8 @@ pub struct RouterConfig {
     pub adapters: Option<PathBuf>,
     /// Directories within which a request may register an adapter by its path, beside the watched one.
     pub adapter_paths: Vec<PathBuf>,
+    /// Where it is. It is nearest to the workers of its zone, and to those that have none.
+    pub zone: Option<Zone>,
 }
 
 /// Whether the HTTP address may be reached from other machines without keys.
@@ -230,6 +244,26 @@ pub struct WorkerConfig {
     pub memory: Option<u64>,
     /// How fast it computes a layer, beside the other workers. For planning layers.
     pub speed: u32,
+    /// Whom it fetches adapters from beside the router, and who fetches them from it.
+    pub peering: Peering,
+}
+
+/// How a worker shares adapters with others. By default it does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peering {
+    /// Where it is: workers of one zone are nearer to each other than to a router of another.
+    pub zone: Option<Zone>,
+    /// Where others of its zone fetch from it, over QUIC.
+    pub listen: Option<PeerListen>,
+}
+
+/// See [`Peering`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerListen {
+    /// What it binds.
+    pub at: SocketAddr,
+    /// What others dial, `host:port`; names are resolved again at each attempt.
+    pub address: String,
 }
 
 /// `[[replica]]`: a model that is split by layers over workers. Workers in none host a whole model.

@@ -181,6 +181,10 @@ fn address(
     }
     // In dev mode any free port of this machine will do.
     let ((worker, host), (_, head_host)) = (known.worker(worker)?, known.worker(head)?);
+    if worker.peering.listen.is_some() {
+        let reason = format!("worker \"{}\" has a peer_listen, and serves nobody but its head", worker.name);
+        table.fault("worker", reason, "remove peer_listen of the [[worker]]: adapters come from the head", report);
+    }
     if *known.scope == Scope::Dev {
         return None;
     }

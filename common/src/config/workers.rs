@@ -8,10 +8,10 @@ use super::hosts;
 use super::models::required_name;
 use super::report::Report;
 use super::section::{Section, describe, nearest};
-use super::{HostConfig, RouterConfig, Scope, WorkerConfig};
+use super::{HostConfig, RouterConfig, Scope, WorkerConfig, peering};
 use crate::ids::Name;
 
-const WORKER: [&str; 16] = [
+const WORKER: [&str; 19] = [
     "name",
     "model",
     "routers",
@@ -28,6 +28,9 @@ const WORKER: [&str; 16] = [
     "stage_listen",
     "memory",
     "speed",
+    "zone",
+    "peer_listen",
+    "peer_address",
 ];
 
 /// Bytes of adapter files that are kept without being told: some hundred adapters of usual size.
@@ -64,6 +67,7 @@ pub(super) fn workers(
         hosts.workers.push(host);
         let data_dir = section.path("data_dir", report);
         let stage = StageSettings::read(section, report);
+        let peering = peering::peering(section, scope, report);
         let name = name?;
         Some(WorkerConfig {
             data_dir: data_dir.unwrap_or_else(|| router.data_dir.join(directory_of(&name))),
@@ -81,6 +85,7 @@ pub(super) fn workers(
             stage_listen: stage.listen,
             memory: stage.memory,
             speed: stage.speed,
+            peering,
         })
     };
     let whole: Vec<_> = sections.iter().filter_map(read).collect();

@@ -1,9 +1,11 @@
 //! The transport between routers and workers: QUIC with mutual TLS 1.3, every window, count and time finite. Owns endpoints,
 //! dialling, admission of connections and their close codes. A router binds with [`router_endpoint`] and takes workers from
-//! an [`Acceptor`]; a worker makes one [`worker_endpoint`] and [`dial`]s. Never reads or writes a stream.
+//! an [`Acceptor`]; a worker makes one [`worker_endpoint`] and [`dial`]s; workers that fetch from each other do so by [`peer_endpoint`]
+//! and [`dial_peer`]. Never reads or writes a stream.
 
 mod accept;
 mod error;
+mod peer;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -18,7 +20,8 @@ use socket2::{Domain, Socket, Type};
 
 pub use accept::{Acceptor, Admission};
 pub use error::{CloseCode, QuicError, RefusedBy, Rejection};
-pub use settings::{MAX_CONTROL_STREAMS, MAX_FETCHES, MAX_GROUP_STREAMS};
+pub use peer::{dial_peer, peer_endpoint};
+pub use settings::{MAX_CONTROL_STREAMS, MAX_FETCHES, MAX_GROUP_STREAMS, MAX_HINTS};
 pub use version::{Protocol, ProtocolVersion};
 
 use crate::config::Timers;

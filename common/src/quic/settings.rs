@@ -18,10 +18,13 @@ use crate::pki::{self, Identity};
 pub const MAX_GROUP_STREAMS: u32 = 1024;
 /// Blob streams a router may have open on one connection, beside the groups.
 const MAX_BLOB_STREAMS: u32 = 16;
-/// Streams a worker may have open: its control stream, and one for each adapter that it fetches.
-pub const MAX_CONTROL_STREAMS: u32 = 1 + MAX_FETCHES;
+/// Streams a worker may have open: its control stream, one for each adapter that it fetches, and those where it asks who is
+/// nearer.
+pub const MAX_CONTROL_STREAMS: u32 = 1 + MAX_FETCHES + MAX_HINTS;
 /// Adapters that a worker fetches over one connection at once; more wait.
 pub const MAX_FETCHES: u32 = 4;
+/// Adapters of which it asks at once who is nearer; more wait. An answer comes within a round trip.
+pub const MAX_HINTS: u32 = 1;
 
 /// Handshakes that may wait to be looked at; more are refused.
 const MAX_INCOMING: usize = 64;
@@ -58,13 +61,28 @@ const STAGE: Inbound = Inbound { streams: 1, stream_window: 16 << 20, window: 16
 /// A head reads them at once, too; and its stages open a stream for each adapter that they fetch.
 const HEAD: Inbound = Inbound { streams: MAX_FETCHES, ..STAGE };
 
+/// A worker that sends an adapter to another hears one request on a connection, and nothing else.
+const LENDER: Inbound = Inbound { streams: 1, stream_window: 4 << 10, window: 4 << 10 };
+
+/// The other one takes 2 MiB at once: within a zone a round trip is a millisecond at most, and that is 2 GB/s.
+const BORROWER: Inbound = Inbound { streams: 0, stream_window: 2 << 20, window: 2 << 20 };
+
 /// Bytes sent and not yet acknowledged, over all streams of a connection.
 const SEND_WINDOW: u64 = 8 << 20;
+/// Likewise to another worker: priorities order the streams of one connection only, so what keeps an adapter out of the way of
+/// tokens, which are on others, is how little of it is on the way at once.
+const PEER_SEND_WINDOW: u64 = 1 << 20;
 const STAGE_SEND_WINDOW: u64 = 16 << 20;
 
 fn stage_transport(inbound: Inbound, timers: &Timers) -> Result<Arc<TransportConfig>, QuicError> {
     let mut transport = transport_of(inbound, timers)?;
     transport.send_window(STAGE_SEND_WINDOW);
+    Ok(Arc::new(transport))
+}
+
+fn peer_transport(inbound: Inbound, timers: &Timers) -> Result<Arc<TransportConfig>, QuicError> {
+    let mut transport = transport_of(inbound, timers)?;
+    transport.send_window(PEER_SEND_WINDOW);
     Ok(Arc::new(transport))
 }
 
@@ -152,6 +170,24 @@ pub(super) fn stage_client(identity: &Identity, timers: &Timers) -> Result<Clien
     tls.alpn_protocols = Protocol::STAGE.alpn();
     let mut config = client_with(tls, timers)?;
     config.transport_config(stage_transport(HEAD, timers)?);
+    Ok(config)
+}
+
+/// Of a worker that others fetch adapters from.
+pub(super) fn peer_server(identity: &Identity, timers: &Timers) -> Result<ServerConfig, QuicError> {
+    let mut tls = server_tls(identity)?;
+    tls.alpn_protocols = Protocol::PEER.alpn();
+    let mut config = server_with(tls, timers)?;
+    config.transport_config(peer_transport(LENDER, timers)?);
+    Ok(config)
+}
+
+/// Of a worker that fetches one from another.
+pub(super) fn peer_client(identity: &Identity, timers: &Timers) -> Result<ClientConfig, QuicError> {
+    let mut tls = client_tls(identity)?;
+    tls.alpn_protocols = Protocol::PEER.alpn();
+    let mut config = client_with(tls, timers)?;
+    config.transport_config(peer_transport(BORROWER, timers)?);
     Ok(config)
 }
 

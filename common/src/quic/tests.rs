@@ -244,7 +244,7 @@ async fn a_connection_of_this_version_says_so_and_speaks_no_other_protocol() {
         assert_eq!(Protocol::ROUTER.picked(end), Some(Protocol::ROUTER.newest()));
         assert_eq!(Protocol::STAGE.picked(end), None);
     }
-    assert_eq!(Protocol::ROUTER.spelled(Protocol::ROUTER.newest()), "shoal/3");
+    assert_eq!(Protocol::ROUTER.spelled(Protocol::ROUTER.newest()), "shoal/4");
     assert_eq!(Protocol::STAGE.to_string(), "shoal-stage/1");
 }
 
@@ -452,6 +452,6 @@ async fn a_refused_handshake_is_told_with_its_address_and_its_reason() {
     for error in [error, dialled.unwrap_err()] {
         assert!(matches!(error, QuicError::Handshake { why: Rejection::Version, .. }), "{error:?}");
         assert!(error.advice().is_some_and(|advice| advice.starts_with("run the same version of shoal on both sides")));
-        assert!(error.to_string().contains("this side speaks shoal/3 with workers"), "{error}");
+        assert!(error.to_string().contains("this side speaks shoal/4 with workers"), "{error}");
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! Each side lists its versions in the TLS handshake (ALPN), the newest first; the side that is dialled picks the first of its
 //! own that the other has, which is the highest that both have. Where there is none the handshake fails: no frame is ever read
-//! by a side that might misread it. Routers and workers speak one protocol, heads and stages another, numbered on its own.
+//! by a side that might misread it. Routers and workers speak one protocol, heads and stages another, workers among themselves a
+//! third, each numbered on its own.
 //!
 //! To add version N + 1 of one:
 //! - Put it first in the list. N stays behind it for one release at least, so that the workers of a cluster can be rolled one
@@ -41,9 +42,11 @@ pub struct Protocol {
 
 impl Protocol {
     /// Of routers and workers.
-    pub const ROUTER: Self = Self::new("shoal", &[ProtocolVersion(3)]);
+    pub const ROUTER: Self = Self::new("shoal", &[ProtocolVersion(4)]);
     /// Of the head of a replica and its stages: a router that dials a stage, or a head that dials a router, gets no further.
     pub const STAGE: Self = Self::new("shoal-stage", &[ProtocolVersion(1)]);
+    /// Of workers that fetch adapters from each other.
+    pub const PEER: Self = Self::new("shoal-peer", &[ProtocolVersion(1)]);
 
     pub(super) const fn new(name: &'static str, versions: &'static [ProtocolVersion]) -> Self {
         Self { name, versions }

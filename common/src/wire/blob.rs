@@ -1,9 +1,10 @@
 //! Content fetched by digest: the tokenizer bundle, with which a router needs no model files, and adapters
-//! ([`crate::adapter::bundle`]), which workers fetch from routers.
+//! ([`crate::adapter::bundle`]), which workers fetch from routers and from each other.
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Digest, TokenId};
+use super::bounded;
+use crate::ids::{Digest, Name, TokenId};
 
 /// Asks for the content with this digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,22 @@ pub enum BlobHeader {
     },
     /// Nobody here has it.
     NotFound,
+    /// It may be here, but as much is being sent as may be at once: ask somebody else. Only other workers say so.
+    Busy,
+}
+
+/// Workers that are named as nearer, at most.
+pub const MAX_NEARER: usize = 2;
+
+/// Who has an adapter and is nearer to the worker that asks than the router is. A hint: whoever follows it must be ready to find
+/// nothing there, or something else.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nearer {
+    /// Its length in bytes, for nobody else's word to be taken for it.
+    pub len: u64,
+    /// Workers, the best first; none: the router is as near as any.
+    #[serde(deserialize_with = "bounded::few::<MAX_NEARER, _, _>")]
+    pub peers: Vec<Name>,
 }
 
 /// QUIC priority of the streams that blobs come on. Those of groups have 0: a token never waits behind a blob.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::blob::{BlobHeader, TokenizerBundle};
+use super::blob::{BlobHeader, Nearer, TokenizerBundle};
 use super::hello::{RouterControl, WorkerControl};
 use super::message::{GroupFrame, GroupOrder, StreamOpen, WorkerOpen};
 use super::stage::{HeadFrame, StageFrame};
@@ -75,6 +75,10 @@ impl Frame for StageFrame {
 }
 impl Frame for BlobHeader {
     const LIMIT: usize = 64;
+}
+// Two names of at most 128 bytes.
+impl Frame for Nearer {
+    const LIMIT: usize = 512;
 }
 impl Frame for TokenizerBundle {
     const LIMIT: usize = super::blob::MAX_TOKENIZER_BUNDLE as usize;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::bounded;
 use crate::adapter::Geometry;
 use crate::fingerprint::Fingerprint;
-use crate::ids::{Digest, Generation, Incarnation, LayerRange, Name};
+use crate::ids::{Digest, Generation, Incarnation, LayerRange, Name, Zone};
 
 /// From worker to router on the control stream. The first frame is `Hello`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -184,6 +184,26 @@ pub struct Hello {
     pub capacity: Capacity,
     /// The model it serves.
     pub model: ModelCard,
+    /// Where it is; absent: nobody is nearer to it than the router.
+    pub locality: Option<Locality>,
+}
+
+/// Where a worker is, for the sake of what it fetches and of what others fetch from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Locality {
+    /// Workers of one zone are nearer to each other than to a router of another.
+    pub zone: Zone,
+    /// Whether others may fetch from it.
+    pub lending: Lending,
+}
+
+/// To whom a worker sends its adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lending {
+    /// It does not listen.
+    Nobody,
+    /// Workers of its cluster.
+    Workers,
 }
 
 /// What a worker can hold at once.

@@ -30,11 +30,13 @@ pub enum StreamOpen {
     Blob(BlobRequest),
 }
 
-/// First frame of every stream that a worker opens after its control stream.
+/// First frame of every stream that a worker opens after its control stream, or to another worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WorkerOpen {
-    /// Send a blob (an adapter); the router answers with a [`BlobHeader`](super::blob::BlobHeader) and the bytes.
+    /// Send a blob (an adapter); the answer is a [`BlobHeader`](super::blob::BlobHeader) and the bytes.
     Blob(BlobRequest),
+    /// Say who has a blob and is nearer; a router answers with [`Nearer`](super::blob::Nearer), nobody else is asked.
+    Nearer(BlobRequest),
 }
 
 /// Later frames of a group stream, from the router.

@@ -4,11 +4,11 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
-use super::blob::{BlobHeader, BlobRequest, FimTokens, TokenizerBundle};
+use super::blob::{BlobHeader, BlobRequest, FimTokens, MAX_NEARER, Nearer, TokenizerBundle};
 use super::codec::{Frame, FrameReader, decode, encode, encode_frame};
 use super::hello::{
-    AdapterOrder, AdapterState, AdapterTier, Capacity, Hello, ModelCard, Refusal, RouterControl, StageReport, Status,
-    WorkerControl, WorkerState,
+    AdapterOrder, AdapterState, AdapterTier, Capacity, Hello, Lending, Locality, ModelCard, Refusal, RouterControl,
+    StageReport, Status, WorkerControl, WorkerState,
 };
 use super::message::{
     BranchEnd, BranchStart, BranchToken, EndRules, GroupFailure, GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit,
@@ -18,7 +18,7 @@ use super::stage::{HeadFrame, StageFrame, StageHello, StageSlice, StageStep};
 use crate::adapter::Geometry;
 use crate::block_hash::CacheSalt;
 use crate::fingerprint::Fingerprint;
-use crate::ids::{BranchIndex, Digest, Generation, Incarnation, LayerRange, Name, TokenId};
+use crate::ids::{BranchIndex, Digest, Generation, Incarnation, LayerRange, Name, TokenId, Zone};
 use crate::sampling::{Bias, MinP, Penalty, RepetitionPenalty, SamplingParams, Temperature, TopP};
 
 /// Any value, with the ends of the range and of each width of the variable-length encoding well represented.
@@ -250,10 +250,13 @@ fn worker_control() -> impl Strategy<Value = WorkerControl> {
             adapter_bytes,
         },
     );
-    let hello = (name(), number(), any::<String>(), capacity, model_card()).prop_map(
-        |(worker, incarnation, build, capacity, model)| {
+    let zone = "[A-Za-z0-9][A-Za-z0-9._-]{0,31}".prop_map(|text| Zone::new(text).unwrap());
+    let locality = (zone, prop_oneof![Just(Lending::Nobody), Just(Lending::Workers)])
+        .prop_map(|(zone, lending)| Locality { zone, lending });
+    let hello = (name(), number(), any::<String>(), capacity, model_card(), option::of(locality)).prop_map(
+        |(worker, incarnation, build, capacity, model, locality)| {
             let incarnation = Incarnation(incarnation);
-            WorkerControl::Hello(Box::new(Hello { worker, incarnation, build, capacity, model }))
+            WorkerControl::Hello(Box::new(Hello { worker, incarnation, build, capacity, model, locality }))
         },
     );
     let state = prop_oneof![Just(WorkerState::Ready), Just(WorkerState::Draining), Just(WorkerState::Incomplete)];
@@ -381,6 +384,7 @@ proptest! {
     #[test]
     fn a_workers_stream_opening_arrives_as_it_was_sent(digest in digest()) {
         same(&WorkerOpen::Blob(BlobRequest { digest }))?;
+        same(&WorkerOpen::Nearer(BlobRequest { digest }))?;
     }
 
     #[test]
@@ -446,6 +450,12 @@ proptest! {
     #[test]
     fn a_blob_header_arrives_as_it_was_sent(len in option::of(number())) {
         same(&len.map_or(BlobHeader::NotFound, |len| BlobHeader::Found { len }))?;
+        same(&BlobHeader::Busy)?;
+    }
+
+    #[test]
+    fn a_hint_arrives_as_it_was_sent(len in number(), peers in vec(name(), 0..=MAX_NEARER)) {
+        same(&Nearer { len, peers })?;
     }
 
     #[test]
@@ -490,6 +500,7 @@ proptest! {
         harmless::<HeadFrame>(&body)?;
         harmless::<StageFrame>(&body)?;
         harmless::<BlobHeader>(&body)?;
+        harmless::<Nearer>(&body)?;
         harmless::<TokenizerBundle>(&body)?;
     }
 

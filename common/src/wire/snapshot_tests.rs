@@ -4,11 +4,11 @@
 
 use std::num::NonZeroU32;
 
-use super::blob::{BlobHeader, BlobRequest, FimTokens, TokenizerBundle};
+use super::blob::{BlobHeader, BlobRequest, FimTokens, MAX_NEARER, Nearer, TokenizerBundle};
 use super::codec::{CodecError, Frame, decode, encode};
 use super::hello::{
-    AdapterOrder, AdapterState, AdapterTier, Capacity, Hello, ModelCard, Refusal, RouterControl, StageReport, Status,
-    WorkerControl, WorkerState,
+    AdapterOrder, AdapterState, AdapterTier, Capacity, Hello, Lending, Locality, ModelCard, Refusal, RouterControl,
+    StageReport, Status, WorkerControl, WorkerState,
 };
 use super::message::{
     BranchEnd, BranchStart, BranchToken, EndRules, GroupFailure, GroupFrame, GroupOrder, PromptIds, StreamOpen, Submit,
@@ -18,7 +18,7 @@ use super::stage::{HeadFrame, StageAdapter, StageFrame, StageHello, StageRefusal
 use crate::adapter::Geometry;
 use crate::block_hash::CacheSalt;
 use crate::fingerprint::Fingerprint;
-use crate::ids::{BranchIndex, Digest, Generation, Incarnation, LayerRange, Name, TokenId};
+use crate::ids::{BranchIndex, Digest, Generation, Incarnation, LayerRange, Name, TokenId, Zone};
 use crate::sampling::{Bias, MinP, Penalty, RepetitionPenalty, SamplingParams, Temperature, TopP};
 
 /// One encoded message and how its kind is decoded.
@@ -41,8 +41,11 @@ pub(super) fn examples() -> Vec<Example> {
     all.extend(head_frames().iter().map(|frame| example(head_frame_name(frame), frame)));
     all.extend(stage_frames().iter().map(|frame| example(stage_frame_name(frame), frame)));
     all.push(example("worker_open_blob", &WorkerOpen::Blob(wanted)));
+    all.push(example("worker_open_nearer", &WorkerOpen::Nearer(wanted)));
+    all.push(example("nearer", &Nearer { len: 2_104_556, peers: vec![name("w-1"), name("w-2")] }));
     all.push(example("blob_header_found", &BlobHeader::Found { len: 2_104_556 }));
     all.push(example("blob_header_not_found", &BlobHeader::NotFound));
+    all.push(example("blob_header_busy", &BlobHeader::Busy));
     all.push(example("tokenizer_bundle", &bundle()));
     all
 }
@@ -144,8 +147,14 @@ fn worker_control() -> Vec<WorkerControl> {
         geometry: Geometry { layers: 30, hidden: 576, intermediate: 1536, queries: 576, keys: 192 },
     };
     let capacity = Capacity { slots: 32, kv_tokens: 1 << 20, groups: 256, adapter_slots: 16, adapter_bytes: 512 << 20 };
-    let hello =
-        Hello { worker: name("w-1"), incarnation: Incarnation(u64::MAX), build: "0.1.0".into(), capacity, model };
+    let hello = Hello {
+        worker: name("w-1"),
+        incarnation: Incarnation(u64::MAX),
+        build: "0.1.0".into(),
+        capacity,
+        model,
+        locality: Some(Locality { zone: Zone::new("rack-7").unwrap(), lending: Lending::Workers }),
+    };
     let ready = Status {
         state: WorkerState::Ready,
         progress: 5_000_000_000,
@@ -420,4 +429,13 @@ fn a_frame_is_its_body_behind_its_length() {
     let mut out = b"before".to_vec();
     super::codec::encode_frame(&BlobHeader::Found { len: 3 }, &mut out).unwrap();
     assert_eq!(out, b"before\x02\0\0\0\x00\x03");
+}
+
+#[test]
+fn no_more_peers_are_taken_than_may_be_named() {
+    let nearer = |count| encode(&Nearer { len: 1, peers: vec![name("w"); count] }).unwrap();
+    assert!(decode::<Nearer>(&nearer(MAX_NEARER)).is_ok());
+    assert!(decode::<Nearer>(&nearer(MAX_NEARER + 1)).is_err());
+    let longest = "a".repeat(Name::MAX_LEN);
+    assert!(encode(&Nearer { len: u64::MAX, peers: vec![name(&longest); MAX_NEARER] }).is_ok());
 }

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::blob::{BlobHeader, TokenizerBundle};
+use super::blob::{BlobHeader, Nearer, TokenizerBundle};
 use super::codec::{CodecError, Frame, FrameReader, decode, encode, encode_frame, write_frame};
 use super::hello::{RouterControl, WorkerControl};
 use super::message::{BranchStart, GroupFrame, GroupOrder, MAX_BRANCHES, PromptIds, StreamOpen, Submit};
@@ -43,6 +43,7 @@ async fn a_length_over_the_limit_is_refused_before_the_body_is_read() {
     refuses_length::<GroupOrder>().await;
     refuses_length::<GroupFrame>().await;
     refuses_length::<BlobHeader>().await;
+    refuses_length::<Nearer>().await;
     refuses_length::<TokenizerBundle>().await;
 }
 

@@ -4,12 +4,13 @@
 //! 1. [`roster`]: the members, [`challenge`]: who may take the place of one; [`replica`] and [`adapters`]: what is known of
 //!    one; [`pulse`]: whether its engine moves; [`orders`]: what it is told.
 //! 2. [`traffic`]: what the router remembers of its own requests: [`demand`] by adapter, [`prefix`]es by replica.
-//! 3. [`pick`] chooses a replica for a group from a snapshot and that memory.
+//! 3. [`pick`] chooses a replica for a group from a snapshot and that memory; [`nearer`] those that another one fetches from.
 
 pub mod adapters;
 pub mod challenge;
 pub mod demand;
 mod gauges;
+pub mod nearer;
 pub mod orders;
 pub mod pick;
 pub mod prefix;

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use shoal_common::ids::{Generation, Incarnation, Name};
 use shoal_common::quic::CloseCode;
-use shoal_common::wire::hello::{Capacity, StageReport, Status, WorkerState};
+use shoal_common::wire::hello::{Capacity, Locality, StageReport, Status, WorkerState};
 
 use super::adapters::Adapters;
 use super::orders::Orders;
@@ -149,6 +149,8 @@ pub struct Replica {
     pub outstanding: Arc<Outstanding>,
     /// Version of its binary, for people.
     pub build: String,
+    /// Where it is, if it has a zone.
+    pub locality: Option<Locality>,
     /// The stages that its model is split into, as it last told; none where it hosts all of it.
     pub stages: Arc<[StageReport]>,
     /// Whether its engine moves: groups on it hear when it does not.

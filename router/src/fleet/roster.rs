@@ -84,6 +84,7 @@ impl Roster {
             orders,
             outstanding: Arc::default(),
             build: hello.build,
+            locality: hello.locality,
             stages: Arc::default(),
             vital: Arc::new(Vital::new(now)),
             pulse: Pulse::new(self.patience, now),

@@ -27,6 +27,8 @@ pub(crate) fn describe() {
     counter!("shoal_prompt_log_failed_total", "Lines that the prompt log could not write");
     counter!("shoal_adapter_uploads_total", "Uploads of adapters, by outcome");
     counter!("shoal_adapter_blob_bytes_total", "Bytes of adapters sent to workers");
+    counter!("shoal_adapter_hints_total", "Workers that asked who is nearer, by whether the router or peers are");
+    counter!("shoal_adapter_hints_in_vain_total", "Adapters fetched here though nearer peers were named");
     counter!("shoal_adapter_blobs_not_found_total", "Adapters that workers asked for and that are not here");
     gauge!("shoal_adapters", "Adapters registered, by state");
     gauge!("shoal_replicas", "Workers connected");
@@ -49,6 +51,9 @@ pub(crate) fn describe() {
     counter!("shoal_worker_preemptions_total", "Sequences that gave their KV to others and were computed again");
     counter!("shoal_worker_adapter_acquires_total", "Groups that asked for an adapter, by where it was");
     counter!("shoal_worker_adapter_loads_total", "Adapters fetched or read into memory, by outcome");
+    counter!("shoal_worker_adapter_fetches_total", "Adapters fetched, by from whom");
+    counter!("shoal_worker_adapter_fetch_failures_total", "Adapters not fetched, by from whom and why");
+    counter!("shoal_worker_adapters_lent_total", "Adapters that other workers asked for, by outcome");
     histogram!("shoal_worker_adapter_load_seconds", "Adapters fetched or read into memory, in seconds");
     counter!("shoal_worker_adapter_evictions_total", "Adapters that made room for others, by tier");
     counter!("shoal_worker_groups_failed_total", "Groups given up, by reason");

@@ -57,6 +57,7 @@ fn hello(worker: &str, incarnation: u64) -> Hello {
         build: "played".to_owned(),
         capacity,
         model: card(),
+        locality: None,
     }
 }
 
@@ -198,7 +199,7 @@ async fn a_worker_is_shown_with_what_it_hosts_and_how_it_does() {
         (&models[0]["name"], &models[0]["workers"], &models[0]["ready"]),
         (&json!("tiny"), &json!(1), &json!(1))
     );
-    assert_eq!((&document["name"], &document["router"]["protocol"]), (&json!("test"), &json!("shoal/3")));
+    assert_eq!((&document["name"], &document["router"]["protocol"]), (&json!("test"), &json!("shoal/4")));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use shoal_common::config::{
-    ApiConfig, Exposure, Limits, ModelConfig, ModelSource, PromptLogPolicy, RouterConfig, WorkerConfig,
+    ApiConfig, Exposure, Limits, ModelConfig, ModelSource, Peering, PromptLogPolicy, RouterConfig, WorkerConfig,
 };
 use shoal_common::ids::Name;
 use shoal_common::pki::{Identity, Role};
@@ -181,6 +181,7 @@ async fn router(host: Host, world: &World) -> turmoil::Result {
             prompt_log: PromptLogPolicy::Off,
             adapters: None,
             adapter_paths: Vec::new(),
+            zone: None,
         },
         models: BTreeSet::new(),
         adapters: Vec::new(),
@@ -222,6 +223,7 @@ async fn worker(host: Host, world: &World) -> turmoil::Result {
         stage_listen: None,
         memory: None,
         speed: 1,
+        peering: Peering::default(),
     };
     let model = ModelConfig { name, source: ModelSource::Scripted(shape.script) };
     let model = shoal_worker::model::load(&model, None, Layers::All)?;

@@ -1,43 +1,50 @@
-//! From a router to this machine's disk: one QUIC stream for each fetch, on a connection that a session keeps. Called by the
-//! store's flights. The bytes go to the file in chunks as they arrive, hashed on the way; an adapter is never whole in memory
-//! here, and a length is judged before a byte is written.
+//! From whoever has an adapter to this machine's disk: what a [`Source`] is, how slow it may be, and what can go wrong. Called by
+//! the store's flights. The bytes go to the file in chunks as they arrive, hashed on the way; an adapter is never whole in
+//! memory here, and a length is judged before a byte is written.
 
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use quinn::{Connection, ConnectionError};
+use quinn::ConnectionError;
 use shoal_common::ambient;
-use shoal_common::ids::Generation;
-use shoal_common::quic::MAX_FETCHES;
-use shoal_common::wire::blob::{BLOB_PRIORITY, BlobHeader, BlobRequest};
-use shoal_common::wire::codec::{self, CodecError, FrameReader};
-use shoal_common::wire::message::WorkerOpen;
+use shoal_common::ids::{Generation, Name};
+use shoal_common::quic::QuicError;
+use shoal_common::wire::codec::CodecError;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinError;
 
 use super::disk::{Part, WriteError};
 use super::error::Unavailable;
 
 /// For the next byte: blobs give way to tokens, but no link is so busy with them for so long.
-const SILENCE: Duration = Duration::from_secs(10);
+pub(super) const SILENCE: Duration = Duration::from_secs(10);
 /// Bytes taken off the stream before they are written: a few hundred microseconds of hashing and copying.
 const CHUNK: usize = 512 << 10;
 
 /// Why a fetch failed.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// The router does not have it.
-    #[error("the router does not have it")]
+    /// Whoever was asked does not have it.
+    #[error("it is not there")]
     NotFound,
+    /// Another worker sends as much as it does at once.
+    #[error("the worker is busy sending others")]
+    Busy,
+    /// The address of another worker cannot be resolved.
+    #[error("the address cannot be resolved")]
+    Unresolved(#[source] io::Error),
+    /// Another worker cannot be reached, or does not prove to be the one of that name.
+    #[error("the worker cannot be dialled")]
+    Undialled(#[source] QuicError),
     /// The connection is lost.
     #[error("the connection is lost")]
     Lost(#[from] ConnectionError),
-    /// The stream broke, or the router broke the protocol on it.
+    /// The stream broke, or the other end broke the protocol on it.
     #[error("the stream broke")]
     Stream(#[from] CodecError),
     /// The stream broke within the content.
@@ -46,6 +53,9 @@ pub enum FetchError {
     /// Nothing came for a long time.
     #[error("nothing came for {} s", SILENCE.as_secs())]
     Silent,
+    /// It came more slowly than from the router, or not at all.
+    #[error("it came too slowly")]
+    Slow,
     /// The content has another length than was announced, or another hash.
     #[error("the content is not what was asked for")]
     Corrupt,
@@ -77,9 +87,10 @@ impl From<&FetchError> for Unavailable {
     fn from(error: &FetchError) -> Self {
         match error {
             FetchError::NotFound => Self::NotFound,
-            FetchError::Lost(_) | FetchError::Stream(_) | FetchError::Content(_) | FetchError::Silent => {
+            FetchError::Busy | FetchError::Unresolved(_) | FetchError::Undialled(_) | FetchError::Lost(_) => {
                 Self::Unreachable
             }
+            FetchError::Stream(_) | FetchError::Content(_) | FetchError::Silent | FetchError::Slow => Self::Unreachable,
             FetchError::Corrupt => Self::Corrupt,
             FetchError::Room(why) => *why,
             FetchError::DiskFull(_) => Self::DiskFull,
@@ -95,8 +106,34 @@ pub struct Blob {
     pub len: u64,
     /// The content, up to the end of the stream.
     pub content: Box<dyn AsyncRead + Send + Unpin>,
+    /// How slowly it may come.
+    pub pace: Pace,
     /// Held until the content is read.
     pub permit: Option<OwnedSemaphorePermit>,
+}
+
+/// How slowly a content may come.
+#[derive(Clone, Copy, Debug)]
+pub enum Pace {
+    /// However slowly, as long as it comes: there is nobody better to ask.
+    Patient,
+    /// Somebody else has it, too.
+    Brisk {
+        /// For each [`CHUNK`].
+        chunk: Duration,
+        /// For all of it.
+        until: Instant,
+    },
+}
+
+impl Pace {
+    /// When the next byte of a chunk that was begun at `began` must be there, and what it is called if it is not.
+    fn limit(self, began: Instant, now: Instant) -> (Instant, FetchError) {
+        match self {
+            Self::Patient => (now + SILENCE, FetchError::Silent),
+            Self::Brisk { chunk, until } => ((began + chunk).min(until), FetchError::Slow),
+        }
+    }
 }
 
 impl fmt::Debug for Blob {
@@ -108,53 +145,47 @@ impl fmt::Debug for Blob {
 /// A blob that is being asked for.
 pub type Opening<'a> = Pin<Box<dyn Future<Output = Result<Blob, FetchError>> + Send + 'a>>;
 
-/// Where adapters come from. A router, or what a test plays.
+/// Sources that are being asked for.
+pub type Asking<'a> = Pin<Box<dyn Future<Output = Vec<Arc<dyn Source>>> + Send + 'a>>;
+
+/// Who sends an adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A router.
+    Router,
+    /// The head of a split model, to a stage of it.
+    Head,
+    /// Another worker of the zone.
+    Peer(Name),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Router => f.write_str("the router"),
+            Self::Head => f.write_str("the head"),
+            Self::Peer(name) => write!(f, "worker {name}"),
+        }
+    }
+}
+
+/// Where adapters come from. A router, another worker, or what a test plays.
 pub trait Source: fmt::Debug + Send + Sync {
     /// Asks for the bundle of `generation`.
     fn open(&self, generation: Generation) -> Opening<'_>;
-}
 
-/// The router at the other end of a connection. At most [`MAX_FETCHES`] fetches run at once, more wait in line.
-#[derive(Debug)]
-pub struct RouterSource {
-    connection: Connection,
-    fetches: Arc<Semaphore>,
-}
-
-impl RouterSource {
-    /// The router behind `connection`.
-    pub fn new(connection: Connection) -> Self {
-        Self { connection, fetches: Arc::new(Semaphore::new(MAX_FETCHES as usize)) }
+    /// Who it is.
+    fn origin(&self) -> Origin {
+        Origin::Router
     }
 
-    async fn ask(&self, generation: Generation) -> Result<(FrameReader<quinn::RecvStream>, BlobHeader), FetchError> {
-        let (mut send, recv) = self.connection.open_bi().await?;
-        // A closed stream is noticed by the write.
-        let _ = send.set_priority(BLOB_PRIORITY);
-        codec::write_frame(&mut send, &WorkerOpen::Blob(BlobRequest { digest: generation.0 })).await?;
-        let _ = send.finish();
-        let mut frames = FrameReader::new(recv);
-        let header = frames.next().await?;
-        Ok((frames, header))
+    /// Who has `generation` and is nearer than this, the best first. Never takes long, and nobody is as good an answer as any.
+    fn nearer(&self, _generation: Generation) -> Asking<'_> {
+        Box::pin(std::future::ready(Vec::new()))
     }
-}
 
-impl Source for RouterSource {
-    fn open(&self, generation: Generation) -> Opening<'_> {
-        Box::pin(async move {
-            let permit = self.fetches.clone().acquire_owned().await.expect("the semaphore is never closed");
-            match tokio::time::timeout(SILENCE, self.ask(generation)).await {
-                Err(_elapsed) => Err(FetchError::Silent),
-                Ok(Err(error)) => Err(error),
-                Ok(Ok((_, BlobHeader::NotFound))) => Err(FetchError::NotFound),
-                Ok(Ok((frames, BlobHeader::Found { len }))) => {
-                    let (stream, head) = frames.into_parts();
-                    let content = Box::new(io::Cursor::new(head).chain(stream));
-                    Ok(Blob { len, content, permit: Some(permit) })
-                }
-            }
-        })
-    }
+    /// What came of asking it was a failure.
+    fn failed(&self, _error: &FetchError) {}
 }
 
 /// Writes all of `blob` into `part`, which is then ready to be finished.
@@ -162,7 +193,7 @@ pub(super) async fn pour(mut blob: Blob, mut part: Part) -> Result<Part, FetchEr
     let mut left = blob.len;
     let mut chunk = Vec::with_capacity(CHUNK);
     loop {
-        fill(&mut blob.content, &mut chunk).await?;
+        fill(&mut blob.content, &mut chunk, blob.pace).await?;
         if chunk.is_empty() {
             return if left == 0 { Ok(part) } else { Err(FetchError::Corrupt) };
         }
@@ -177,10 +208,12 @@ pub(super) async fn pour(mut blob: Blob, mut part: Part) -> Result<Part, FetchEr
 }
 
 /// Reads until `chunk` has [`CHUNK`] bytes or the content ends.
-async fn fill(content: &mut (dyn AsyncRead + Send + Unpin), chunk: &mut Vec<u8>) -> Result<(), FetchError> {
+async fn fill(content: &mut (dyn AsyncRead + Send + Unpin), chunk: &mut Vec<u8>, pace: Pace) -> Result<(), FetchError> {
+    let began = ambient::now();
     while chunk.len() < CHUNK {
         let mut rest = (&mut *content).take((CHUNK - chunk.len()) as u64);
-        let read = tokio::time::timeout(SILENCE, rest.read_buf(chunk)).await.map_err(|_elapsed| FetchError::Silent)?;
+        let (by, late) = pace.limit(began, ambient::now());
+        let read = tokio::time::timeout_at(by.into(), rest.read_buf(chunk)).await.map_err(|_elapsed| late)?;
         if read.map_err(FetchError::Content)? == 0 {
             break;
         }

@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::control::{self, Control, DrainOrder};
 use super::stream::{self, StreamEnd};
 use super::{Offer, SessionArgs, SessionEnd};
-use crate::adapters::{RouterSource, Via};
+use crate::adapters::{Upstream, Via};
 use crate::emit::{OPENINGS, Opening, Writer};
 use crate::engine::EngineHandle;
 use crate::engine::sink::{ConnectionKey, Outlet, StreamKey, report_bound};
@@ -69,7 +69,7 @@ fn open(connection: &Connection, args: SessionArgs) -> (Arc<Shared>, AbortOnDrop
     let writer = AbortOnDropHandle::new(tokio::spawn(Writer::new(opened, reported)));
     let shared = Shared {
         engine: args.engine,
-        adapters: args.adapters.via(Arc::new(RouterSource::new(connection.clone()))),
+        adapters: args.adapters.via(Arc::new(Upstream::router(connection.clone(), args.peers))),
         offer: args.offer,
         stages: args.stages,
         outlet: Outlet::new(key, reports),

@@ -26,6 +26,7 @@ use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::adapters::AdapterStore;
+use crate::adapters::peers::Peers;
 use crate::engine::EngineHandle;
 use crate::stage::Board;
 use backoff::Backoff;
@@ -52,6 +53,8 @@ pub struct SessionArgs {
     pub engine: EngineHandle,
     /// Has their adapters.
     pub adapters: AdapterStore,
+    /// Whom they may come from beside the router.
+    pub peers: Option<Arc<Peers>>,
     /// What is served.
     pub offer: Arc<Offer>,
     /// What there is to tell of the model's stages; absent where it is hosted whole.

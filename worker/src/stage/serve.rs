@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use super::compute::{Busy, Compute};
 use super::talk::Talk;
-use crate::adapters::{AdapterStore, RouterSource, Via};
+use crate::adapters::{AdapterStore, Upstream, Via};
 use crate::backend::Backend;
 
 /// For a head to say who it is.
@@ -162,7 +162,7 @@ async fn serve(shared: &Arc<Shared>, connection: &Connection) -> Result<std::con
     shared.compute.reserve(blocks as usize).await.map_err(HeadEnd::NoRoom)?;
     codec::write_frame(&mut send, &StageFrame::Ready { incarnation: shared.offer.incarnation }).await?;
     tracing::info!(%head, epoch, "serving a head");
-    let via = shared.adapters.get().map(|store| store.via(Arc::new(RouterSource::new(connection.clone()))));
+    let via = shared.adapters.get().map(|store| store.via(Arc::new(Upstream::head(connection.clone()))));
     via.iter().for_each(Via::offer);
     let talk = Talk::new(&shared.compute, shared.offer.width, via);
     tokio::select! {

@@ -3,6 +3,7 @@
 //! the composition root through [`run`].
 
 mod capacity;
+mod neighbourhood;
 mod part;
 mod restarts;
 #[cfg(test)]
@@ -22,14 +23,17 @@ use shoal_common::quic::{self, QuicError};
 use shoal_common::shutdown::{self, Shutdown};
 use shoal_common::telemetry::Chain;
 use shoal_common::watch;
-use shoal_common::wire::hello::{Capacity, Hello, ModelCard, Status, WorkerState};
+use shoal_common::wire::hello::{Capacity, Hello, Locality, ModelCard, Status, WorkerState};
 use tokio::task::{JoinError, JoinHandle};
 
+use crate::adapters::peers::Dialling;
 use crate::engine::{self, Drive, EngineHandle, EngineRun, Served, StartError};
 use crate::model::{LoadedModel, NoRoom};
 use crate::scheduler::Bounds;
 use crate::session::{Offer, SessionActor, SessionArgs};
 use crate::stage::{Dial, HeadOffer, Member};
+use neighbourhood::Lending;
+pub use neighbourhood::Neighbourhood;
 use part::Stages;
 pub use part::{Hosting, Part};
 use restarts::{Restarts, Verdict};
@@ -85,14 +89,16 @@ pub async fn run(
     hosting: Hosting,
     shutdown: Shutdown,
 ) -> Result<(), WorkerError> {
-    let Hosting { model, part } = hosting;
+    let Hosting { model, part, neighbourhood } = hosting;
     let split = match part {
         Part::Stage(listen) => return part::run_stage(config, timers, model, listen, shutdown).await,
         Part::Whole => None,
         Part::Head(members) => Some((members, identity.clone())),
     };
     let footing = Footing { endpoint: quic::worker_endpoint(&identity, &timers)?, drive: Drive::Thread };
-    serve_routers(footing, (config, timers), (model, split), shutdown).await
+    let dialling = Dialling { endpoint: footing.endpoint.clone(), identity, timers };
+    let beside = Beside { split, lending: neighbourhood.with(dialling) };
+    serve_routers(footing, (config, timers), (model, beside), shutdown).await
 }
 
 /// What a worker stands on.
@@ -112,16 +118,22 @@ pub async fn run_on(
     model: LoadedModel,
     shutdown: Shutdown,
 ) -> Result<(), WorkerError> {
-    serve_routers(footing, (config, timers), (model, None), shutdown).await
+    serve_routers(footing, (config, timers), (model, Beside::default()), shutdown).await
 }
 
-/// The other stages of a split model, and who the head is to them.
-type Split = Option<(Vec<Member>, Identity)>;
+/// Other workers that this one has to do with.
+#[derive(Default)]
+struct Beside {
+    /// The other stages of a split model, and who the head is to them.
+    split: Option<(Vec<Member>, Identity)>,
+    /// Those that adapters come from and go to.
+    lending: Lending,
+}
 
 async fn serve_routers(
     footing: Footing,
     (config, timers): (WorkerConfig, Timers),
-    (model, split): (LoadedModel, Split),
+    (model, Beside { split, lending }): (LoadedModel, Beside),
     shutdown: Shutdown,
 ) -> Result<(), WorkerError> {
     let Footing { endpoint, drive } = footing;
@@ -140,8 +152,10 @@ async fn serve_routers(
     stages.share(&adapters);
     let (engine, run) = engine::spawn(drive, Served::from(&card), bounds, backend)?;
     let capacity = capacity::announced(&bounds, &capacity::adapters(&config));
-    let offer = Arc::new(Offer { hello: hello((config.name.clone(), incarnation), capacity, card), bundle });
+    let locality = lending.locality(&config);
+    let offer = Arc::new(Offer { hello: hello((config.name.clone(), incarnation), capacity, card, locality), bundle });
     let (closer, closing) = shutdown::channel();
+    let peers = lending.begin(timers, &adapters, &closing);
     let board = stages.board();
     let session = |router: &String| SessionArgs {
         router: router.clone(),
@@ -149,6 +163,7 @@ async fn serve_routers(
         timers,
         engine: engine.clone(),
         adapters: adapters.clone(),
+        peers: peers.clone(),
         offer: offer.clone(),
         stages: board.clone(),
         closing: closing.clone(),
@@ -178,8 +193,13 @@ async fn join(run: EngineRun, mut status: watch::Receiver<Status>, within: Durat
     run.join().await.map_err(|_panic| WorkerError::EngineGone)
 }
 
-fn hello((worker, incarnation): (Name, Incarnation), capacity: Capacity, model: ModelCard) -> Hello {
-    Hello { worker, incarnation, build: env!("CARGO_PKG_VERSION").to_owned(), capacity, model }
+fn hello(
+    (worker, incarnation): (Name, Incarnation),
+    capacity: Capacity,
+    model: ModelCard,
+    locality: Option<Locality>,
+) -> Hello {
+    Hello { worker, incarnation, build: env!("CARGO_PKG_VERSION").to_owned(), capacity, model, locality }
 }
 
 fn head_offer(config: &WorkerConfig, incarnation: Incarnation, model: &LoadedModel, bounds: &Bounds) -> HeadOffer {

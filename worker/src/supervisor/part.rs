@@ -13,7 +13,7 @@ use shoal_common::wire::hello::ModelCard;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
-use super::{FAREWELL, WorkerError, capacity};
+use super::{FAREWELL, Neighbourhood, WorkerError, capacity};
 use crate::adapters::AdapterStore;
 use crate::engine::StartError;
 use crate::model::LoadedModel;
@@ -40,6 +40,8 @@ pub struct Hosting {
     pub model: LoadedModel,
     /// Which part that is.
     pub part: Part,
+    /// The workers that its adapters may come from and go to; of no use to a stage, which has its head.
+    pub neighbourhood: Neighbourhood,
 }
 
 /// A head's stages. Nothing, for a worker that hosts a whole model.

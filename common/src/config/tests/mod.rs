@@ -1,5 +1,6 @@
 //! The promises of the configuration: what runs, who wins, and what the report of the faults says, word by word.
 
+mod peering;
 mod replicas;
 
 use std::path::{Path, PathBuf};
@@ -385,7 +386,7 @@ proptest::proptest! {
     #[test]
     fn no_value_is_too_strange_to_report(
         section in "cluster|router|worker|replica|replica.stages|model|adapter|limits|api|cluster.timers",
-        key in "name|listen|slots|routers|path|engine|body|usage_chunk|timers|pki|pin|adapter_paths|stages|layers|stage_listen",
+        key in "name|zone|peer_listen|peer_address|listen|slots|routers|path|engine|body|usage_chunk|timers|pki|pin|adapter_paths|stages|layers|stage_listen",
         value in "-?[0-9]{1,25}|\"[a-z/:0-9.]{0,9}\"|[0-9]{1,400}\\.[0-9]|true|nan|\\[\\]|\\[\\[1\\],\\{\\}\\]|\\{a=1\\}|1979-05-27",
         twice: bool,
     ) {

@@ -14,6 +14,16 @@ use super::super::intake::Payload;
 use super::*;
 use crate::testing::{Fleet, adapter_settings, golden, order};
 
+/// Somebody is always nearer.
+#[derive(Debug)]
+struct Always;
+
+impl Neighbours for Always {
+    fn nearer(&self, _generation: Generation) -> Vec<Name> {
+        vec![Name::new("near").unwrap()]
+    }
+}
+
 struct Scene {
     worker: quinn::Connection,
     registry: Registry,
@@ -43,8 +53,15 @@ impl Scene {
         let mut acceptor = Acceptor::new(router.clone(), timers);
         let address = router.local_addr().unwrap();
         let (dialled, accepted) = tokio::join!(quic::dial(&endpoint, address, &timers), acceptor.next());
-        tokio::spawn(streams(accepted.unwrap(), registry.clone()));
+        let stock = Stock { registry: registry.clone(), neighbours: Arc::new(Always) };
+        tokio::spawn(streams(accepted.unwrap(), stock));
         Self { worker: dialled.unwrap(), registry, digest, data, _endpoints: (router, endpoint) }
+    }
+
+    async fn ask_nearer(&self, digest: Digest) -> Nearer {
+        let (mut writer, reader) = self.worker.open_bi().await.unwrap();
+        codec::write_frame(&mut writer, &WorkerOpen::Nearer(BlobRequest { digest })).await.unwrap();
+        FrameReader::new(reader).next().await.unwrap()
     }
 
     async fn ask(&self, digest: Digest) -> (BlobHeader, Vec<u8>) {
@@ -67,6 +84,17 @@ async fn a_worker_gets_the_bytes_that_the_generation_names() {
         assert_eq!(header, BlobHeader::Found { len: bytes.len() as u64 });
         assert_eq!(Digest::of(&bytes), scene.digest);
     }
+}
+
+#[tokio::test]
+async fn a_worker_is_told_who_is_nearer_of_what_is_here_and_gets_it_here_all_the_same() {
+    let scene = Scene::new().await;
+    let hint = scene.ask_nearer(scene.digest).await;
+    assert_eq!(hint.peers, [Name::new("near").unwrap()]);
+    let (_, bytes) = scene.ask(scene.digest).await;
+    assert_eq!((bytes.len() as u64, Digest::of(&bytes)), (hint.len, scene.digest));
+    let unknown = scene.ask_nearer(Digest::of(b"nobody's")).await;
+    assert_eq!(unknown, Nearer { len: 0, peers: Vec::new() }, "what was removed does not spread");
 }
 
 #[tokio::test]

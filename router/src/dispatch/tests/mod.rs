@@ -81,6 +81,7 @@ impl Stage {
             build: String::new(),
             capacity: Capacity { slots: 8, kv_tokens: 1024, groups: 1, adapter_slots: 4, adapter_bytes: 1 << 20 },
             model: model().card.clone(),
+            locality: None,
         };
         let (line, asked) = (Arc::new(accepted.unwrap()), Instant::now());
         self.roster.join(Offer { hello, model: model(), line, asked }, asked).unwrap();

@@ -55,6 +55,7 @@ pub(super) fn hello(worker: usize, scenario: &Scenario, life: u64) -> Hello {
             adapter_bytes: u64::from(scenario.slots) * ADAPTER_BYTES,
         },
         model: model().card.clone(),
+        locality: None,
     }
 }
 

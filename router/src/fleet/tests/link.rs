@@ -32,6 +32,7 @@ async fn adapters_are_told_and_ordered_over_the_control_stream() {
         published,
         operations,
         adapters: crate::testing::no_adapters(),
+        zone: None,
     };
     let (root, ended) = Actor::spawn(None, RouterActor, arguments).await.unwrap();
 

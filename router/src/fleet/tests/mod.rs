@@ -4,6 +4,7 @@ mod adapters;
 mod challenge;
 mod fleet;
 mod link;
+mod nearer;
 mod prefix;
 
 use std::sync::Arc;
@@ -49,6 +50,7 @@ pub(crate) fn offer(worker: &str, incarnation: u64, model: &Arc<ServedModel>) ->
         build: "test".to_owned(),
         capacity: CAPACITY,
         model: model.card.clone(),
+        locality: None,
     };
     let offer = Offer { hello, model: Arc::clone(model), line: Arc::<FakeLine>::clone(&line), asked: Instant::now() };
     (offer, line)

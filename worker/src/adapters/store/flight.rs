@@ -53,8 +53,15 @@ struct Flight {
     via: SourceId,
     /// Time of fetching and loading, without that of waiting for room.
     took: Duration,
-    /// Length of the content in the last answer of a router.
+    /// Length of the content in the last answer.
     announced: u64,
+}
+
+/// What came of asking those who are nearer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nearer {
+    Fetched,
+    Nobody,
 }
 
 /// Why an adapter was not loaded from its file.
@@ -108,12 +115,15 @@ impl Flight {
         }
     }
 
-    /// From the first router that has it.
+    /// From somebody nearer, or else from the first router that has it.
     async fn fetch(&mut self) -> Result<(), Unavailable> {
         let mut last = Unavailable::Unreachable;
-        for source in self.inner.with(|desk| desk.sources(self.via)) {
+        let sources = self.inner.with(|desk| desk.sources(self.via));
+        if self.fetch_nearer(sources.first()).await == Nearer::Fetched {
+            return Ok(());
+        }
+        for source in sources {
             let Err(error) = self.fetch_making_room(&*source).await else { return Ok(()) };
-            tracing::warn!(adapter = %self.generation.0.short(), error = %Chain(&error), "an adapter was not fetched");
             last = Unavailable::from(&error);
             match last {
                 Unavailable::NotFound | Unavailable::Unreachable | Unavailable::Corrupt => {}
@@ -121,6 +131,18 @@ impl Flight {
             }
         }
         Err(last)
+    }
+
+    /// From one of those whom the first router names, if that goes well. Whatever goes wrong with them, the routers are asked.
+    async fn fetch_nearer(&mut self, router: Option<&Arc<dyn Source>>) -> Nearer {
+        let Some(router) = router else { return Nearer::Nobody };
+        for peer in router.nearer(self.generation).await {
+            match self.fetch_making_room(&*peer).await {
+                Ok(()) => return Nearer::Fetched,
+                Err(error) => peer.failed(&error),
+            }
+        }
+        Nearer::Nobody
     }
 
     /// A disk may be full before the limit is reached, of other things. Then adapters that are not needed now make way, and
@@ -138,6 +160,17 @@ impl Flight {
     }
 
     async fn fetch_from(&mut self, source: &dyn Source) -> Result<(), FetchError> {
+        let (adapter, from) = (self.generation.0.short(), source.origin());
+        let fetched = self.fetch_over(source).await;
+        match &fetched {
+            Ok(()) => tracing::info!(%adapter, %from, bytes = self.announced, "adapter fetched"),
+            Err(error) => tracing::warn!(%adapter, %from, error = %Chain(error), "an adapter was not fetched"),
+        }
+        metrics::adapter_fetched(&from, &fetched);
+        fetched
+    }
+
+    async fn fetch_over(&mut self, source: &dyn Source) -> Result<(), FetchError> {
         let blob = source.open(self.generation).await?;
         self.announced = blob.len;
         let leaving = self.expect(blob.len).map_err(FetchError::Room)?;

@@ -5,14 +5,14 @@ use std::time::Duration;
 use quinn::SendStream;
 use safetensors::Dtype;
 use shoal_common::adapter::{Geometry, Linear};
-use shoal_common::ids::{BranchIndex, Digest, Generation, Incarnation};
+use shoal_common::ids::{BranchIndex, Digest, Generation, Incarnation, Name};
 use shoal_common::quic::{CloseCode, MAX_FETCHES};
-use shoal_common::wire::blob::BlobHeader;
+use shoal_common::wire::blob::{BlobHeader, Nearer};
 use shoal_common::wire::codec::{read_frame, write_frame};
-use shoal_common::wire::hello::{AdapterOrder, AdapterTier, RouterControl};
+use shoal_common::wire::hello::{AdapterOrder, AdapterTier, Lending, RouterControl};
 use shoal_common::wire::message::{GroupFailure, GroupFrame, GroupOrder, Submit, WorkerOpen};
 
-use super::stage::{GROUPS, Link, hear, meet, stage, stage_with_two_routers};
+use super::stage::{GROUPS, Link, hear, meet, stage, stage_with_two_routers, stages_of_one_zone};
 use crate::adapters::recipe::Recipe;
 use crate::engine::tests::bench::{Heard, alone, card, submission};
 
@@ -60,10 +60,20 @@ impl Fetch {
 }
 
 impl Link {
+    /// The worker's next question who is nearer, answered.
+    async fn name_nearer(&self, len: usize, peers: &[&str]) -> Generation {
+        let (mut send, mut recv) = self.connection.accept_bi().await.unwrap();
+        let WorkerOpen::Nearer(request) = read_frame(&mut recv).await.unwrap() else { panic!("it did not ask") };
+        let peers = peers.iter().map(|name| Name::new(*name).unwrap()).collect();
+        write_frame(&mut send, &Nearer { len: len as u64, peers }).await.unwrap();
+        send.finish().unwrap();
+        Generation(request.digest)
+    }
+
     /// The next fetch of the worker.
     async fn fetch(&self) -> Fetch {
         let (send, mut recv) = self.connection.accept_bi().await.unwrap();
-        let WorkerOpen::Blob(request) = read_frame(&mut recv).await.unwrap();
+        let WorkerOpen::Blob(request) = read_frame(&mut recv).await.unwrap() else { panic!("it has no zone") };
         Fetch { at: Generation(request.digest), send }
     }
 
@@ -85,6 +95,39 @@ impl Link {
 
 fn assert_failed(heard: &Heard, failure: GroupFailure) {
     assert_eq!(heard.frames, [GroupFrame::Failed(failure)]);
+}
+
+#[tokio::test]
+async fn an_adapter_comes_from_the_neighbour_that_the_router_names_and_from_the_router_where_it_names_nobody() {
+    let [mut lender, mut asker] = stages_of_one_zone();
+    let (mut lends, asks) = (lender.meet().await, asker.meet().await);
+    let locality =
+        |link: &Link| link.hello.locality.clone().map(|locality| (locality.zone.to_string(), locality.lending));
+    assert_eq!(locality(&lends), Some(("rack".to_owned(), Lending::Workers)));
+    assert_eq!(locality(&asks), Some(("rack".to_owned(), Lending::Nobody)));
+    let at = generation(&bundle("a"));
+    let (_send, mut recv) = lends.submit(submission_with(&lends, at)).await;
+    // It knows nobody to fetch from, and so does not ask who is nearer.
+    lends.fetch().await.answer(&bundle("a")).await;
+    hear(&mut recv).await;
+    lends.told_in(at, AdapterTier::Memory).await;
+
+    let (_send, mut recv) = asks.submit(submission_with(&asks, at)).await;
+    assert_eq!(asks.name_nearer(bundle("a").len(), &["lender"]).await, at);
+    assert_eq!(hear(&mut recv).await.tokens(0), expected(at).tokens(0));
+
+    let at = generation(&bundle("b"));
+    let (_send, mut recv) = asks.submit(submission_with(&asks, at)).await;
+    assert_eq!(asks.name_nearer(bundle("b").len(), &[]).await, at);
+    asks.fetch().await.answer(&bundle("b")).await;
+    assert_eq!(hear(&mut recv).await.tokens(0), expected(at).tokens(0));
+
+    // The lender does not have it: whoever named it was mistaken.
+    let at = generation(&bundle("c"));
+    let (_send, mut recv) = asks.submit(submission_with(&asks, at)).await;
+    asks.name_nearer(bundle("c").len(), &["lender", "stranger"]).await;
+    asks.fetch().await.answer(&bundle("c")).await;
+    assert_eq!(hear(&mut recv).await.tokens(0), expected(at).tokens(0));
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use ractor::Actor;
-use shoal_common::config::{Timers, WorkerConfig};
-use shoal_common::ids::{Digest, Generation, Incarnation, Name};
+use shoal_common::config::{Peering, Timers, WorkerConfig};
+use shoal_common::ids::{Digest, Generation, Incarnation, Name, Zone};
 use shoal_common::pki::{Authority, Identity, Role};
 use shoal_common::quic::{self, Acceptor};
 use shoal_common::shutdown::Trigger;
@@ -25,7 +25,7 @@ use crate::engine::tests::bench::{self, Heard, ROOMY, submission};
 use crate::engine::{Drive, EngineHandle, EngineRun, Served};
 use crate::model::LoadedModel;
 use crate::session::{Offer, SessionActor, SessionArgs};
-use crate::{Hosting, Part, WorkerError};
+use crate::{Hosting, Neighbourhood, Part, WorkerError};
 
 /// Groups that the worker takes.
 pub(super) const GROUPS: u32 = 3;
@@ -95,13 +95,39 @@ pub(super) fn stage_with_two_routers() -> Stage {
     Stage::start(2, None)
 }
 
+/// Two workers of one zone: the second may fetch from the first, which is called so.
+pub(super) fn stages_of_one_zone() -> [Stage; 2] {
+    let network = Network::new();
+    let lender = Name::new("lender").unwrap();
+    let identity = network.authority.issue(Role::Worker, &lender).unwrap();
+    let listen = quic::peer_endpoint((Ipv4Addr::LOCALHOST, 0).into(), &identity, &network.timers).unwrap();
+    let addresses = [(lender, listen.local_addr().unwrap().to_string())].into();
+    let lends = Neighbourhood { listen: Some(listen), addresses: BTreeMap::new() };
+    let asks = Neighbourhood { listen: None, addresses };
+    [
+        Stage::among(&network, identity, (1, None), lends),
+        Stage::among(&network, network.worker.clone(), (1, None), asks),
+    ]
+}
+
 impl Stage {
     fn start(routers: usize, kv_tokens: Option<u64>) -> Self {
         let network = Network::new();
+        Self::among(&network, network.worker.clone(), (routers, kv_tokens), Neighbourhood::default())
+    }
+
+    fn among(
+        network: &Network,
+        identity: Identity,
+        (routers, kv_tokens): (usize, Option<u64>),
+        neighbourhood: Neighbourhood,
+    ) -> Self {
+        let is_alone = neighbourhood.listen.is_none() && neighbourhood.addresses.is_empty();
+        let zone = (!is_alone).then(|| Zone::new("rack").unwrap());
         let (mut acceptors, addresses): (Vec<_>, Vec<_>) = (0..routers).map(|_| network.router()).unzip();
         let data = tempfile::tempdir().unwrap();
         let config = WorkerConfig {
-            name: Name::new("worker").unwrap(),
+            name: identity.name().clone(),
             model: Name::new("hash").unwrap(),
             routers: addresses,
             slots: 16,
@@ -116,10 +142,11 @@ impl Stage {
             stage_listen: None,
             memory: None,
             speed: 1,
+            peering: Peering { zone, listen: None },
         };
         let (shutdown, fired) = shoal_common::shutdown::channel();
-        let hosting = Hosting { model: model(), part: Part::Whole };
-        let worker = tokio::spawn(crate::run(config, network.timers, network.worker, hosting, fired));
+        let hosting = Hosting { model: model(), part: Part::Whole, neighbourhood };
+        let worker = tokio::spawn(crate::run(config, network.timers, identity, hosting, fired));
         let other = (routers > 1).then(|| acceptors.pop().unwrap());
         Self { acceptor: acceptors.pop().unwrap(), other, worker, shutdown, _data: data }
     }
@@ -164,6 +191,7 @@ pub(super) async fn session_alone() -> Alone {
         build: "test".into(),
         capacity: Capacity { slots: 16, kv_tokens: 8192, groups: 64, adapter_slots: 4, adapter_bytes: 1 << 20 },
         model: card,
+        locality: None,
     };
     let (closer, closing) = shoal_common::shutdown::channel();
     let args = SessionArgs {
@@ -172,6 +200,7 @@ pub(super) async fn session_alone() -> Alone {
         timers: network.timers,
         engine: engine.clone(),
         adapters: AdapterStore::open(settings, adapters).await,
+        peers: None,
         offer: Arc::new(Offer { hello, bundle }),
         stages: None,
         closing,

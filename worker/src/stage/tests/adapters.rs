@@ -11,8 +11,8 @@ use shoal_common::wire::hello::{AdapterTier, ModelCard};
 use super::*;
 use crate::adapters::recipe::Recipe;
 use crate::adapters::{
-    AcquireError, Adapter, Blob, FetchError, Lease, Limits, Opening, PeftLoader, Source, StoreSettings, Unavailable,
-    Via,
+    AcquireError, Adapter, Blob, FetchError, Lease, Limits, Opening, Pace, PeftLoader, Source, StoreSettings,
+    Unavailable, Via,
 };
 use crate::backend::LogitsOf;
 use crate::backend::bench::Part;
@@ -29,7 +29,12 @@ impl Source for Shelf {
     fn open(&self, generation: Generation) -> Opening<'_> {
         let found = self.0.get(&generation).cloned().ok_or(FetchError::NotFound);
         Box::pin(async {
-            found.map(|bytes| Blob { len: bytes.len() as u64, content: Box::new(Cursor::new(bytes)), permit: None })
+            found.map(|bytes| Blob {
+                len: bytes.len() as u64,
+                content: Box::new(Cursor::new(bytes)),
+                pace: Pace::Patient,
+                permit: None,
+            })
         })
     }
 }

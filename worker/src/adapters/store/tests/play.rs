@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use crate::adapters::disk::{Disk, Quota};
 use crate::adapters::loader::{Loaded, Loader, Unusable};
 use crate::adapters::store::{AdapterStore, News, Via};
-use crate::adapters::{Adapter, Blob, FetchError, Limits, Opening, Source};
+use crate::adapters::{Adapter, Blob, FetchError, Limits, Opening, Pace, Source};
 
 pub(super) const ROOMY: Limits = Limits { slots: 8, bytes: 1 << 20, disk_bytes: 1 << 20 };
 
@@ -80,7 +80,7 @@ impl Shelf {
             }
             Sends::Gated(gate) => gate.acquire().await.unwrap().forget(),
         }
-        Ok(Blob { len, content: Box::new(io::Cursor::new(bytes).chain(end)), permit: None })
+        Ok(Blob { len, content: Box::new(io::Cursor::new(bytes).chain(end)), pace: Pace::Patient, permit: None })
     }
 }
 

@@ -1,0 +1,42 @@
+//! Between workers that fetch adapters from each other: one listens, others dial it by address and name. The same mutual TLS as
+//! with routers, under a name of its own, so that neither end can be taken for a router or a stage.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime};
+
+use super::{CloseCode, QuicError, peer_worker, require, settings, socket};
+use crate::config::Timers;
+use crate::ids::Name;
+use crate::pki::{CertificateFault, Identity, Role};
+
+/// Binds `addr` for other workers to fetch adapters from this one. Within a tokio runtime, which then drives the endpoint. An
+/// [`Acceptor`](super::Acceptor) takes the connections.
+pub fn peer_endpoint(addr: SocketAddr, identity: &Identity, timers: &Timers) -> Result<Endpoint, QuicError> {
+    require(identity, Role::Worker)?;
+    let config = settings::peer_server(identity, timers)?;
+    let bind = |source| QuicError::Bind { addr, source };
+    Endpoint::new(EndpointConfig::default(), Some(config), socket(addr).map_err(bind)?, Arc::new(TokioRuntime))
+        .map_err(bind)
+}
+
+/// Dials worker `name` at `addr`, from the endpoint of another worker. The connection it returns leads to that worker and no
+/// other.
+pub async fn dial_peer(
+    endpoint: &Endpoint,
+    (addr, name): (SocketAddr, &Name),
+    identity: &Identity,
+    timers: &Timers,
+) -> Result<Connection, QuicError> {
+    let config = settings::peer_client(identity, timers)?;
+    let connecting = endpoint.connect_with(config, addr, Role::Worker.server_name())?;
+    let connection =
+        tokio::time::timeout(timers.connect, connecting).await.map_err(|_| QuicError::Timeout(timers.connect))??;
+    let got = peer_worker(&connection)?;
+    if got == *name {
+        return Ok(connection);
+    }
+    CloseCode::Refused.close(&connection);
+    Err(CertificateFault::WrongName { expected: name.clone(), got }.into())
+}
