@@ -20,8 +20,8 @@ const STRETCH: f64 = 1.5;
 /// By how much it grows, at most, where more prompts wait for their first token than streams for their next: each of them has
 /// somebody in front of a screen, too, and a step of few decodes is short.
 const MOST_PROMPTS_TO_A_DECODE: f64 = 4.0;
-/// The same for prompts of sequences that are in the middle of their answers, as those of a lost worker are: their clients wait
-/// for the next token, too, and have waited longest.
+/// Longest step where sequences in the middle of their answers are computed again, as those of a lost worker are: their clients
+/// wait for the next token, too, and have waited longest.
 const STRETCH_FOR_RESUMED: f64 = 4.0;
 /// A chunk of less than this part of those that were measured does not make the others cheaper.
 const COMPARABLE: f64 = 0.75;
@@ -198,9 +198,6 @@ impl Pace {
         self.stretched(decodes, 1.0 + (STRETCH - 1.0) * to_a_decode.clamp(1.0, MOST_PROMPTS_TO_A_DECODE))
     }
 
-    /// By how much it grows, at most, where more prompts wait for their first token than streams for their next: each of them has
-    /// somebody in front of a screen, too, and a step of few decodes is short.
-    const MOST_PROMPTS_TO_A_DECODE: f64 = 4.0;
     /// The same for prompts of sequences that are in the middle of their answers.
     pub fn spare_for_resumed(&self, decodes: usize) -> Spare {
         self.stretched(decodes, STRETCH_FOR_RESUMED)
