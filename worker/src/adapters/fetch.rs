@@ -119,7 +119,7 @@ pub enum Pace {
     Patient,
     /// Somebody else has it, too.
     Brisk {
-        /// For each [`CHUNK`].
+        /// For each 512 KiB.
         chunk: Duration,
         /// For all of it.
         until: Instant,

@@ -1,4 +1,4 @@
-//! Every way in which a request is refused; [`document`] is how each looks on the wire. Handlers and `validate` make these;
+//! Every way in which a request is refused; `document` is how each looks on the wire. Handlers and `validate` make these;
 //! nothing in them can hold a prompt: texts are fixed, and what is echoed of the client's is a checked [`Name`] or a [`Loc`]
 //! cut to printable ASCII.
 
