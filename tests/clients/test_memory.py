@@ -6,7 +6,8 @@ import pytest
 
 from servers import GOLDEN, Server, binary
 
-pytestmark = pytest.mark.alone
+# Twenty to forty thousand requests: `target/tools/bin/python -m pytest -m soak tests/clients` with SHOAL_BIN set.
+pytestmark = pytest.mark.soak
 
 KV_TOKENS = 8192
 
