@@ -56,7 +56,7 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
             let mut batch = Vec::new();
             let reports = self.reports.poll_recv_many(cx, &mut batch, BATCH);
             // After the reports: a stream is announced before its group is submitted, so whoever is spoken of is known.
-            while let Poll::Ready(Some(opening)) = self.openings.poll_recv(cx) {
+            while let Some(opening) = self.next_opening(cx) {
                 self.lines.insert(opening.stream, Line::new(opening.transport, opening.link));
             }
             match reports {
@@ -64,6 +64,15 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
                 Poll::Ready(0) => return Poll::Ready(()),
                 Poll::Ready(_) => batch.into_iter().flat_map(|report| report.0).for_each(|said| self.take(said)),
             }
+        }
+    }
+
+    /// A stream that was announced. Polling tells a task that has used up its turn of the runtime that there is none, and what
+    /// is said on a stream that is not known would be dropped: so whatever it says, the channel is looked into.
+    fn next_opening(&mut self, cx: &mut Context<'_>) -> Option<Opening<W>> {
+        match self.openings.poll_recv(cx) {
+            Poll::Ready(opening) => opening,
+            Poll::Pending => self.openings.try_recv().ok(),
         }
     }
 

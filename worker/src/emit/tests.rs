@@ -86,3 +86,23 @@ async fn a_stream_that_breaks_cancels_its_group_alone() {
     assert!(writer.await.unwrap_err().is_cancelled());
     assert!(whole_link.is_cancelled(), "a writer that is gone cancels what it wrote for");
 }
+
+/// The runtime lets a task take so much from channels; then they say that they are empty, whatever is in them.
+#[tokio::test]
+async fn what_is_said_on_a_new_stream_is_not_lost_when_the_task_has_used_up_its_turn() {
+    for spent in 0..=160 {
+        let (desk, mut writer) = desk();
+        let (mut reader, link) = desk.open(0, 1024).await;
+        desk.say(vec![outgoing(&link, 0, 0), Outgoing::End(StreamKey(0))]).await;
+        drop(desk);
+        let (spend, mut turn) = mpsc::channel(spent.max(1));
+        (0..spent).for_each(|_| spend.try_send(()).expect("there is room"));
+        let writer = tokio::spawn(std::future::poll_fn(move |cx| {
+            while let Poll::Ready(Some(())) = turn.poll_recv(cx) {}
+            Pin::new(&mut writer).poll(cx)
+        }));
+        assert_eq!(read_frame::<GroupFrame, _>(&mut reader).await.unwrap(), frame(0), "{spent} spent");
+        assert!(matches!(read_frame::<GroupFrame, _>(&mut reader).await, Err(CodecError::Ended)));
+        writer.await.unwrap();
+    }
+}
