@@ -12,7 +12,6 @@ from servers import GOLDEN, Server, real_model, reference_config, scripted_confi
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "alone: what it proves depends on time, so nothing runs beside it")
-    config.addinivalue_line("markers", "soak: takes long, and is run by whoever asks for it")
 
 
 def serving(server):

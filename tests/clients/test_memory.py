@@ -6,8 +6,7 @@ import pytest
 
 from servers import GOLDEN, Server, binary
 
-# Twenty to forty thousand requests: `target/tools/bin/python -m pytest -m soak tests/clients` with SHOAL_BIN set.
-pytestmark = pytest.mark.soak
+pytestmark = pytest.mark.alone
 
 KV_TOKENS = 8192
 
