@@ -95,9 +95,11 @@ pub enum Rejection {
     NoCertificate,
     /// No common version of the protocol.
     #[error(
-        "the two speak no common version of the protocol; this side speaks {} with workers and routers, {} between stages",
+        "the two speak no common version of the protocol; this side speaks {} with workers and routers, {} between stages, {} \
+         between workers that share adapters",
         Protocol::ROUTER,
-        Protocol::STAGE
+        Protocol::STAGE,
+        Protocol::PEER
     )]
     Version,
     /// Anything else, as a TLS alert.

@@ -1,11 +1,11 @@
 //! The transport between routers and workers: QUIC with mutual TLS 1.3, every window, count and time finite. Owns endpoints,
 //! dialling, admission of connections and their close codes. A router binds with [`router_endpoint`] and takes workers from
-//! an [`Acceptor`]; a worker makes one [`worker_endpoint`] and [`dial`]s; workers that fetch from each other do so by [`peer_endpoint`]
-//! and [`dial_peer`]. Never reads or writes a stream.
+//! an [`Acceptor`]; a worker makes one [`worker_endpoint`] and [`dial`]s; workers among themselves listen by [`stage_endpoint`] or
+//! [`peer_endpoint`] and dial by [`dial_stage`] or [`dial_peer`]. Never reads or writes a stream.
 
 mod accept;
+mod between;
 mod error;
-mod peer;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -19,8 +19,8 @@ use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Socket, Type};
 
 pub use accept::{Acceptor, Admission};
+pub use between::{dial_peer, dial_stage, peer_endpoint, stage_endpoint};
 pub use error::{CloseCode, QuicError, RefusedBy, Rejection};
-pub use peer::{dial_peer, peer_endpoint};
 pub use settings::{MAX_CONTROL_STREAMS, MAX_FETCHES, MAX_GROUP_STREAMS, MAX_HINTS};
 pub use version::{Protocol, ProtocolVersion};
 
@@ -38,36 +38,6 @@ pub fn router_endpoint(addr: SocketAddr, identity: &Identity, timers: &Timers) -
     let bind = |source| QuicError::Bind { addr, source };
     let socket = socket(addr).map_err(bind)?;
     Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime)).map_err(bind)
-}
-
-/// Binds `addr` for the heads of replicas to dial this worker's stage. Within a tokio runtime, which then drives the endpoint.
-/// An [`Acceptor`] takes the connections.
-pub fn stage_endpoint(addr: SocketAddr, identity: &Identity, timers: &Timers) -> Result<Endpoint, QuicError> {
-    require(identity, Role::Worker)?;
-    let config = settings::stage_server(identity, timers)?;
-    let bind = |source| QuicError::Bind { addr, source };
-    Endpoint::new(EndpointConfig::default(), Some(config), socket(addr).map_err(bind)?, Arc::new(TokioRuntime))
-        .map_err(bind)
-}
-
-/// Dials the stage of worker `name` at `addr`, from the endpoint of another worker. The connection it returns leads to that
-/// worker and no other.
-pub async fn dial_stage(
-    endpoint: &Endpoint,
-    (addr, name): (SocketAddr, &Name),
-    identity: &Identity,
-    timers: &Timers,
-) -> Result<Connection, QuicError> {
-    let config = settings::stage_client(identity, timers)?;
-    let connecting = endpoint.connect_with(config, addr, Role::Worker.server_name())?;
-    let connection =
-        tokio::time::timeout(timers.connect, connecting).await.map_err(|_| QuicError::Timeout(timers.connect))??;
-    let got = peer_worker(&connection)?;
-    if got == *name {
-        return Ok(connection);
-    }
-    CloseCode::Refused.close(&connection);
-    Err(CertificateFault::WrongName { expected: name.clone(), got }.into())
 }
 
 /// An endpoint that dials only: any port, IPv6 and IPv4 where the machine has both. Within a tokio runtime, which then drives

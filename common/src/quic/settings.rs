@@ -74,23 +74,43 @@ const SEND_WINDOW: u64 = 8 << 20;
 const PEER_SEND_WINDOW: u64 = 1 << 20;
 const STAGE_SEND_WINDOW: u64 = 16 << 20;
 
-fn stage_transport(inbound: Inbound, timers: &Timers) -> Result<Arc<TransportConfig>, QuicError> {
-    let mut transport = transport_of(inbound, timers)?;
-    transport.send_window(STAGE_SEND_WINDOW);
-    Ok(Arc::new(transport))
+/// What two workers speak with each other, and how much of it may be on the way.
+pub(super) struct Trade {
+    protocol: Protocol,
+    listener: Inbound,
+    dialler: Inbound,
+    send_window: u64,
 }
 
-fn peer_transport(inbound: Inbound, timers: &Timers) -> Result<Arc<TransportConfig>, QuicError> {
-    let mut transport = transport_of(inbound, timers)?;
-    transport.send_window(PEER_SEND_WINDOW);
-    Ok(Arc::new(transport))
+/// A head dials a stage.
+pub(super) const STAGES: Trade =
+    Trade { protocol: Protocol::STAGE, listener: STAGE, dialler: HEAD, send_window: STAGE_SEND_WINDOW };
+
+/// A worker dials another for an adapter.
+pub(super) const PEERS: Trade =
+    Trade { protocol: Protocol::PEER, listener: LENDER, dialler: BORROWER, send_window: PEER_SEND_WINDOW };
+
+impl Trade {
+    /// Of the one that listens.
+    pub(super) fn server(&self, identity: &Identity, timers: &Timers) -> Result<ServerConfig, QuicError> {
+        let mut tls = server_tls(identity)?;
+        tls.alpn_protocols = self.protocol.alpn();
+        let mut config = server_with(tls, timers)?;
+        config.transport_config(transport(self.listener, self.send_window, timers)?);
+        Ok(config)
+    }
+
+    /// Of the one that dials.
+    pub(super) fn client(&self, identity: &Identity, timers: &Timers) -> Result<ClientConfig, QuicError> {
+        let mut tls = client_tls(identity)?;
+        tls.alpn_protocols = self.protocol.alpn();
+        let mut config = client_with(tls, timers)?;
+        config.transport_config(transport(self.dialler, self.send_window, timers)?);
+        Ok(config)
+    }
 }
 
-fn transport(inbound: Inbound, timers: &Timers) -> Result<Arc<TransportConfig>, QuicError> {
-    transport_of(inbound, timers).map(Arc::new)
-}
-
-fn transport_of(inbound: Inbound, timers: &Timers) -> Result<TransportConfig, QuicError> {
+fn transport(inbound: Inbound, send_window: u64, timers: &Timers) -> Result<Arc<TransportConfig>, QuicError> {
     let idle = IdleTimeout::try_from(timers.idle).map_err(|_| QuicError::IdleTooLong(timers.idle))?;
     let mut transport = TransportConfig::default();
     transport
@@ -98,11 +118,11 @@ fn transport_of(inbound: Inbound, timers: &Timers) -> Result<TransportConfig, Qu
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(inbound.stream_window.into())
         .receive_window(inbound.window.into())
-        .send_window(SEND_WINDOW)
+        .send_window(send_window)
         .datagram_receive_buffer_size(None)
         .keep_alive_interval(Some(timers.keep_alive))
         .max_idle_timeout(Some(idle));
-    Ok(transport)
+    Ok(Arc::new(transport))
 }
 
 fn roots(identity: &Identity) -> Result<Arc<RootCertStore>, QuicError> {
@@ -147,47 +167,11 @@ pub(super) fn server_with(tls: rustls::ServerConfig, timers: &Timers) -> Result<
     let crypto = QuicServerConfig::try_from(tls).expect("ring has the initial cipher suite of QUIC");
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config
-        .transport_config(transport(ROUTER, timers)?)
+        .transport_config(transport(ROUTER, SEND_WINDOW, timers)?)
         .max_incoming(MAX_INCOMING)
         .incoming_buffer_size(INCOMING_BYTES.0)
         .incoming_buffer_size_total(INCOMING_BYTES.1)
         .retry_token_lifetime(timers.connect.max(Duration::from_secs(1)));
-    Ok(config)
-}
-
-/// Of a stage, which heads dial.
-pub(super) fn stage_server(identity: &Identity, timers: &Timers) -> Result<ServerConfig, QuicError> {
-    let mut tls = server_tls(identity)?;
-    tls.alpn_protocols = Protocol::STAGE.alpn();
-    let mut config = server_with(tls, timers)?;
-    config.transport_config(stage_transport(STAGE, timers)?);
-    Ok(config)
-}
-
-/// Of a head that dials a stage.
-pub(super) fn stage_client(identity: &Identity, timers: &Timers) -> Result<ClientConfig, QuicError> {
-    let mut tls = client_tls(identity)?;
-    tls.alpn_protocols = Protocol::STAGE.alpn();
-    let mut config = client_with(tls, timers)?;
-    config.transport_config(stage_transport(HEAD, timers)?);
-    Ok(config)
-}
-
-/// Of a worker that others fetch adapters from.
-pub(super) fn peer_server(identity: &Identity, timers: &Timers) -> Result<ServerConfig, QuicError> {
-    let mut tls = server_tls(identity)?;
-    tls.alpn_protocols = Protocol::PEER.alpn();
-    let mut config = server_with(tls, timers)?;
-    config.transport_config(peer_transport(LENDER, timers)?);
-    Ok(config)
-}
-
-/// Of a worker that fetches one from another.
-pub(super) fn peer_client(identity: &Identity, timers: &Timers) -> Result<ClientConfig, QuicError> {
-    let mut tls = client_tls(identity)?;
-    tls.alpn_protocols = Protocol::PEER.alpn();
-    let mut config = client_with(tls, timers)?;
-    config.transport_config(peer_transport(BORROWER, timers)?);
     Ok(config)
 }
 
@@ -198,6 +182,6 @@ pub(super) fn client(identity: &Identity, timers: &Timers) -> Result<ClientConfi
 pub(super) fn client_with(tls: rustls::ClientConfig, timers: &Timers) -> Result<ClientConfig, QuicError> {
     let crypto = QuicClientConfig::try_from(tls).expect("ring has the initial cipher suite of QUIC");
     let mut config = ClientConfig::new(Arc::new(crypto));
-    config.transport_config(transport(WORKER, timers)?);
+    config.transport_config(transport(WORKER, SEND_WINDOW, timers)?);
     Ok(config)
 }
