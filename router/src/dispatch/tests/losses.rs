@@ -35,6 +35,17 @@ async fn ending(run: &mut GroupRun, seen: &Notify) -> Result<(), DispatchError> 
 }
 
 impl Played {
+    /// Takes the group of `run`, which has its first two tokens then.
+    async fn has_said_two_tokens(&self, run: &mut GroupRun) -> PlayedGroup {
+        let (mut group, started) = tokio::join!(self.accepts(), run.start());
+        started.unwrap();
+        group.tokens(0, 0..2).await;
+        for _ in 0..2 {
+            run.next().await.unwrap();
+        }
+        group
+    }
+
     /// Takes the next group and dies once the router has a token of it.
     async fn dies_of_the_next(&self, position: u32, seen: &Notify) {
         let mut group = self.accepts().await;
@@ -85,12 +96,7 @@ async fn a_group_goes_on_elsewhere_when_its_worker_s_engine_stands_still_and_lat
     let mut stage = Stage::new();
     let (first, second) = (stage.worker("a").await, stage.worker("b").await);
     let (mut run, _stop) = stage.group(1, None);
-    let (mut stuck, started) = tokio::join!(first.accepts(), run.start());
-    started.unwrap();
-    stuck.tokens(0, 0..2).await;
-    for _ in 0..2 {
-        run.next().await.unwrap();
-    }
+    let stuck = first.has_said_two_tokens(&mut run).await;
     stage.gets_stuck("a");
     let plays = async {
         let mut resumed = second.accepts().await;
@@ -111,12 +117,7 @@ async fn a_group_that_is_forgotten_on_a_worker_whose_engine_moves_goes_on_elsewh
     stage.dispatcher.patience = Duration::from_millis(50);
     let (first, second) = (stage.worker("a").await, stage.worker("b").await);
     let (mut run, _stop) = stage.group(1, None);
-    let (mut forgotten, started) = tokio::join!(first.accepts(), run.start());
-    started.unwrap();
-    forgotten.tokens(0, 0..2).await;
-    for _ in 0..2 {
-        run.next().await.unwrap();
-    }
+    let _forgotten = first.has_said_two_tokens(&mut run).await;
     // While somebody waits there, it may be the group itself.
     let told = Status { running: 1, waiting: 1, ..status(0, WorkerState::Ready) };
     let seat = stage.roster.snapshot().replicas[0].seat;
@@ -126,13 +127,7 @@ async fn a_group_that_is_forgotten_on_a_worker_whose_engine_moves_goes_on_elsewh
     assert!(waited.is_err(), "it was given up: {waited:?}");
     stage.roster.report(&Name::new("a").unwrap(), seat, Status { waiting: 0, ..told }, Instant::now());
     stage.published.send_replace(Arc::new(stage.roster.snapshot()));
-    let plays = async {
-        let mut resumed = second.accepts().await;
-        resumed.tokens(0, 2..6).await;
-        resumed.writer.finish().unwrap();
-        resumed
-    };
-    let (_kept, seen) = tokio::join!(plays, rest(&mut run));
+    let (_kept, seen) = tokio::join!(second.goes_on_to_the_end(2), rest(&mut run));
     assert_eq!(seen.unwrap(), tokens_of(0)[2..]);
 }
 
@@ -144,9 +139,7 @@ async fn a_group_that_waits_for_a_stuck_engine_s_word_is_given_to_another() {
     let plays = async {
         let silent = first.group().await;
         stage.gets_stuck("a");
-        let mut group = second.accepts().await;
-        group.tokens(0, 0..6).await;
-        group.writer.finish().unwrap();
+        let group = second.goes_on_to_the_end(0).await;
         (silent, group)
     };
     let (_kept, seen) = tokio::join!(plays, whole(&mut run));
@@ -176,9 +169,7 @@ async fn a_worker_that_parts_in_order_is_no_death_of_the_group() {
         let mut first = workers[0].accepts().await;
         first.send(GroupFrame::Failed(GroupFailure::ShuttingDown)).await;
         workers[1].dies_of_the_next(0, &seen).await;
-        let mut last = workers[2].accepts().await;
-        last.tokens(0, 1..6).await;
-        last.writer.finish().unwrap();
+        let last = workers[2].goes_on_to_the_end(1).await;
         (first, last)
     };
     let (_kept, outcome) = tokio::join!(plays, ending(&mut run, &seen));
@@ -204,24 +195,13 @@ async fn a_worker_that_was_only_out_of_reach_gets_its_group_back() {
     let life = Incarnation(7);
     let lost = stage.life_of("b", life).await;
     let (mut run, _stop) = stage.group(1, None);
-    let (mut group, started) = tokio::join!(lost.accepts(), run.start());
-    started.unwrap();
-    group.tokens(0, 0..2).await;
-    for _ in 0..2 {
-        run.next().await.unwrap();
-    }
+    let _group = lost.has_said_two_tokens(&mut run).await;
     // Another one, which would be chosen, and the same one again on another way; the old way leads nowhere any more.
     let _other = stage.worker("a").await;
     let back = stage.life_of("b", life).await;
     let nowhere = std::net::UdpSocket::bind("[::1]:0").unwrap();
     lost.endpoint.rebind(nowhere).unwrap();
-    let plays = async {
-        let mut resumed = back.accepts().await;
-        resumed.tokens(0, 2..6).await;
-        resumed.writer.finish().unwrap();
-        resumed
-    };
-    let (_kept, seen) = tokio::join!(plays, rest(&mut run));
+    let (_kept, seen) = tokio::join!(back.goes_on_to_the_end(2), rest(&mut run));
     assert_eq!(seen.unwrap(), tokens_of(0)[2..]);
 }
 

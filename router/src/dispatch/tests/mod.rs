@@ -132,6 +132,15 @@ impl Played {
         group
     }
 
+    /// Takes the next group and says its tokens from `position` on, and the end. What it returns is kept for as long as the
+    /// router reads.
+    async fn goes_on_to_the_end(&self, position: u32) -> PlayedGroup {
+        let mut group = self.accepts().await;
+        group.tokens(0, position..6).await;
+        group.writer.finish().unwrap();
+        group
+    }
+
     /// The worker dies once the router has all that was sent of `group`, which has no end.
     async fn dies_after(&self, mut group: PlayedGroup) {
         group.writer.finish().unwrap();
