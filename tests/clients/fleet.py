@@ -87,6 +87,11 @@ class Router(Server):
         self.wait_until(f"{count} workers", lambda: ready() == count)
         return self
 
+    def order(self, name, order):
+        """Tells worker `name` to "drain" or to "undrain"; nothing, or something, is given to it from then on."""
+        assert self.http.post(f"/v1/cluster/workers/{name}/{order}").status_code == 200
+        self.wait_until(f"{name} to {order}", lambda: (self.state(name) == "ready") == (order == "undrain"))
+
     def is_idle(self):
         """Nothing runs and nothing is held, on any worker."""
         loads = [worker["load"] for worker in self.cluster()["workers"] if worker["load"]]

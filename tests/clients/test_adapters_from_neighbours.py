@@ -53,12 +53,11 @@ def has(router, worker):
 def answer_of(fleet, worker, **body):
     """What one worker answers, while the others take nothing."""
     others = [name for name in fleet.workers if name != worker]
-    for order in ("drain", "undrain"):
-        for other in others:
-            assert fleet.router.http.post(f"/v1/cluster/workers/{other}/{order}").status_code == 200
-        if order == "drain":
-            fleet.router.wait_until("the drain", lambda: all(fleet.router.state(other) != "ready" for other in others))
-            answer = whole(fleet.router, peft=ADAPTER, max_tokens=30, ignore_eos=True, seed=5, **body)
+    for other in others:
+        fleet.router.order(other, "drain")
+    answer = whole(fleet.router, peft=ADAPTER, max_tokens=30, ignore_eos=True, seed=5, **body)
+    for other in others:
+        fleet.router.order(other, "undrain")
     fleet.router.await_workers(len(fleet.workers))
     return answer
 
