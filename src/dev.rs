@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Context;
 use shoal_common::config::{Config, WorkerConfig};
-use shoal_common::ids::Name;
+use shoal_common::ids::{Incarnation, Name};
 use shoal_common::pki::{Authority, Role};
 use shoal_common::quic;
 use shoal_common::shutdown::{self, Shutdown};
@@ -73,7 +73,8 @@ fn hosted(config: &mut Config, authority: &Authority, router: SocketAddr) -> any
         // All of one process are nearest to its router.
         let neighbourhood = Neighbourhood::default();
         let worker = at_home(worker, router, share);
-        Ok(Hosted { worker, model, layers, part, neighbourhood, timers, identity })
+        let incarnation = Incarnation::draw();
+        Ok(Hosted { worker, model, layers, part, neighbourhood, timers, identity, incarnation })
     };
     config.workers.iter().map(host).collect()
 }

@@ -12,6 +12,7 @@ mod parts;
 mod plan;
 mod pull;
 mod roles;
+mod witness;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -61,6 +62,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
             let config = load(&cli.global, &flags.overrides())?;
             serve(&cli.global, |shutdown| roles::router(config, &flags.name, shutdown))?;
         }
+        Command::Witness => witness::run()?,
         Command::Worker(flags) => {
             let config = load(&cli.global, &flags.overrides())?;
             serve(&cli.global, |shutdown| roles::worker(config, &flags.name, shutdown))?;

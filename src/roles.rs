@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use shoal_common::config::{Config, ModelConfig, PeerListen, Timers, WorkerConfig};
-use shoal_common::ids::Name;
+use shoal_common::ids::{Incarnation, Name};
 use shoal_common::pki::{Identity, Role};
 use shoal_common::quic;
 use shoal_common::shutdown::Shutdown;
@@ -14,6 +14,7 @@ use shoal_worker::model::{self, Layers, LoadedModel};
 use shoal_worker::{Hosting, Neighbourhood, Part};
 
 use crate::parts::{self, Place};
+use crate::witness::Witness;
 
 /// The name of [`router_name`].
 pub(crate) const ROUTER: &str = "router";
@@ -44,7 +45,19 @@ pub(crate) async fn worker(config: Config, name: &str, shutdown: Shutdown) -> an
         }
     };
     let neighbourhood = neighbourhood(&config, &worker, &identity)?;
-    host(Hosted { worker, model, layers, part, neighbourhood, timers, identity }, shutdown).await
+    let incarnation = Incarnation::draw();
+    let is_known_to_routers = !matches!(part, Part::Stage(_));
+    let start = || Witness::start(&worker, incarnation, pki(&config)?.to_owned(), &timers);
+    let witness = is_known_to_routers.then(start).transpose().unwrap_or_else(|error: anyhow::Error| {
+        tracing::warn!(%error, "no witness could be started: routers will notice a crash by silence alone");
+        None
+    });
+    let hosted = Hosted { worker: worker.clone(), model, layers, part, neighbourhood, timers, identity, incarnation };
+    let ended = host(hosted, shutdown).await;
+    if let Some(witness) = witness {
+        witness.dismiss();
+    }
+    ended
 }
 
 /// The workers that adapters of `worker` come from and go to beside the router. A stage's come from its head.
@@ -84,16 +97,18 @@ pub(crate) struct Hosted {
     pub(crate) neighbourhood: Neighbourhood,
     pub(crate) timers: Timers,
     pub(crate) identity: Identity,
+    /// This life of it.
+    pub(crate) incarnation: Incarnation,
 }
 
 /// Loads the model and runs the worker. A signal while the model loads ends it at once: nothing is running yet.
 pub(crate) async fn host(hosted: Hosted, mut shutdown: Shutdown) -> anyhow::Result<()> {
-    let Hosted { worker, model, layers, part, neighbourhood, timers, identity } = hosted;
+    let Hosted { worker, model, layers, part, neighbourhood, timers, identity, incarnation } = hosted;
     let loaded = tokio::select! {
         loaded = load(model, worker.threads, layers) => loaded?,
         () = shutdown.fired() => return Ok(()),
     };
-    let hosting = Hosting { model: loaded, part, neighbourhood };
+    let hosting = Hosting { model: loaded, part, neighbourhood, incarnation };
     Ok(shoal_worker::run(worker, timers, identity, hosting, shutdown).await?)
 }
 

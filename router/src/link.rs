@@ -25,7 +25,7 @@ use crate::catalogue::{ServedModel, unix_seconds};
 use crate::fleet::challenge;
 use crate::fleet::nearer::Nearby;
 use crate::fleet::orders::Orders;
-use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Snapshot};
+use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Replica, Snapshot};
 use crate::operations::drains::{DrainOrders, Drains};
 use crate::text::Tokenizer;
 
@@ -88,20 +88,38 @@ pub struct Greeted {
     stock: Stock,
 }
 
-/// Hears a worker's hello, fetches its tokenizer if it is new, and takes it into the fleet, or tells it why not.
-pub async fn greet(connection: quinn::Connection, context: &LinkContext) -> Result<Greeted, LinkError> {
+/// Who has come.
+#[derive(Debug)]
+pub enum Caller {
+    /// A worker.
+    Worker(Box<Greeted>),
+    /// The witness of one that has died; it was heard.
+    Witness,
+}
+
+/// Hears a worker's hello, fetches its tokenizer if it is new, and takes it into the fleet, or tells it why not. Or hears of its death.
+pub async fn greet(connection: quinn::Connection, context: &LinkContext) -> Result<Caller, LinkError> {
     let name = quic::peer_worker(&connection)?;
     let greeting = async {
         let (mut writer, reader) = connection.accept_bi().await?;
         let mut reader = FrameReader::new(reader);
-        let WorkerControl::Hello(hello) = reader.next().await? else { return Err(LinkError::Unexpected) };
+        let hello = match reader.next().await? {
+            WorkerControl::Hello(hello) => hello,
+            WorkerControl::Died(incarnation) => {
+                bury((&name, incarnation), &context.view.now());
+                CloseCode::Shutdown.close(&connection);
+                return Ok(Caller::Witness);
+            }
+            _ => return Err(LinkError::Unexpected),
+        };
         let (worker, incarnation) = (hello.worker.clone(), hello.incarnation);
         match admit(&connection, *hello, &name, context).await {
             Ok(membership) => {
                 codec::write_frame(&mut writer, &RouterControl::Welcome { router: context.router }).await?;
                 let drain = context.drains.orders(&worker, incarnation);
                 let (connection, stock) = (connection.clone(), stock(&worker, context));
-                Ok(Greeted { connection, reader, writer, worker, incarnation, membership, drain, stock })
+                let greeted = Greeted { connection, reader, writer, worker, incarnation, membership, drain, stock };
+                Ok(Caller::Worker(Box::new(greeted)))
             }
             Err(LinkError::Refused(refusal)) => {
                 codec::write_frame(&mut writer, &RouterControl::Refused(refusal.clone())).await?;
@@ -119,6 +137,16 @@ pub async fn greet(connection: quinn::Connection, context: &LinkContext) -> Resu
         code.close(&connection);
     }
     greeted
+}
+
+/// Ends the link with a worker whose process has ended, in that life of it: its groups go on elsewhere at once.
+fn bury((worker, incarnation): (&Name, Incarnation), snapshot: &Snapshot) {
+    let is_it = |replica: &&Arc<Replica>| (&replica.worker, replica.incarnation) == (worker, incarnation);
+    if let Some(replica) = snapshot.replicas.iter().find(is_it) {
+        tracing::warn!(%worker, %incarnation, "a worker's process has ended without a farewell");
+        replica.vital.end();
+        replica.line.close();
+    }
 }
 
 /// What a worker's own streams are answered from.
@@ -296,7 +324,7 @@ async fn pump(mut reader: FrameReader<quinn::RecvStream>, link: ActorRef<LinkMes
                     return;
                 }
             }
-            Ok(WorkerControl::Hello(_)) => break LinkError::Unexpected,
+            Ok(WorkerControl::Hello(_) | WorkerControl::Died(_)) => break LinkError::Unexpected,
             Err(error) => break LinkError::Codec(error),
         }
     };

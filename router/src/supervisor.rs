@@ -14,7 +14,7 @@ use shoal_common::wire::hello::AdapterOrder;
 
 use crate::adapters::Registry;
 use crate::fleet::{FleetActor, FleetMessage, FleetView, Snapshot};
-use crate::link::{self, LinkActor, LinkContext, LinkState};
+use crate::link::{self, Caller, LinkActor, LinkContext, LinkState};
 use crate::operations::Operations;
 use crate::operations::incidents::{Incident, Incidents};
 
@@ -147,7 +147,8 @@ async fn welcome(
 ) {
     let (worker, remote) = (quic::peer_worker(&connection).ok(), connection.remote_address());
     let greeted = match link::greet(connection, &context).await {
-        Ok(greeted) => greeted,
+        Ok(Caller::Worker(greeted)) => *greeted,
+        Ok(Caller::Witness) => return,
         Err(error) => {
             metrics::counter!("shoal_workers_refused_total").increment(1);
             let name = worker.as_ref().map(tracing::field::display);

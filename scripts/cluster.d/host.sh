@@ -64,7 +64,7 @@ start() {
   if [[ "$launcher" == setsid ]]; then
     setsid bash -c "$become" "$name" "$pid_file" "$log" "$new_stamp" "$@" </dev/null >/dev/null 2>&1 &
   else
-    systemd-run --user --quiet --collect --unit="$launcher" --property=KillMode=mixed \
+    systemd-run --user --quiet --collect --unit="$launcher" --property=KillMode=control-group \
       bash -c "$become" "$name" "$pid_file" "$log" "$new_stamp" "$@"
   fi
   for _ in {1..200}; do

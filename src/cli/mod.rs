@@ -105,6 +105,9 @@ pub(crate) enum Command {
     /// One worker alone: hosts a model, dials the routers
     #[command(after_help = WORKER_HELP)]
     Worker(Worker),
+    /// Tells the routers when the worker that has started it dies
+    #[command(hide = true)]
+    Witness,
     /// Report every fault of the configuration and show the plan, without starting
     #[command(after_help = CHECK_HELP)]
     Check(Check),

@@ -17,7 +17,7 @@ from fleet import Fleet
 from servers import GOLDEN, real_model
 
 # A stream that was silent for this long when a worker died has felt it.
-FELT = 0.5
+FELT = 0.1
 # A death is noticed by then, with the default timers, and what was lost is on its way elsewhere.
 SETTLED = 3.0
 # What is asked for, in turn; between them every way to sample and every form of answer.

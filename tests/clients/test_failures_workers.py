@@ -15,6 +15,10 @@ from fleet import ending
 pytestmark = pytest.mark.alone
 
 
+# What a router logs of a worker that its witness has told of.
+FAREWELL_MISSED = "a worker's process has ended without a farewell"
+
+
 def bodies(count, tokens, name="stream"):
     """Requests that last for `tokens` steps."""
     return [
@@ -160,6 +164,7 @@ def test_what_a_worker_cannot_finish_before_it_must_end_goes_on_elsewhere(fleets
         alpha.stop()
     assert all_equal(answers, requests, scripted)
     assert fleet.router.replays() > 0
+    assert FAREWELL_MISSED not in fleet.router.process.log(), "it had ended in order"
 
 
 def test_of_two_workers_of_one_name_one_serves_and_the_other_takes_its_place_when_it_is_gone(fleets, scripted):
@@ -181,3 +186,13 @@ def test_requests_of_every_kind_survive_kill_after_kill(tmp_path):
     """The short form of `scripts/chaos`."""
     report = chaos.play(chaos.Rules(tmp_path / "fleet", kills=4, streams=16, requests=20))
     assert report.faults == [] and report.kills == 4 and report.replays > 0 and report.across > 0, report
+
+
+def test_a_killed_worker_s_streams_go_on_elsewhere_though_its_silence_would_be_borne_for_a_minute(fleets, scripted):
+    # What is left behind of it tells the router, or this would take longer than a client waits.
+    fleet = fleets(timers="idle_ms = 60000")
+    requests = bodies(8, 400)
+    with running(fleet.router, requests) as answers:
+        fleet.kill(fleet.serving())
+    assert all_equal(answers, requests, scripted)
+    assert fleet.router.replays() > 0 and FAREWELL_MISSED in fleet.router.process.log()

@@ -8,6 +8,8 @@
 //!    draws.
 //! 5. [`emit`] writes the step's tokens of all groups of a connection back to back.
 //!
+//! A worker whose process is killed is told of by [`tell_of_death`], from another process.
+//!
 //! A group that names an adapter waits in its session until [`adapters`] has that in memory. [`stage`] splits a model over
 //! workers: on one that is the head, the engine's backend is a pipeline of all of them.
 #![cfg_attr(not(test), deny(clippy::unwrap_used))]
@@ -19,6 +21,7 @@ pub mod emit;
 pub mod engine;
 mod metrics;
 pub mod model;
+mod obituary;
 pub mod reference;
 pub mod sampler;
 pub mod scheduler;
@@ -28,4 +31,5 @@ pub mod stage;
 mod supervisor;
 pub mod weights;
 
+pub use obituary::tell_of_death;
 pub use supervisor::{Footing, Hosting, Neighbourhood, Part, WorkerError, run, run_on};

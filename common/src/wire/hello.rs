@@ -7,7 +7,7 @@ use crate::adapter::Geometry;
 use crate::fingerprint::Fingerprint;
 use crate::ids::{Digest, Generation, Incarnation, LayerRange, Name, Zone};
 
-/// From worker to router on the control stream. The first frame is `Hello`.
+/// From worker to router on the control stream. The first frame is `Hello`, or `Died` and the last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum WorkerControl {
     /// Who this worker is; sent once.
@@ -19,6 +19,9 @@ pub enum WorkerControl {
     /// The stages of the model that this worker is the head of, in the order of their layers, itself the first; sent after the
     /// welcome, when one comes or goes, and once a second while they compute. A worker that hosts a whole model has none.
     Stages(#[serde(deserialize_with = "bounded::few::<MAX_STAGES, _, _>")] Vec<StageReport>),
+    /// The process of this worker's life has ended without a farewell. Told by the witness that it has left behind, which has its
+    /// certificate, on a connection of its own.
+    Died(Incarnation),
 }
 
 /// From router to worker on the control stream. The first frame is `Welcome` or `Refused`.

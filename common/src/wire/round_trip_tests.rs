@@ -278,7 +278,8 @@ fn worker_control() -> impl Strategy<Value = WorkerControl> {
         })
     });
     let stages = vec(stage_report(), 0..5).prop_map(WorkerControl::Stages);
-    prop_oneof![hello, status, adapter_state().prop_map(WorkerControl::Adapter), stages]
+    let died = any::<u64>().prop_map(|life| WorkerControl::Died(Incarnation(life)));
+    prop_oneof![hello, status, adapter_state().prop_map(WorkerControl::Adapter), stages, died]
 }
 
 fn stage_report() -> impl Strategy<Value = StageReport> {

@@ -62,6 +62,7 @@ fn worker_control_name(frame: &WorkerControl) -> &'static str {
         WorkerControl::Status(Status { state: WorkerState::Ready, .. }) => "worker_control_status_ready",
         WorkerControl::Status(Status { state: WorkerState::Draining, .. }) => "worker_control_status_draining",
         WorkerControl::Stages(_) => "worker_control_stages",
+        WorkerControl::Died(_) => "worker_control_died",
         WorkerControl::Status(Status { state: WorkerState::Incomplete, .. }) => "worker_control_status_incomplete",
         WorkerControl::Adapter(state) => match state.tier {
             AdapterTier::Memory => "worker_control_adapter_memory",
@@ -197,6 +198,7 @@ fn worker_control() -> Vec<WorkerControl> {
         WorkerControl::Adapter(loaded),
         WorkerControl::Adapter(quarantined),
         WorkerControl::Stages(stages()),
+        WorkerControl::Died(Incarnation(0x0123_4567_89ab_cdef)),
     ];
     all.extend(elsewhere);
     all

@@ -21,6 +21,10 @@ use crate::fleet::{FleetView, Replica};
 /// streams would wait for each other's forever.
 const STREAM_WAIT: Duration = Duration::from_secs(1);
 
+/// A worker takes a group or refuses it within as many times the patience that a silent stream is met with, a minute: it waits for an adapter
+/// for half a minute at most, and for nothing else.
+const FIRST_WORD: u32 = 12;
+
 /// A group's stream on one replica.
 #[derive(Debug)]
 pub(super) struct Attempt {
@@ -118,6 +122,7 @@ impl Attempt {
 /// What `trouble` with a group says of its replica.
 pub(super) fn loss(replica: &Replica, trouble: &Trouble) -> Loss {
     match trouble {
+        _ if replica.vital.is_over() => Loss::Died,
         Trouble::Broken | Trouble::Stuck | Trouble::Incomplete => Loss::Broken,
         Trouble::Parting => Loss::Parted,
         _ => replica.line.connection().and_then(|line| line.close_reason()).map_or(Loss::Misbehaved, |reason| {
@@ -147,6 +152,7 @@ impl GroupRun {
             biased;
             frame = reader.next::<GroupFrame>() => frame?,
             () = choice.replica.vital.stuck() => return Err(Trouble::Stuck),
+            () = tokio::time::sleep(FIRST_WORD * self.dispatcher.patience) => return Err(Trouble::Silent),
         };
         match first {
             GroupFrame::Accepted => {}

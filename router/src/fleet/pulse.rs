@@ -6,6 +6,7 @@
 //! of that no more than statuses are apart. A worker or a router that was stopped as a whole proves nothing that way; the
 //! link's idle timeout sees to that.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use shoal_common::watch;
@@ -56,30 +57,44 @@ impl Beat {
     }
 }
 
-/// The last beat of one worker, told to all groups on it.
+/// The last beat of one worker, told to all groups on it, and whether its process is known to have ended.
 #[derive(Debug)]
-pub struct Vital(watch::Sender<Beat>);
+pub struct Vital {
+    beat: watch::Sender<Beat>,
+    is_over: AtomicBool,
+}
 
 impl Vital {
     /// Of a worker that has just joined.
     pub(super) fn new(now: Instant) -> Self {
-        Self(watch::Sender::new(Beat { health: Health::Moving, progress: 0, moved: now }))
+        let beat = watch::Sender::new(Beat { health: Health::Moving, progress: 0, moved: now });
+        Self { beat, is_over: AtomicBool::new(false) }
     }
 
     /// As of the last status.
     pub fn last(&self) -> Beat {
-        *self.0.borrow()
+        *self.beat.borrow()
     }
 
     /// Resolves once the engine is stuck. Cancel-safe.
     pub async fn stuck(&self) {
         // Its sender lives as long as this.
-        let _ = self.0.subscribe().wait_for(|beat| beat.health == Health::Stuck).await;
+        let _ = self.beat.subscribe().wait_for(|beat| beat.health == Health::Stuck).await;
     }
 
     /// Notes what the last status said; whether the health is news.
     pub(super) fn note(&self, beat: Beat) -> bool {
-        self.0.send_replace(beat).health != beat.health
+        self.beat.send_replace(beat).health != beat.health
+    }
+
+    /// Its process has ended: it will not be back in this life.
+    pub fn end(&self) {
+        self.is_over.store(true, Ordering::Release);
+    }
+
+    /// Whether its process is known to have ended.
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
     }
 }
 

@@ -151,6 +151,9 @@ impl Incident {
         now: Instant,
     ) -> Self {
         let (cause, why) = match closed.map(QuicError::from) {
+            Some(QuicError::Lost(ConnectionError::LocallyClosed)) => {
+                (Cause::Connection, "its process has ended, or another life of it has taken its place".to_owned())
+            }
             None => (Cause::Protocol, reason.unwrap_or_else(|| "this router closed the connection".to_owned())),
             Some(error) => (Cause::from(&error), Chain(&error).to_string()),
         };

@@ -221,7 +221,7 @@ async fn meet(args: SessionArgs, myself: ActorRef<SessionMessage>) -> SessionEnd
     let connected = tokio::select! {
         biased;
         () = closing.fired() => return SessionEnd::Closing,
-        connected = connect(&args) => connected,
+        connected = connect(&args.router, &args.endpoint, &args.timers) => connected,
     };
     match connected {
         Ok(connection) => connection::run(connection, args, || drop(myself.cast(SessionMessage::Welcomed))).await,
@@ -230,12 +230,11 @@ async fn meet(args: SessionArgs, myself: ActorRef<SessionMessage>) -> SessionEnd
 }
 
 /// Tries every address the name resolves to, in the resolver's order.
-async fn connect(args: &SessionArgs) -> Result<Connection, SessionEnd> {
-    let addresses: Vec<SocketAddr> =
-        tokio::net::lookup_host(&args.router).await.map_err(SessionEnd::Unresolved)?.collect();
+pub(crate) async fn connect(router: &str, endpoint: &Endpoint, timers: &Timers) -> Result<Connection, SessionEnd> {
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(router).await.map_err(SessionEnd::Unresolved)?.collect();
     let mut last = SessionEnd::Unresolved(io::ErrorKind::NotFound.into());
     for address in addresses {
-        match quic::dial(&args.endpoint, address, &args.timers).await {
+        match quic::dial(endpoint, address, timers).await {
             Ok(connection) => return Ok(connection),
             Err(error) => last = SessionEnd::Undialled(error),
         }

@@ -89,7 +89,7 @@ pub async fn run(
     hosting: Hosting,
     shutdown: Shutdown,
 ) -> Result<(), WorkerError> {
-    let Hosting { model, part, neighbourhood } = hosting;
+    let Hosting { model, part, neighbourhood, incarnation } = hosting;
     let split = match part {
         Part::Stage(listen) => return part::run_stage(config, timers, model, listen, shutdown).await,
         Part::Whole => None,
@@ -98,7 +98,7 @@ pub async fn run(
     let footing = Footing { endpoint: quic::worker_endpoint(&identity, &timers)?, drive: Drive::Thread };
     let dialling = Dialling { endpoint: footing.endpoint.clone(), identity, timers };
     let beside = Beside { split, lending: neighbourhood.with(dialling) };
-    serve_routers(footing, (config, timers), (model, beside), shutdown).await
+    serve_routers(footing, (config, incarnation, timers), (model, beside), shutdown).await
 }
 
 /// What a worker stands on.
@@ -118,7 +118,7 @@ pub async fn run_on(
     model: LoadedModel,
     shutdown: Shutdown,
 ) -> Result<(), WorkerError> {
-    serve_routers(footing, (config, timers), (model, Beside::default()), shutdown).await
+    serve_routers(footing, (config, Incarnation::draw(), timers), (model, Beside::default()), shutdown).await
 }
 
 /// Other workers that this one has to do with.
@@ -132,7 +132,7 @@ struct Beside {
 
 async fn serve_routers(
     footing: Footing,
-    (config, timers): (WorkerConfig, Timers),
+    (config, incarnation, timers): (WorkerConfig, Incarnation, Timers),
     (model, Beside { split, lending }): (LoadedModel, Beside),
     shutdown: Shutdown,
 ) -> Result<(), WorkerError> {
@@ -144,7 +144,6 @@ async fn serve_routers(
     let kv_bytes_per_token = model.backend.kv_bytes_per_token();
     let bounds = capacity::bounds(&config, &model.card, kv_bytes_per_token);
     capacity::check(bounds.blocks, model.weight_bytes, kv_bytes_per_token)?;
-    let incarnation = Incarnation::draw();
     let (stages, model) = Stages::gather(members, head_offer(&config, incarnation, &model, &bounds), model);
     let LoadedModel { card, bundle, backend, adapters, .. } = model;
     let card = capacity::held(card, &bounds);

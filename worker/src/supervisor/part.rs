@@ -42,6 +42,8 @@ pub struct Hosting {
     pub part: Part,
     /// The workers that its adapters may come from and go to; of no use to a stage, which has its head.
     pub neighbourhood: Neighbourhood,
+    /// This life of the worker, as routers are told; of no use to a stage.
+    pub incarnation: Incarnation,
 }
 
 /// A head's stages. Nothing, for a worker that hosts a whole model.

@@ -147,6 +147,22 @@ async fn a_group_that_waits_for_a_stuck_engine_s_word_is_given_to_another() {
 }
 
 #[tokio::test]
+async fn a_group_that_a_worker_neither_takes_nor_refuses_is_given_to_another() {
+    let mut stage = Stage::new();
+    stage.dispatcher.patience = Duration::from_millis(50);
+    let (first, second) = (stage.worker("a").await, stage.worker("b").await);
+    let (mut run, _stop) = stage.group(1, None);
+    let plays = async {
+        let silent = first.group().await;
+        let group = second.goes_on_to_the_end(0).await;
+        assert_eq!(silent.writer.stopped().await.unwrap(), Some(0u32.into()), "the stream was not given up");
+        (silent, group)
+    };
+    let (_kept, seen) = tokio::join!(plays, whole(&mut run));
+    assert_eq!(seen, tokens_of(0));
+}
+
+#[tokio::test]
 async fn a_worker_whose_engine_stands_still_is_given_nothing_until_it_moves() {
     let mut stage = Stage::new();
     let worker = stage.worker("a").await;

@@ -145,7 +145,7 @@ impl Stage {
             peering: Peering { zone, listen: None },
         };
         let (shutdown, fired) = shoal_common::shutdown::channel();
-        let hosting = Hosting { model: model(), part: Part::Whole, neighbourhood };
+        let hosting = Hosting { model: model(), part: Part::Whole, neighbourhood, incarnation: Incarnation(7) };
         let worker = tokio::spawn(crate::run(config, network.timers, identity, hosting, fired));
         let other = (routers > 1).then(|| acceptors.pop().unwrap());
         Self { acceptor: acceptors.pop().unwrap(), other, worker, shutdown, _data: data }
@@ -229,6 +229,7 @@ impl Link {
                 WorkerControl::Adapter(state) => self.note(state),
                 WorkerControl::Stages(_) => panic!("the model is whole"),
                 WorkerControl::Hello(_) => panic!("it is said once"),
+                WorkerControl::Died(_) => panic!("it lives"),
             }
         }
     }
