@@ -66,6 +66,15 @@ enum Readiness {
     NotYet,
 }
 
+/// Who of a key's prompts under way is next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turns {
+    /// Each in its turn, so that a long one holds up nobody.
+    Rotation,
+    /// Whoever is done soonest.
+    ShortestFirst,
+}
+
 impl Policy {
     /// The next step, into `plan`. Empty when nothing can go on before something is told. [`Policy::complete`] must follow; before
     /// it does, other steps may be planned, and they end in the order in which they were planned.
@@ -85,18 +94,19 @@ impl Policy {
             self.resume(decodes, &mut draft);
         }
         self.start_beside_prefills(&mut draft);
-        self.prefill(&mut draft, |_, _| true);
+        self.prefill(&mut draft, Turns::Rotation, |_, _| true);
         // Branches of prompts that are complete now, and whoever still fits.
         self.start(&mut draft);
         self.write(plan);
     }
 
     /// Sequences in the middle of their answers are computed again before all other prompts, and may add more to the time of the
-    /// step: somebody has them on a screen. What they take is not there for the others.
+    /// step: somebody has them on a screen. What they take is not there for the others. They have come together, when their worker was
+    /// lost, and nobody is served by all of them going on at the same late moment: one is done after the other.
     fn resume(&mut self, decodes: usize, draft: &mut Draft<'_>) {
         let more = draft.pace.spare_for_resumed(decodes);
         let usual = std::mem::replace(&mut draft.spare, more);
-        self.prefill(draft, Group::has_generated);
+        self.prefill(draft, Turns::ShortestFirst, Group::has_generated);
         draft.spare = usual.less_what_was_taken(more, draft.spare);
     }
 
@@ -144,16 +154,20 @@ impl Policy {
         (here + away).div_ceil(self.spread.get())
     }
 
-    /// Serves the prompts under way that are `wanted`, each once, in the order of their keys' turns and in rotation within a key.
-    fn prefill(&mut self, draft: &mut Draft<'_>, wanted: impl Fn(&Group, BranchIndex) -> bool) {
+    /// Serves the prompts under way that are `wanted`, each once, in the order of their keys' `turns` and of those within a key.
+    fn prefill(&mut self, draft: &mut Draft<'_>, turns: Turns, wanted: impl Fn(&Group, BranchIndex) -> bool) {
         let is_wanted = |id: &SequenceId| wanted(&self.groups[&id.group], id.branch);
         let mut waiting = std::mem::take(&mut self.candidates);
         waiting.clear();
         waiting.extend(self.prefills().map(|sequence| sequence.id).filter(is_wanted));
         while !draft.is_full() {
             let key = |id: &SequenceId| {
-                let last_served = self.running.get(*id).map(|sequence| sequence.last_served);
-                (self.shares.rank(self.groups[&id.group].share_key), last_served, *id)
+                let group = &self.groups[&id.group];
+                let turn = self.running.get(*id).map(|sequence| match turns {
+                    Turns::Rotation => sequence.last_served,
+                    Turns::ShortestFirst => (group.known(id.branch) - sequence.computed) as u64,
+                });
+                (self.shares.rank(group.share_key), turn, *id)
             };
             let Some(at) = (0..waiting.len()).min_by_key(|at| key(&waiting[*at])) else { break };
             let id = waiting.swap_remove(at);

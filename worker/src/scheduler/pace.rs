@@ -22,7 +22,7 @@ const STRETCH: f64 = 1.5;
 const MOST_PROMPTS_TO_A_DECODE: f64 = 4.0;
 /// Longest step where sequences in the middle of their answers are computed again, as those of a lost worker are: their clients
 /// wait for the next token, too, and have waited longest.
-const STRETCH_FOR_RESUMED: f64 = 4.0;
+const STRETCH_FOR_RESUMED: f64 = 8.0;
 /// A chunk of less than this part of those that were measured does not make the others cheaper.
 const COMPARABLE: f64 = 0.75;
 /// And one of less than this part, as the last of a prompt may be, says nothing of them, unless all are so small for long.

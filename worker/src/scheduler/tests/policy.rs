@@ -42,6 +42,26 @@ fn who_is_in_the_middle_of_an_answer_is_back_long_before_a_prompt_as_long_has_be
 }
 
 #[test]
+fn those_who_are_computed_again_come_back_one_after_the_other_and_not_all_at_the_end() {
+    let mut world = World::new(Bounds { slots: 16, step_tokens: 32, ..ROOMY }, usize::MAX);
+    world.admit(0, ask(0, 4, 500, 1)).unwrap();
+    (0..40).for_each(|_| assert!(world.step()));
+    let resumed = |id| Ask { emitted: vec![100], ..ask(0, 300 + id as usize, 300, 1) };
+    let ids = [1, 2, 3, 4].map(|id| world.admit(id, resumed(id)).unwrap());
+    let mut back = [0; 4];
+    for step in 1..2000 {
+        world.step();
+        for (id, back) in ids.iter().zip(&mut back) {
+            if *back == 0 && world.texts[id].branches[0].len() > 100 {
+                *back = step;
+            }
+        }
+    }
+    back.sort_unstable();
+    assert!(back[0] > 0 && back[0] * 2 <= back[3], "they are back after {back:?} steps");
+}
+
+#[test]
 fn a_long_prompt_never_holds_up_those_who_come_after_it() {
     let mut world = World::new(ROOMY, usize::MAX);
     let long = world.admit(0, ask(0, 1000, 1, 1)).unwrap();
