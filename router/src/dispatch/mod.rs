@@ -187,6 +187,7 @@ impl GroupRun {
     async fn submit_along(&mut self, route: &mut Route) -> Result<(), DispatchError> {
         let replays = self.setbacks.replays();
         let wait = if replays > 0 { REPLAY_WAIT } else { Duration::ZERO };
+        let began = tokio::time::Instant::now();
         loop {
             let choice = route.choose(wait).await.map_err(|none| route.dead_end(none, replays))?;
             match self.attempt(&choice).await {
@@ -197,7 +198,7 @@ impl GroupRun {
                 }
                 Err(Trouble::Group(failure)) => return Err(DispatchError::Failed(failure)),
                 Err(trouble) => {
-                    route.avoid(choice.replica.seat, &trouble);
+                    route.avoid(choice.replica.seat, &trouble, began.elapsed() < wait);
                     self.blame(&choice.replica, &trouble)?;
                 }
             }
@@ -238,7 +239,7 @@ impl GroupRun {
     async fn replay(&mut self, trouble: &Trouble) -> Result<(), DispatchError> {
         let context = self.context();
         let (Some(lost), Some(route)) = (self.attempt.take(), &mut self.route) else { return Err(DispatchError::Lost) };
-        route.avoid(lost.replica.seat, trouble);
+        route.avoid(lost.replica.seat, trouble, false);
         if matches!(trouble, Trouble::Adapter) {
             return self.start().await;
         }

@@ -17,7 +17,8 @@ use crate::fleet::prefix::Overlaps;
 use crate::fleet::traffic::{Profile, Traffic};
 use crate::fleet::{Replica, Seat, Snapshot};
 
-/// How long a replica that lost a part of its model is left alone: then its status has told whether it has that again.
+/// How long a replica is left alone that lost a part of its model, which its status has told by then if it has it again; or that is full
+/// while a group waits in the middle of its answer.
 const REST: Duration = Duration::from_millis(STATUS_EVERY_MS);
 
 /// The way of one group.
@@ -29,6 +30,8 @@ pub(super) struct Route {
     /// Places that failed or refused it: never tried again, unless they are resting. At most one per worker that was ever
     /// tried.
     excluded: Vec<Seat>,
+    /// Those of them that were full. That is over when the group is on its way again.
+    full: Vec<Seat>,
     /// Those of them that are tried again once a time has come.
     resting: Vec<(Seat, tokio::time::Instant)>,
     /// The shortest wait that a full replica has told.
@@ -47,6 +50,7 @@ impl Route {
             profile,
             access,
             excluded: Vec::new(),
+            full: Vec::new(),
             resting: Vec::new(),
             busy: None,
             lacked: false,
@@ -97,14 +101,20 @@ impl Route {
         metrics::counter!("shoal_route_total", "why" => why.label()).increment(1);
     }
 
-    /// A replica did not take the group, or lost it.
-    pub(super) fn avoid(&mut self, seat: Seat, trouble: &Trouble) {
+    /// A replica did not take the group, or lost it. One that is full is asked again after a rest where the group is `patient`.
+    pub(super) fn avoid(&mut self, seat: Seat, trouble: &Trouble, is_patient: bool) {
+        let rested = tokio::time::Instant::now() + REST;
         match trouble {
             Trouble::Full { retry_after } => {
+                if is_patient {
+                    self.resting.push((seat, rested));
+                } else {
+                    self.full.push(seat);
+                }
                 self.busy = Some(self.busy.map_or(*retry_after, |known| known.min(*retry_after)));
             }
             Trouble::Adapter => self.lacked = true,
-            Trouble::Incomplete => self.resting.push((seat, tokio::time::Instant::now() + REST)),
+            Trouble::Incomplete => self.resting.push((seat, rested)),
             // Nobody is sent there until it moves, and then there is nothing against it.
             Trouble::Stuck => return,
             Trouble::Gone
@@ -129,6 +139,8 @@ impl Route {
     /// may be back soon.
     pub(super) fn lose(&mut self, replica: &Replica, loss: Loss, context: u64) {
         self.busy = None;
+        let full = std::mem::take(&mut self.full);
+        self.excluded.retain(|seat| !full.contains(seat));
         let others = &self.dispatcher.view.now().replicas;
         self.returning = Returning::of(replica, loss, context, others);
     }

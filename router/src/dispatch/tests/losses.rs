@@ -163,6 +163,40 @@ async fn a_group_that_a_worker_neither_takes_nor_refuses_is_given_to_another() {
 }
 
 #[tokio::test]
+async fn a_worker_that_was_full_when_a_group_came_may_take_it_when_its_first_worker_is_lost() {
+    let mut stage = Stage::new();
+    let (first, second) = (stage.worker("a").await, stage.worker("b").await);
+    let (mut run, _stop) = stage.group(1, None);
+    let plays = async {
+        let mut full = first.group().await;
+        full.send(GroupFrame::Busy { retry_after_ms: 9_000 }).await;
+        let mut group = second.accepts().await;
+        group.tokens(0, 0..2).await;
+        second.dies_after(group).await;
+        (full, first.goes_on_to_the_end(2).await)
+    };
+    let (_kept, seen) = tokio::join!(plays, whole(&mut run));
+    assert_eq!(seen, tokens_of(0));
+}
+
+#[tokio::test]
+async fn a_group_in_the_middle_of_its_answer_waits_for_room_on_a_worker_that_is_full() {
+    let mut stage = Stage::new();
+    let (first, second) = (stage.worker("a").await, stage.worker("b").await);
+    let (mut run, _stop) = stage.group(1, None);
+    let plays = async {
+        let mut group = first.accepts().await;
+        group.tokens(0, 0..2).await;
+        first.dies_after(group).await;
+        let mut full = second.group().await;
+        full.send(GroupFrame::Busy { retry_after_ms: 9_000 }).await;
+        (full, second.goes_on_to_the_end(2).await)
+    };
+    let (_kept, seen) = tokio::join!(plays, whole(&mut run));
+    assert_eq!(seen, tokens_of(0));
+}
+
+#[tokio::test]
 async fn a_worker_whose_engine_stands_still_is_given_nothing_until_it_moves() {
     let mut stage = Stage::new();
     let worker = stage.worker("a").await;
