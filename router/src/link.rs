@@ -97,7 +97,8 @@ pub enum Caller {
     Witness,
 }
 
-/// Hears a worker's hello, fetches its tokenizer if it is new, and takes it into the fleet, or tells it why not. Or hears of its death.
+/// Hears a worker's hello, fetches its tokenizer if it is new, and takes it into the fleet, or tells it why not. Or hears of its
+/// death.
 pub async fn greet(connection: quinn::Connection, context: &LinkContext) -> Result<Caller, LinkError> {
     let name = quic::peer_worker(&connection)?;
     let greeting = async {

@@ -17,8 +17,8 @@ use crate::session::{SessionEnd, connect};
 /// For a router that was told to close the connection.
 const HEARD_WITHIN: Duration = Duration::from_secs(1);
 
-/// Tells all `routers` that the worker of `identity` has died in this life of it. A router that cannot be reached has lost the worker
-/// by itself, and is not tried again.
+/// Tells all `routers` that the worker of `identity` has died in this life of it. A router that cannot be reached has lost the
+/// worker by itself, and is not tried again.
 ///
 /// # Errors
 /// There is no endpoint to dial from.

@@ -21,8 +21,8 @@ use crate::fleet::{FleetView, Replica};
 /// streams would wait for each other's forever.
 const STREAM_WAIT: Duration = Duration::from_secs(1);
 
-/// A worker takes a group or refuses it within as many times the patience that a silent stream is met with, a minute: it waits for an adapter
-/// for half a minute at most, and for nothing else.
+/// A worker takes a group or refuses it within so many times the patience that a silent stream is met with, a minute: it waits
+/// for an adapter for half a minute at most, and for nothing else.
 const FIRST_WORD: u32 = 12;
 
 /// A group's stream on one replica.

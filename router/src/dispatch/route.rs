@@ -17,8 +17,8 @@ use crate::fleet::prefix::Overlaps;
 use crate::fleet::traffic::{Profile, Traffic};
 use crate::fleet::{Replica, Seat, Snapshot};
 
-/// How long a replica is left alone that lost a part of its model, which its status has told by then if it has it again; or that is full
-/// while a group waits in the middle of its answer.
+/// How long a replica is left alone that lost a part of its model, for its status to tell whether it has that again; or that is
+/// full while a group waits in the middle of its answer.
 const REST: Duration = Duration::from_millis(STATUS_EVERY_MS);
 
 /// The way of one group.

@@ -96,17 +96,18 @@ impl Policy {
         self.start_beside_prefills(&mut draft);
         self.prefill(&mut draft, Turns::Rotation, |_, _| true);
         // Branches of prompts that are complete now, and whoever still fits.
-        self.start(&mut draft);
+        self.start(&mut draft, |_| true);
         self.write(plan);
     }
 
     /// Sequences in the middle of their answers are computed again before all other prompts, and may add more to the time of the
-    /// step: somebody has them on a screen. What they take is not there for the others. They have come together, when their worker was
-    /// lost, and nobody is served by all of them going on at the same late moment: one is done after the other.
+    /// step: somebody has them on a screen. What they take is not there for the others. They have come together, when their
+    /// worker was lost, and it helps nobody if all of them go on at the same late moment: one is done after the other.
     fn resume(&mut self, decodes: usize, draft: &mut Draft<'_>) {
         let more = draft.pace.spare_for_resumed(decodes);
         let usual = std::mem::replace(&mut draft.spare, more);
         self.prefill(draft, Turns::ShortestFirst, Group::has_generated);
+        self.start(draft, |group| group.first_waiting().is_some_and(|branch| group.has_generated(branch)));
         draft.spare = usual.less_what_was_taken(more, draft.spare);
     }
 
@@ -114,11 +115,11 @@ impl Policy {
     /// who comes after it.
     fn start_beside_prefills(&mut self, draft: &mut Draft<'_>) {
         if self.prefills().next().is_none() {
-            return self.start(draft);
+            return self.start(draft, |_| true);
         }
         let (tokens, spare) = (draft.tokens_left / 2, draft.spare.split());
         draft.tokens_left -= tokens;
-        self.start(draft);
+        self.start(draft, |_| true);
         draft.tokens_left += tokens;
         draft.spare.join(spare);
     }
@@ -225,9 +226,9 @@ impl Policy {
         true
     }
 
-    /// Starts branches, in fair turns, until there is no room or the step is full.
-    fn start(&mut self, draft: &mut Draft<'_>) {
-        while let Some(id) = self.next_to_start(draft) {
+    /// Starts branches of groups that are `wanted`, in fair turns, until there is no room or the step is full.
+    fn start(&mut self, draft: &mut Draft<'_>, wanted: impl Fn(&Group) -> bool) {
+        while let Some(id) = self.next_to_start(draft, &wanted) {
             self.next = Some(id);
             let Some(branch) = self.groups[&id].first_waiting() else { return };
             let sequence = SequenceId { group: id, branch };
@@ -240,16 +241,20 @@ impl Policy {
         }
     }
 
-    /// The group whose turn it is to start something.
-    fn next_to_start(&self, draft: &Draft<'_>) -> Option<GroupId> {
+    /// The group whose turn it is to start something, if it is wanted; or else the first one that is.
+    fn next_to_start(&self, draft: &Draft<'_>, wanted: impl Fn(&Group) -> bool) -> Option<GroupId> {
         if self.running.len() >= self.bounds.slots && self.parked().is_none() {
             return None;
         }
         let readiness = |id| self.groups.get(&id).map_or(Readiness::NotYet, |group| self.readiness(id, group, draft));
+        let is_wanted = |id: &GroupId| self.groups.get(id).is_some_and(&wanted);
         match self.next.map(|id| (id, readiness(id))) {
-            Some((id, Readiness::Ready)) => Some(id),
+            // Who waits for room gets the next that there is.
+            Some((id, Readiness::Ready)) => Some(id).filter(is_wanted),
             Some((_, Readiness::Full)) => None,
-            Some((_, Readiness::NotYet)) | None => self.shares.next(|id| readiness(id) == Readiness::Ready),
+            Some((_, Readiness::NotYet)) | None => {
+                self.shares.next(|id| readiness(id) == Readiness::Ready && is_wanted(&id))
+            }
         }
     }
 

@@ -62,6 +62,24 @@ fn those_who_are_computed_again_come_back_one_after_the_other_and_not_all_at_the
 }
 
 #[test]
+fn those_who_are_computed_again_begin_in_the_step_after_they_came_as_many_as_it_has_time_for() {
+    let begun = |emitted: usize| {
+        let mut world = World::new(Bounds { slots: 32, step_tokens: 512, ..ROOMY }, usize::MAX);
+        for stream in 0..8 {
+            world.admit(stream, ask(0, 4, 500, 1)).unwrap();
+        }
+        (0..40).for_each(|_| assert!(world.step()));
+        let late = |id| Ask { emitted: vec![emitted], ..ask(0, 40 + id as usize, 300, 1) };
+        let ids: Vec<_> = (100..108).map(|id| world.admit(id, late(id)).unwrap()).collect();
+        world.served.clear();
+        world.step();
+        ids.iter().filter(|id| world.has_served(**id)).count()
+    };
+    let (resumed, new) = (begun(10), begun(0));
+    assert!(resumed > new, "{resumed} that had begun, and {new} new ones");
+}
+
+#[test]
 fn a_long_prompt_never_holds_up_those_who_come_after_it() {
     let mut world = World::new(ROOMY, usize::MAX);
     let long = world.admit(0, ask(0, 1000, 1, 1)).unwrap();
