@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use quinn::{Connection, Endpoint, Incoming};
 use tokio::task::JoinSet;
 
-use super::{CloseCode, QuicError, peer_worker};
+use super::{CloseCode, QuicError, connected, peer_worker};
 use crate::config::Timers;
 use crate::telemetry::Chain;
 
@@ -94,9 +94,7 @@ impl Acceptor {
 }
 
 async fn handshake(incoming: Incoming, timers: &Timers) -> Result<Connection, QuicError> {
-    let connecting = incoming.accept()?;
-    let connection =
-        tokio::time::timeout(timers.connect, connecting).await.map_err(|_| QuicError::Timeout(timers.connect))??;
+    let connection = connected(incoming.accept()?, timers).await?;
     match peer_worker(&connection) {
         Ok(_) => Ok(connection),
         Err(error) => {

@@ -3,12 +3,11 @@
 //! end can be taken for a router or for the other kind.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
-use quinn::{Connection, Endpoint, EndpointConfig, TokioRuntime};
+use quinn::{Connection, Endpoint};
 
 use super::settings::{PEERS, STAGES, Trade};
-use super::{CloseCode, QuicError, peer_worker, require, socket};
+use super::{CloseCode, QuicError, connected, listen, peer_worker, require};
 use crate::config::Timers;
 use crate::ids::Name;
 use crate::pki::{CertificateFault, Identity, Role};
@@ -16,7 +15,7 @@ use crate::pki::{CertificateFault, Identity, Role};
 /// Binds `addr` for the heads of replicas to dial this worker's stage. Within a tokio runtime, which then drives the endpoint.
 /// An [`Acceptor`](super::Acceptor) takes the connections.
 pub fn stage_endpoint(addr: SocketAddr, identity: &Identity, timers: &Timers) -> Result<Endpoint, QuicError> {
-    listen(&STAGES, addr, identity, timers)
+    listen_for(&STAGES, addr, identity, timers)
 }
 
 /// Dials the stage of worker `name` at `addr`, from the endpoint of another worker. The connection it returns leads to that
@@ -27,13 +26,13 @@ pub async fn dial_stage(
     identity: &Identity,
     timers: &Timers,
 ) -> Result<Connection, QuicError> {
-    dial(&STAGES, endpoint, to, identity, timers).await
+    dial_for(&STAGES, endpoint, to, identity, timers).await
 }
 
 /// Binds `addr` for other workers to fetch adapters from this one. Within a tokio runtime, which then drives the endpoint. An
 /// [`Acceptor`](super::Acceptor) takes the connections.
 pub fn peer_endpoint(addr: SocketAddr, identity: &Identity, timers: &Timers) -> Result<Endpoint, QuicError> {
-    listen(&PEERS, addr, identity, timers)
+    listen_for(&PEERS, addr, identity, timers)
 }
 
 /// Dials worker `name` at `addr` for an adapter, from the endpoint of another worker. The connection it returns leads to that
@@ -44,18 +43,15 @@ pub async fn dial_peer(
     identity: &Identity,
     timers: &Timers,
 ) -> Result<Connection, QuicError> {
-    dial(&PEERS, endpoint, to, identity, timers).await
+    dial_for(&PEERS, endpoint, to, identity, timers).await
 }
 
-fn listen(trade: &Trade, addr: SocketAddr, identity: &Identity, timers: &Timers) -> Result<Endpoint, QuicError> {
+fn listen_for(trade: &Trade, addr: SocketAddr, identity: &Identity, timers: &Timers) -> Result<Endpoint, QuicError> {
     require(identity, Role::Worker)?;
-    let config = trade.server(identity, timers)?;
-    let bind = |source| QuicError::Bind { addr, source };
-    Endpoint::new(EndpointConfig::default(), Some(config), socket(addr).map_err(bind)?, Arc::new(TokioRuntime))
-        .map_err(bind)
+    listen(addr, trade.server(identity, timers)?)
 }
 
-async fn dial(
+async fn dial_for(
     trade: &Trade,
     endpoint: &Endpoint,
     (addr, name): (SocketAddr, &Name),
@@ -64,8 +60,7 @@ async fn dial(
 ) -> Result<Connection, QuicError> {
     let config = trade.client(identity, timers)?;
     let connecting = endpoint.connect_with(config, addr, Role::Worker.server_name())?;
-    let connection =
-        tokio::time::timeout(timers.connect, connecting).await.map_err(|_| QuicError::Timeout(timers.connect))??;
+    let connection = connected(connecting, timers).await?;
     let got = peer_worker(&connection)?;
     if got == *name {
         return Ok(connection);

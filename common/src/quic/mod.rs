@@ -14,7 +14,7 @@ mod version;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
-use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
+use quinn::{ClientConfig, Connecting, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Socket, Type};
 
@@ -34,10 +34,7 @@ const SOCKET_BUFFER: usize = 2 << 20;
 
 /// Binds `addr` for workers to dial. Within a tokio runtime, which then drives the endpoint.
 pub fn router_endpoint(addr: SocketAddr, identity: &Identity, timers: &Timers) -> Result<Endpoint, QuicError> {
-    let config = router_config(identity, timers)?;
-    let bind = |source| QuicError::Bind { addr, source };
-    let socket = socket(addr).map_err(bind)?;
-    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime)).map_err(bind)
+    listen(addr, router_config(identity, timers)?)
 }
 
 /// An endpoint that dials only: any port, IPv6 and IPv4 where the machine has both. Within a tokio runtime, which then drives
@@ -67,11 +64,7 @@ pub fn worker_config(identity: &Identity, timers: &Timers) -> Result<ClientConfi
 /// Dials the router at `addr`. The connection it returns leads to a router of this cluster; whether the router takes this
 /// worker is known with the first frame it sends, because in TLS 1.3 the client's certificate is judged last.
 pub async fn dial(endpoint: &Endpoint, addr: SocketAddr, timers: &Timers) -> Result<Connection, QuicError> {
-    let connecting = endpoint.connect(addr, Role::Router.server_name())?;
-    match tokio::time::timeout(timers.connect, connecting).await {
-        Ok(connected) => Ok(connected?),
-        Err(_) => Err(QuicError::Timeout(timers.connect)),
-    }
+    connected(endpoint.connect(addr, Role::Router.server_name())?, timers).await
 }
 
 /// The name of the worker at the other end, from the certificate that the handshake verified.
@@ -87,6 +80,18 @@ pub fn peer_worker(connection: &Connection) -> Result<Name, QuicError> {
 fn require(identity: &Identity, expected: Role) -> Result<(), QuicError> {
     let got = identity.role();
     if got == expected { Ok(()) } else { Err(CertificateFault::WrongRole { expected, got }.into()) }
+}
+
+fn listen(addr: SocketAddr, config: ServerConfig) -> Result<Endpoint, QuicError> {
+    let bind = |source| QuicError::Bind { addr, source };
+    let socket = socket(addr).map_err(bind)?;
+    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime)).map_err(bind)
+}
+
+/// The end of a handshake, on either side.
+async fn connected(connecting: Connecting, timers: &Timers) -> Result<Connection, QuicError> {
+    let connected = tokio::time::timeout(timers.connect, connecting).await;
+    Ok(connected.map_err(|_| QuicError::Timeout(timers.connect))??)
 }
 
 fn socket(addr: SocketAddr) -> std::io::Result<UdpSocket> {
