@@ -25,7 +25,7 @@ use crate::catalogue::{ServedModel, unix_seconds};
 use crate::fleet::challenge;
 use crate::fleet::nearer::Nearby;
 use crate::fleet::orders::Orders;
-use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Replica, Snapshot};
+use crate::fleet::{FleetMessage, FleetView, Membership, Offer, Snapshot};
 use crate::operations::drains::{DrainOrders, Drains};
 use crate::text::Tokenizer;
 
@@ -107,7 +107,7 @@ pub async fn greet(connection: quinn::Connection, context: &LinkContext) -> Resu
         let hello = match reader.next().await? {
             WorkerControl::Hello(hello) => hello,
             WorkerControl::Died(incarnation) => {
-                bury((&name, incarnation), &context.view.now());
+                bury(&name, incarnation, &context.view.now());
                 CloseCode::Shutdown.close(&connection);
                 return Ok(Caller::Witness);
             }
@@ -141,9 +141,8 @@ pub async fn greet(connection: quinn::Connection, context: &LinkContext) -> Resu
 }
 
 /// Ends the link with a worker whose process has ended, in that life of it: its groups go on elsewhere at once.
-fn bury((worker, incarnation): (&Name, Incarnation), snapshot: &Snapshot) {
-    let is_it = |replica: &&Arc<Replica>| (&replica.worker, replica.incarnation) == (worker, incarnation);
-    if let Some(replica) = snapshot.replicas.iter().find(is_it) {
+fn bury(worker: &Name, incarnation: Incarnation, snapshot: &Snapshot) {
+    if let Some(replica) = snapshot.replicas.iter().find(|replica| replica.is(worker, incarnation)) {
         tracing::warn!(%worker, %incarnation, "a worker's process has ended without a farewell");
         replica.vital.end();
         replica.line.close();

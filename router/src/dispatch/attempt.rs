@@ -21,10 +21,6 @@ use crate::fleet::{FleetView, Replica};
 /// streams would wait for each other's forever.
 const STREAM_WAIT: Duration = Duration::from_secs(1);
 
-/// A worker takes a group or refuses it within so many times the patience that a silent stream is met with, a minute: it waits
-/// for an adapter for half a minute at most, and for nothing else.
-const FIRST_WORD: u32 = 12;
-
 /// A group's stream on one replica.
 #[derive(Debug)]
 pub(super) struct Attempt {
@@ -152,7 +148,7 @@ impl GroupRun {
             biased;
             frame = reader.next::<GroupFrame>() => frame?,
             () = choice.replica.vital.stuck() => return Err(Trouble::Stuck),
-            () = tokio::time::sleep(FIRST_WORD * self.dispatcher.patience) => return Err(Trouble::Silent),
+            () = tokio::time::sleep(self.dispatcher.first_word) => return Err(Trouble::Silent),
         };
         match first {
             GroupFrame::Accepted => {}

@@ -39,6 +39,10 @@ const REPLAY_WAIT: Duration = Duration::from_secs(5);
 /// still is noticed before.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// A worker takes a group or refuses it within this: it waits for an adapter for half a minute at most, and for nothing else.
+/// What it waits for has nothing to do with `stall_ms`.
+const FIRST_WORD: Duration = Duration::from_secs(60);
+
 /// Wait that is suggested where no worker said a better one.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -100,6 +104,8 @@ pub struct Dispatcher {
     pub traffic: Arc<Mutex<Traffic>>,
     /// Silence on a group's stream that is always in order.
     pub patience: Duration,
+    /// Silence of a worker that was sent a group and has neither taken nor refused it.
+    pub first_word: Duration,
     /// How often one group goes on elsewhere, at most.
     pub replays: u32,
     /// How many groups do, over all.
@@ -110,7 +116,8 @@ impl Dispatcher {
     /// A dispatcher that remembers nothing yet, with the default limit of replays.
     pub fn new(view: FleetView, policy: Arc<dyn Pick>) -> Self {
         let (traffic, budget) = Default::default();
-        Self { view, policy, traffic, replays: Limits::default().replays, patience: PATIENCE, budget }
+        let (replays, patience, first_word) = (Limits::default().replays, PATIENCE, FIRST_WORD);
+        Self { view, policy, traffic, patience, first_word, replays, budget }
     }
 }
 

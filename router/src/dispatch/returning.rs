@@ -35,8 +35,7 @@ impl Returning {
 
     /// The snapshot as if nobody else were there.
     pub(super) fn alone(&self, snapshot: &Snapshot) -> Snapshot {
-        let is_it =
-            |replica: &&Arc<Replica>| (&replica.worker, replica.incarnation) == (&self.worker, self.incarnation);
+        let is_it = |replica: &&Arc<Replica>| replica.is(&self.worker, self.incarnation);
         Snapshot { replicas: snapshot.replicas.iter().filter(is_it).cloned().collect(), ..Snapshot::default() }
     }
 }

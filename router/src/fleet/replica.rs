@@ -166,6 +166,11 @@ impl Replica {
         is_ready && !self.line.is_closed() && self.vital.last().health == Health::Moving
     }
 
+    /// Whether it is this life of this worker.
+    pub fn is(&self, worker: &Name, life: Incarnation) -> bool {
+        self.worker == *worker && self.incarnation == life
+    }
+
     /// When its decode loop was last seen to turn.
     pub fn advanced(&self) -> Instant {
         self.pulse.moved()

@@ -149,7 +149,7 @@ async fn a_group_that_waits_for_a_stuck_engine_s_word_is_given_to_another() {
 #[tokio::test]
 async fn a_group_that_a_worker_neither_takes_nor_refuses_is_given_to_another() {
     let mut stage = Stage::new();
-    stage.dispatcher.patience = Duration::from_millis(50);
+    stage.dispatcher.first_word = Duration::from_millis(600);
     let (first, second) = (stage.worker("a").await, stage.worker("b").await);
     let (mut run, _stop) = stage.group(1, None);
     let plays = async {
