@@ -46,13 +46,16 @@ pub(crate) async fn worker(config: Config, name: &str, shutdown: Shutdown) -> an
     };
     let neighbourhood = neighbourhood(&config, &worker, &identity)?;
     let incarnation = Incarnation::draw();
-    let is_known_to_routers = !matches!(part, Part::Stage(_));
-    let start = || Witness::start(&worker, incarnation, pki(&config)?.to_owned(), &timers);
-    let witness = is_known_to_routers.then(start).transpose().unwrap_or_else(|error: anyhow::Error| {
-        tracing::warn!(%error, "no witness could be started: routers will notice a crash by silence alone");
-        None
-    });
-    let hosted = Hosted { worker: worker.clone(), model, layers, part, neighbourhood, timers, identity, incarnation };
+    // A stage is not known to routers.
+    let witness = match part {
+        Part::Stage(_) => None,
+        Part::Whole | Part::Head(_) => Witness::start(&worker, incarnation, pki(&config)?, &timers)
+            .inspect_err(|error| {
+                tracing::warn!(%error, "no witness could be started: routers will notice a crash by silence alone");
+            })
+            .ok(),
+    };
+    let hosted = Hosted { worker, model, layers, part, neighbourhood, timers, identity, incarnation };
     let ended = host(hosted, shutdown).await;
     if let Some(witness) = witness {
         witness.dismiss();

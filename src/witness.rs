@@ -4,7 +4,7 @@
 //! the worker's own certificate. Where it cannot, they notice by themselves, later. Started by `roles`, not by people.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use shoal_common::pki::{Identity, Role};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The command that starts one.
-pub(crate) const COMMAND: &str = "witness";
+const COMMAND: &str = "witness";
 /// What a worker says before it ends in order.
 const NOTHING_TO_TELL: u8 = b'.';
 
@@ -42,11 +42,16 @@ impl Witness {
     pub(crate) fn start(
         worker: &WorkerConfig,
         incarnation: Incarnation,
-        pki: PathBuf,
+        pki: &Path,
         timers: &Timers,
     ) -> anyhow::Result<Self> {
-        let (routers, connect) = (worker.routers.clone(), timers.connect);
-        let charge = Charge { worker: worker.name.clone(), incarnation, pki, routers, connect };
+        let charge = Charge {
+            worker: worker.name.clone(),
+            incarnation,
+            pki: pki.to_owned(),
+            routers: worker.routers.clone(),
+            connect: timers.connect,
+        };
         let mut command = Command::new(std::env::current_exe()?);
         let mut child = command.arg(COMMAND).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
         let mut pipe = child.stdin.take().context("it has no standard input")?;
@@ -77,9 +82,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     worker.read_line(&mut line)?;
     let charge: Charge = serde_json::from_str(&line).context("it is started by `shoal worker`")?;
     let identity = Identity::load(&charge.pki, &charge.worker, Role::Worker)?;
-    let mut last = Vec::new();
-    worker.read_to_end(&mut last)?;
-    if last.is_empty() {
+    let has_died = worker.bytes().next().transpose()?.is_none();
+    if has_died {
         let timers = Timers { connect: charge.connect, ..Timers::default() };
         runtime.block_on(shoal_worker::tell_of_death(&identity, &timers, &charge.routers, charge.incarnation))?;
     }

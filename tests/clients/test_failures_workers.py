@@ -196,3 +196,4 @@ def test_a_killed_worker_s_streams_go_on_elsewhere_though_its_silence_would_be_b
         fleet.kill(fleet.serving())
     assert all_equal(answers, requests, scripted)
     assert fleet.router.replays() > 0 and FAREWELL_MISSED in fleet.router.process.log()
+    assert "its process has ended" in fleet.router.cluster()["incidents"][0]["why"]
