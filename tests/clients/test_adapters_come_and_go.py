@@ -76,7 +76,11 @@ def test_an_upload_is_listed_described_answered_and_removed(server, base, made):
     assert (said["state"], said["source"], said["model"], said["rank"]) == ("ready", "api", server.model, 4)
     assert said["generation"] and said["previous"] is None and said["pinned"] is False and said["reason"] is None
     answers_as_itself(server, "sent", base)
-    (worker,) = server.wait_until("the worker's word", lambda: document(server, "sent")["workers"])
+    # The last word that was heard of the worker may be from when it was still fetching.
+    (worker,) = server.wait_until(
+        "the worker to say that it has it",
+        lambda: [on for on in document(server, "sent")["workers"] if on["tier"] == "memory"],
+    )
     assert worker.keys() == WORKER_KEYS
     assert (worker["worker"], worker["generation"], worker["rank"]) == ("worker-1", said["generation"], 4)
     assert worker["bytes"] > 0
