@@ -191,11 +191,12 @@ impl Bench {
         }
     }
 
-    /// A group that waits for its adapter, from the moment on that it does.
+    /// A group that waits for its adapter, from the moment on that it does or has its answer already: what fetches may run on
+    /// another thread.
     pub(super) async fn waiting(&self, at: Generation) -> tokio::task::JoinHandle<super::super::desk::Outcome> {
         let (via, before) = (self.via.clone(), self.store.waiting());
         let group = tokio::spawn(async move { via.acquire(at, None).await });
-        while self.store.waiting() == before {
+        while self.store.waiting() == before && !group.is_finished() {
             tokio::task::yield_now().await;
         }
         group
