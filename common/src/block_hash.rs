@@ -108,6 +108,6 @@ mod tests {
     #[test]
     fn a_hash_is_the_same_on_every_machine_and_in_every_version() {
         let hash = BlockHash::begin(CacheSalt(1), &fingerprint(None)).then(&block(0));
-        assert_eq!(format!("{hash:?}"), "BlockHash(ff63610d)");
+        assert_eq!(format!("{hash:?}"), "BlockHash(7629deb9)");
     }
 }

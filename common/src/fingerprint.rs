@@ -9,7 +9,7 @@ use crate::ids::{Digest, Generation};
 
 /// Version of the numerics contract. Any change to the order or precision of any arithmetic on the way from tokens to
 /// tokens raises it.
-pub const NUMERICS_VERSION: u32 = 1;
+pub const NUMERICS_VERSION: u32 = 2;
 
 /// Identity of an answer's arithmetic: weights, adapter, tokenizer, numerics class and version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

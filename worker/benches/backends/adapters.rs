@@ -7,7 +7,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use shoal_common::adapter::{Bundle, Geometry, Linear};
 use shoal_common::ids::{LayerRange, TokenId};
-use shoal_worker::adapters::Adapter;
+use shoal_worker::adapters::{Adapter, LoadFor};
 use shoal_worker::backend::{Backend, LogitsBuffer, LogitsOf, Slice};
 
 use crate::{MOST, PREFILL, RUNS, decode, rate, table};
@@ -29,8 +29,10 @@ pub(crate) fn measure(
         ("all layers in f32", &Linear::ALL, Dtype::F32),
         ("all layers in bf16", &Linear::ALL, Dtype::BF16),
     ];
+    let layers = LayerRange { begin: 0, end: geometry.layers };
+    let load_for = LoadFor { geometry: *geometry, layers, precision: backend.adapter_precision() };
     for (name, linears, dtype) in kinds {
-        let load = |seed| load(geometry, linears, dtype, seed as u32);
+        let load = |seed| load(&load_for, linears, dtype, seed as u32);
         let adapters: Vec<Arc<Adapter>> = (0..MOST).map(load).collect::<Result<_, _>>()?;
         println!("adapters of rank {RANK} on {name}, {:.2} MB each:", adapters[0].bytes() as f64 / 1e6);
         let blocks = table(0);
@@ -65,8 +67,8 @@ fn in_turn(mut run: impl FnMut(bool) -> Result<usize, Box<dyn Error>>) -> Result
 }
 
 /// An adapter of small numbers, through the same door as real ones.
-fn load(geometry: &Geometry, linears: &[Linear], dtype: Dtype, mut seed: u32) -> Result<Arc<Adapter>, Box<dyn Error>> {
-    let mut tensors = Vec::new();
+fn load(load_for: &LoadFor, linears: &[Linear], dtype: Dtype, mut seed: u32) -> Result<Arc<Adapter>, Box<dyn Error>> {
+    let (geometry, mut tensors) = (&load_for.geometry, Vec::new());
     for layer in 0..geometry.layers {
         for linear in linears {
             let [outputs, inputs] = linear.shape(geometry);
@@ -82,8 +84,7 @@ fn load(geometry: &Geometry, linears: &[Linear], dtype: Dtype, mut seed: u32) ->
     let targets: Vec<&str> = linears.iter().filter_map(|linear| linear.path().split('.').next_back()).collect();
     let config = format!(r#"{{"peft_type": "LORA", "r": {RANK}, "lora_alpha": 8, "target_modules": {targets:?}}}"#);
     let bundle = Bundle { config: config.as_bytes(), weights: &weights };
-    let layers = LayerRange { begin: 0, end: geometry.layers };
-    Ok(Arc::new(Adapter::load(bundle.generation()?, &bundle.to_bytes()?, geometry, layers)?))
+    Ok(Arc::new(Adapter::load(bundle.generation()?, &bundle.to_bytes()?, load_for)?))
 }
 
 fn numbers(seed: &mut u32, count: usize, dtype: Dtype) -> Vec<u8> {

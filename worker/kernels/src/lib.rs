@@ -31,7 +31,7 @@ pub use activations::{Activations, Kept};
 pub use attention::Attention;
 pub use isa::Isa;
 pub use kv::{BLOCK_POSITIONS, KvPool, KvShape, OutOfMemory, Spans};
-pub use lora::{Factors, Lora, LowRank, Unpacked};
+pub use lora::{Factors, Lora, LowRank, Precision, Unpacked};
 pub use matmul::Write;
 pub use matrix::{Encoding, Matrix, SUPER_BLOCK, Weights};
 pub use memory::Arena;

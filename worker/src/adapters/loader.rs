@@ -4,11 +4,11 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-use shoal_common::adapter::Geometry;
-use shoal_common::ids::{Generation, LayerRange};
+use shoal_common::ids::Generation;
 use shoal_common::wire::hello::ModelCard;
+use shoal_kernels::Precision;
 
-use super::Adapter;
+use super::{Adapter, LoadFor};
 
 /// An adapter that was just loaded.
 #[derive(Clone, Debug)]
@@ -34,20 +34,19 @@ pub trait Loader: fmt::Debug + Send + Sync {
 /// Makes adapters of PEFT bundles for the layers that a worker hosts.
 #[derive(Debug)]
 pub struct PeftLoader {
-    geometry: Geometry,
-    layers: LayerRange,
+    load_for: LoadFor,
 }
 
 impl PeftLoader {
-    /// For the model of `card`.
-    pub fn new(card: &ModelCard) -> Self {
-        Self { geometry: card.geometry, layers: card.layers }
+    /// For the model of `card` on a backend that asks for `precision`.
+    pub fn new(card: &ModelCard, precision: Precision) -> Self {
+        Self { load_for: LoadFor { geometry: card.geometry, layers: card.layers, precision } }
     }
 }
 
 impl Loader for PeftLoader {
     fn load(&self, generation: Generation, bundle: &[u8]) -> Result<Loaded, Unusable> {
-        let adapter = Adapter::load(generation, bundle, &self.geometry, self.layers)?;
+        let adapter = Adapter::load(generation, bundle, &self.load_for)?;
         let (bytes, rank) = (adapter.bytes(), adapter.rank());
         Ok(Loaded { adapter: Arc::new(adapter), bytes, rank })
     }
@@ -56,8 +55,8 @@ impl Loader for PeftLoader {
 #[cfg(test)]
 mod tests {
     use safetensors::Dtype;
-    use shoal_common::adapter::Linear;
-    use shoal_common::ids::Digest;
+    use shoal_common::adapter::{Geometry, Linear};
+    use shoal_common::ids::{Digest, LayerRange};
 
     use super::*;
     use crate::adapters::recipe::Recipe;
@@ -66,12 +65,14 @@ mod tests {
     #[test]
     fn a_bundle_is_loaded_for_the_layers_of_the_card_and_a_bad_one_is_refused_in_a_sentence() {
         let card = ModelCard { layers: LayerRange { begin: 1, end: 3 }, ..card() };
-        let loader = PeftLoader::new(&card);
+        let loader = PeftLoader::new(&card, Precision::Exact);
         let recipe = |geometry| Recipe { geometry, linears: &[Linear::Q], rank: 3, dtype: Dtype::F32, seed: 1 };
         let bundle = recipe(card.geometry).bundle();
         let generation = Generation(Digest::of(&bundle));
         let loaded = loader.load(generation, &bundle).unwrap();
-        let whole = Adapter::load(generation, &bundle, &card.geometry, LayerRange { begin: 0, end: 4 }).unwrap();
+        let layers = LayerRange { begin: 0, end: 4 };
+        let load_for = LoadFor { geometry: card.geometry, layers, precision: Precision::Exact };
+        let whole = Adapter::load(generation, &bundle, &load_for).unwrap();
         assert_eq!((loaded.adapter.generation(), loaded.rank), (generation, 3));
         assert!(loaded.bytes > 0 && loaded.bytes == loaded.adapter.bytes() && loaded.bytes < whole.bytes());
         let other = recipe(Geometry { hidden: 32, ..card.geometry }).bundle();

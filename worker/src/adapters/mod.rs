@@ -28,7 +28,7 @@ pub use elsewhere::{Elsewhere, Held, Hold, Holding};
 pub use error::{AcquireError, Reason, Unavailable};
 pub use fetch::{Asking, Blob, FetchError, Opening, Origin, Pace, Source};
 pub use lease::Lease;
-pub use load::LoadError;
+pub use load::{LoadError, LoadFor};
 pub use loader::{Loaded, Loader, PeftLoader, Unusable};
 pub(crate) use send::send;
 pub use store::{AdapterStore, News, StoreSettings, Via};

@@ -6,8 +6,9 @@ use safetensors::tensor::TensorView;
 use serde_json::json;
 use shoal_common::adapter::{Bundle, Geometry, Linear};
 use shoal_common::ids::{Digest, Generation, LayerRange};
+use shoal_kernels::Precision;
 
-use super::Adapter;
+use super::{Adapter, LoadFor};
 
 /// What an adapter is to be.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +48,8 @@ impl Recipe<'_> {
     /// All of its layers in memory.
     pub(crate) fn adapter(&self) -> Adapter {
         let (bundle, layers) = (self.bundle(), LayerRange { begin: 0, end: self.geometry.layers });
-        Adapter::load(Generation(Digest::of(&bundle)), &bundle, &self.geometry, layers).unwrap()
+        let load_for = LoadFor { geometry: self.geometry, layers, precision: Precision::Fixed16 };
+        Adapter::load(Generation(Digest::of(&bundle)), &bundle, &load_for).unwrap()
     }
 
     /// Numbers between -1/4 and 1/4 without a pattern.

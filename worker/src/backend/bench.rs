@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use shoal_common::adapter::{self, Bundle, Geometry};
 use shoal_common::ids::{LayerRange, TokenId};
+use shoal_kernels::Precision;
 
 use super::tables::{Name, Tables};
 use super::{Backend, LogitsBuffer, LogitsOf, Slice};
-use crate::adapters::Adapter;
+use crate::adapters::{Adapter, LoadFor};
 
 /// Blocks of a test's pool: 32 sequences of a few hundred tokens.
 const BLOCKS: usize = 1024;
@@ -36,12 +37,13 @@ pub(crate) fn tokens(ids: &[u32]) -> Vec<TokenId> {
 }
 
 /// A golden adapter for a model of `geometry`.
-pub(crate) fn golden_adapter(relative: &str, geometry: &Geometry) -> Arc<Adapter> {
+pub(crate) fn golden_adapter(relative: &str, geometry: Geometry, precision: Precision) -> Arc<Adapter> {
     let (config, weights) = adapter::read_directory(&golden(relative), u64::MAX).unwrap();
     let bundle = Bundle { config: &config, weights: &weights };
     let layers = LayerRange { begin: 0, end: geometry.layers };
     let bytes = bundle.to_bytes().unwrap();
-    Arc::new(Adapter::load(bundle.generation().unwrap(), &bytes, geometry, layers).unwrap())
+    let load_for = LoadFor { geometry, layers, precision };
+    Arc::new(Adapter::load(bundle.generation().unwrap(), &bytes, &load_for).unwrap())
 }
 
 /// A backend with its logits, and the sequences it holds.

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 pub use shoal_common::block_hash::BLOCK_TOKENS;
 use shoal_common::ids::TokenId;
+use shoal_kernels::Precision;
 
 pub use check::{BadStep, StepCheck};
 
@@ -153,6 +154,11 @@ pub trait Backend: Send {
     /// Values of a row between the layers; 0 where the backend hosts whole models only.
     fn width(&self) -> usize {
         0
+    }
+
+    /// What may be lost of the numbers of the adapters that it is to compute with. What it says is part of its numerics class.
+    fn adapter_precision(&self) -> Precision {
+        Precision::Exact
     }
 
     /// Makes the pool; called once, before the first step. `blocks` times [`BLOCK_TOKENS`] times

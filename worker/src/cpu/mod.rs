@@ -17,7 +17,7 @@ use std::num::NonZero;
 use std::ops::Range;
 
 use shoal_common::config::Quant;
-use shoal_kernels::{Isa, KvPool, OutOfMemory, Pool};
+use shoal_kernels::{Isa, KvPool, OutOfMemory, Pool, Precision};
 
 pub use self::footprint::{Footprint, costs};
 use self::model::{Model, Work};
@@ -134,6 +134,11 @@ impl Cpu {
 impl Backend for Cpu {
     fn kv_bytes_per_token(&self) -> u64 {
         self.model.kv_shape().bytes_per_position() as u64
+    }
+
+    /// Weights and activations have fewer bits than that.
+    fn adapter_precision(&self) -> Precision {
+        Precision::Fixed16
     }
 
     fn width(&self) -> usize {

@@ -189,7 +189,7 @@ fn assemble(
         context: facts.context as u32,
         geometry: facts.geometry,
     };
-    let adapters = Arc::new(PeftLoader::new(&card));
+    let adapters = Arc::new(PeftLoader::new(&card, backend.adapter_precision()));
     Ok(LoadedModel { card, bundle, backend, adapters, weight_bytes: facts.weight_bytes })
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use shoal_common::ids::TokenId;
 use shoal_common::wire::stage::{StageSlice, StageStep};
+use shoal_kernels::Precision;
 
 use super::compute::STEPS;
 use super::journey::{Arrived, Journey};
@@ -198,6 +199,10 @@ impl Backend for Pipeline {
 
     fn width(&self) -> usize {
         self.first.width()
+    }
+
+    fn adapter_precision(&self) -> Precision {
+        self.first.adapter_precision()
     }
 
     fn reserve(&mut self, blocks: usize) -> Result<(), BackendError> {

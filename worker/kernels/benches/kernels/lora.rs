@@ -1,6 +1,6 @@
 //! Low-rank updates of a layer's sites: rows of one adapter, and of an adapter each. What is read is in no cache.
 
-use shoal_kernels::{Arena, Factors, Lora, LowRank, Pool, Rows, padded};
+use shoal_kernels::{Arena, Factors, Lora, LowRank, Pool, Precision, Rows, padded};
 
 use crate::limits::Limits;
 use crate::{COLD_BYTES, noise, rows_of, time};
@@ -77,5 +77,5 @@ fn update(inputs: usize, outputs: &[usize], rank: usize, is_half: bool) -> LowRa
         parts.push(Factors { at, outputs, rank, scale: 0.5, a, b });
         at += padded(outputs);
     }
-    LowRank::pack(&Arena::default(), inputs, &parts)
+    LowRank::pack(&Arena::default(), Precision::Exact, inputs, &parts)
 }

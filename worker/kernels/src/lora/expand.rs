@@ -33,6 +33,7 @@ impl Op for Expand<'_> {
             Numbers::Single(b) => self.panels(s, b),
             Numbers::Half(b) => self.panels(s, b),
             Numbers::UpperHalf(b) => self.panels(s, b),
+            Numbers::Whole(b) => self.panels(s, b),
         }
     }
 }

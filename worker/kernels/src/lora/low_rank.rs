@@ -4,7 +4,7 @@
 //! then the next 16. B lies in **panels** of up to 64 outputs of a layer: all outputs of the first rank, then of the next.
 //! A tile or a panel is one run of memory, and so are all of them; ranks are never padded.
 
-use super::numbers::{Numbers, Width};
+use super::numbers::{Format, Numbers, Precision};
 use crate::memory::Arena;
 use crate::rows::Rows;
 use crate::simd::LANES;
@@ -50,7 +50,10 @@ pub(super) struct Part {
     pub(super) at: usize,
     pub(super) outputs: usize,
     pub(super) rank: usize,
+    /// What the product of A and B as they are stored is multiplied with.
     pub(super) scale: f32,
+    /// Of the numbers of A and of B.
+    steps: [f32; 2],
     /// Rows of A above its own.
     pub(super) first_rank: usize,
     /// Panels before its own, and vectors of B.
@@ -69,13 +72,16 @@ pub(super) struct Panel<'a> {
 }
 
 impl LowRank {
-    /// Packs the updates of layers with `inputs` inputs into `arena`. Numbers are kept in 16 bits where all of them, those of A or those
-    /// of B, can be.
+    /// Packs the updates of layers with `inputs` inputs into `arena`. Numbers are kept in 16 bits where all of them, those of
+    /// A or those of B, are as exact in them as `precision` asks for.
     ///
     /// # Panics
     /// Where a length contradicts the dimensions, a rank is zero, or outputs do not begin at a vector or before the last
     /// layer's end.
-    pub fn pack(arena: &Arena, inputs: usize, updates: &[Factors<'_>]) -> Self {
+    pub fn pack(arena: &Arena, precision: Precision, inputs: usize, updates: &[Factors<'_>]) -> Self {
+        let format_of =
+            |factor: for<'a> fn(&Factors<'a>) -> &'a [f32]| Format::of(precision, updates.iter().flat_map(factor));
+        let [format_of_a, format_of_b] = [format_of(|update| update.a), format_of(|update| update.b)];
         let mut parts: Vec<Part> = Vec::with_capacity(updates.len());
         for update in updates {
             let Factors { at, outputs, rank, scale, a, b } = *update;
@@ -83,15 +89,16 @@ impl LowRank {
             assert!(rank > 0 && at >= end && at.is_multiple_of(LANES), "rank and place");
             assert_eq!((a.len(), b.len()), (rank * inputs, outputs * rank), "sizes of A and B");
             let [first_rank, first_panel, first_vector] = parts.last().map_or([0; 3], Part::ends);
-            parts.push(Part { at, outputs, rank, scale, first_rank, first_panel, first_vector });
+            let steps = [format_of_a.step_of(a), format_of_b.step_of(b)];
+            let scale = scale * (steps[0] * steps[1]);
+            parts.push(Part { at, outputs, rank, scale, steps, first_rank, first_panel, first_vector });
         }
         let [ranks, _, vectors] = parts.last().map_or([0; 3], Part::ends);
-        let width_of = |factor: for<'a> fn(&Factors<'a>) -> &'a [f32]| Width::of(updates.iter().flat_map(factor));
         let mut packed = Self {
             inputs,
             parts,
-            a: Numbers::zeros(arena, width_of(|update| update.a), ranks * inputs.div_ceil(LANES)),
-            b: Numbers::zeros(arena, width_of(|update| update.b), vectors),
+            a: Numbers::zeros(arena, format_of_a, ranks * inputs.div_ceil(LANES)),
+            b: Numbers::zeros(arena, format_of_b, vectors),
         };
         for (index, update) in updates.iter().enumerate() {
             packed.fill(index, update);
@@ -104,7 +111,7 @@ impl LowRank {
         for (rank, row) in update.a.chunks_exact(self.inputs).enumerate() {
             for (vector, values) in row.chunks(LANES).enumerate() {
                 let (to, _) = self.place_in_a(part.first_rank + rank, vector * LANES);
-                self.a.set(to, values);
+                self.a.set(to, values, part.steps[0]);
             }
         }
         for (vector, rows) in update.b.chunks(LANES * part.rank).enumerate() {
@@ -113,23 +120,22 @@ impl LowRank {
                 let column = rows[rank..].iter().step_by(part.rank);
                 lanes.iter_mut().zip(column).for_each(|(lane, value)| *lane = *value);
                 let (to, _) = part.place_in_b(vector * LANES, rank);
-                self.b.set(to, &lanes);
+                self.b.set(to, &lanes, part.steps[1]);
             }
         }
     }
 
-    /// The updates, one for each layer, as they were before they were packed: where its outputs begin, A and B.
+    /// The updates, one for each layer, as they were before they were packed, as far as the precision holds them.
     pub fn unpack(&self) -> impl Iterator<Item = Unpacked> + '_ {
         self.parts.iter().map(|part| {
             let a = |at: usize| self.place_in_a(part.first_rank + at / self.inputs, at % self.inputs);
             let b = |at: usize| part.place_in_b(at / part.rank, at % part.rank);
-            let read = |numbers: &Numbers, (vector, lane)| numbers.get(vector, lane);
             Unpacked {
                 at: part.at,
                 rank: part.rank,
-                scale: part.scale,
-                a: (0..part.rank * self.inputs).map(|at| read(&self.a, a(at))).collect(),
-                b: (0..part.outputs * part.rank).map(|at| read(&self.b, b(at))).collect(),
+                scale: part.scale / (part.steps[0] * part.steps[1]),
+                a: (0..part.rank * self.inputs).map(|at| self.a.get(a(at), part.steps[0])).collect(),
+                b: (0..part.outputs * part.rank).map(|at| self.b.get(b(at), part.steps[1])).collect(),
             }
         })
     }

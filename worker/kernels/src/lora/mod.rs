@@ -3,8 +3,9 @@
 //!
 //! **Bits.** A row is computed alone: what shares the step does not show. A row of A is reduced in 16 lanes, lane l over
 //! the inputs k = l (mod 16) in ascending order with fused multiply-adds from zero, folded as [`Simd::sum`] does. An output
-//! ascends over the ranks with fused multiply-adds from zero, `d = fma(reduced, b, d)`; then `y = fma(scale, d, y)`. How
-//! wide the numbers are stored does not show either, for widening is exact.
+//! ascends over the ranks with fused multiply-adds from zero, `d = fma(reduced, b, d)`; then `y = fma(scale, d, y)`. What
+//! packing may round is said by [`Precision`]; how wide the numbers are stored does not show otherwise, for widening is exact,
+//! and so are powers of two.
 //!
 //! [`Simd::sum`]: crate::simd::Simd::sum
 
@@ -17,6 +18,7 @@ use std::ops::Range;
 
 use self::expand::Expand;
 pub use self::low_rank::{Factors, LowRank, Unpacked};
+pub use self::numbers::Precision;
 use self::reduce::Reduce;
 use crate::pool::Pool;
 use crate::rows::{Rows, Shared};

@@ -1,5 +1,8 @@
-//! Numbers of A and B in vectors, in 16 bits where that loses nothing: a step reads them from memory once, and what it
-//! reads is what it costs.
+//! Numbers of A and B in vectors, in 16 bits each: a step reads them from memory once, and what it reads is what it costs.
+//!
+//! Numbers that half precision or bfloat16 holds are kept as they are. Of others, whole numbers of 16 bits times a **step**
+//! keep fifteen bits of a matrix' largest number, and all as near as that. The step is a power of two, so that the scale of the
+//! update takes it in without a rounding. Half precision would keep eleven bits of each number.
 
 use half::{bf16, f16};
 
@@ -17,10 +20,17 @@ pub(super) struct Halves(pub(super) [u16; LANES]);
 #[repr(C, align(32))]
 pub(super) struct UpperHalves(pub(super) [u16; LANES]);
 
+/// Sixteen whole numbers.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub(super) struct Wholes(pub(super) [i16; LANES]);
+
 // SAFETY: numbers.
 unsafe impl Plain for Halves {}
 // SAFETY: numbers.
 unsafe impl Plain for UpperHalves {}
+// SAFETY: numbers.
+unsafe impl Plain for Wholes {}
 
 /// Sixteen numbers, however wide.
 pub(super) trait Vector: Copy {
@@ -49,60 +59,104 @@ impl Vector for UpperHalves {
     }
 }
 
-/// Vectors of one width.
+impl Vector for Wholes {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S) -> S::F {
+        s.load_i16(&self.0)
+    }
+}
+
+/// Vectors of one kind.
 #[derive(Debug)]
 pub(super) enum Numbers {
     Single(Piece<Line>),
     Half(Piece<Halves>),
     UpperHalf(Piece<UpperHalves>),
+    Whole(Piece<Wholes>),
 }
 
-/// How wide numbers can be stored without a loss.
+/// What may be lost of an update's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Width {
+pub enum Precision {
+    /// Nothing: numbers that 16 bits do not hold take 32.
+    Exact,
+    /// What 16 bits do not hold beside the largest number of the matrix: every number takes 16.
+    Fixed16,
+}
+
+/// How numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
     Single,
     Half,
     UpperHalf,
+    Whole,
 }
 
-impl Width {
-    /// The narrowest that holds all of `values` exactly.
-    pub(super) fn of<'a>(values: impl Iterator<Item = &'a f32> + Clone) -> Self {
-        if values.clone().all(|value| bf16::from_f32(*value).to_f32().to_bits() == value.to_bits()) {
+/// Beyond it a step would be out of the range of f32 together with another. No layer has weights of this size.
+const LARGEST: f32 = 1e18;
+/// The least step, likewise: what is smaller than half of it is nothing.
+const LEAST_EXPONENT: i32 = -60;
+
+impl Format {
+    /// The narrowest that holds all of `values`, as exactly as `precision` asks for.
+    pub(super) fn of<'a>(precision: Precision, values: impl Iterator<Item = &'a f32> + Clone) -> Self {
+        let is_kept =
+            |through: fn(f32) -> f32| values.clone().all(|value| through(*value).to_bits() == value.to_bits());
+        if is_kept(|value| bf16::from_f32(value).to_f32()) {
             Self::UpperHalf
-        } else if values.clone().all(|value| f16::from_f32(*value).to_f32().to_bits() == value.to_bits()) {
+        } else if is_kept(|value| f16::from_f32(value).to_f32()) {
             Self::Half
+        } else if precision == Precision::Fixed16 && values.clone().all(|value| value.abs() <= LARGEST) {
+            Self::Whole
         } else {
             Self::Single
         }
+    }
+
+    /// What a one that is stored stands for in a matrix of `values`.
+    pub(super) fn step_of(self, values: &[f32]) -> f32 {
+        if self != Self::Whole {
+            return 1.0;
+        }
+        let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+        let exponent = (largest.to_bits() >> 23) as i32 - 127;
+        let step = (exponent - (i16::BITS as i32 - 2)).max(LEAST_EXPONENT);
+        f32::from_bits(((step + 127) as u32) << 23)
     }
 }
 
 impl Numbers {
     /// `count` vectors of zeros in `arena`.
-    pub(super) fn zeros(arena: &Arena, width: Width, count: usize) -> Self {
-        match width {
-            Width::Single => Self::Single(arena.zeros(count)),
-            Width::Half => Self::Half(arena.zeros(count)),
-            Width::UpperHalf => Self::UpperHalf(arena.zeros(count)),
+    pub(super) fn zeros(arena: &Arena, format: Format, count: usize) -> Self {
+        match format {
+            Format::Single => Self::Single(arena.zeros(count)),
+            Format::Half => Self::Half(arena.zeros(count)),
+            Format::UpperHalf => Self::UpperHalf(arena.zeros(count)),
+            Format::Whole => Self::Whole(arena.zeros(count)),
         }
     }
 
-    /// Stores up to 16 numbers that this width holds.
-    pub(super) fn set(&mut self, vector: usize, values: &[f32]) {
+    /// Stores up to 16 numbers whose unit is `step`.
+    pub(super) fn set(&mut self, vector: usize, values: &[f32], step: f32) {
         match self {
-            Self::Single(lines) => lines[vector].0[..values.len()].copy_from_slice(values),
+            Self::Single(lines) => narrow(&mut lines[vector].0, values, |value| value),
             Self::Half(lines) => narrow(&mut lines[vector].0, values, |value| f16::from_f32(value).to_bits()),
             Self::UpperHalf(lines) => narrow(&mut lines[vector].0, values, |value| bf16::from_f32(value).to_bits()),
+            // What would be rounded up to one more than there is becomes the largest.
+            Self::Whole(lines) => {
+                narrow(&mut lines[vector].0, values, |value| (value / step).round_ties_even() as i16);
+            }
         }
     }
 
-    /// A number, widened.
-    pub(super) fn get(&self, vector: usize, lane: usize) -> f32 {
+    /// A number whose unit is `step`, widened.
+    pub(super) fn get(&self, (vector, lane): (usize, usize), step: f32) -> f32 {
         match self {
             Self::Single(lines) => lines[vector].0[lane],
             Self::Half(lines) => f16::from_bits(lines[vector].0[lane]).to_f32(),
             Self::UpperHalf(lines) => bf16::from_bits(lines[vector].0[lane]).to_f32(),
+            Self::Whole(lines) => f32::from(lines[vector].0[lane]) * step,
         }
     }
 
@@ -112,10 +166,11 @@ impl Numbers {
             Self::Single(lines) => size_of_val(&lines[..]),
             Self::Half(lines) => size_of_val(&lines[..]),
             Self::UpperHalf(lines) => size_of_val(&lines[..]),
+            Self::Whole(lines) => size_of_val(&lines[..]),
         }
     }
 }
 
-fn narrow(to: &mut [u16; LANES], values: &[f32], bits: impl Fn(f32) -> u16) {
-    to.iter_mut().zip(values).for_each(|(to, value)| *to = bits(*value));
+fn narrow<T>(to: &mut [T; LANES], values: &[f32], one: impl Fn(f32) -> T) {
+    to.iter_mut().zip(values).for_each(|(to, value)| *to = one(*value));
 }

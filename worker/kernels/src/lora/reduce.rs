@@ -32,6 +32,7 @@ impl Op for Reduce<'_> {
             Numbers::Single(a) => self.tiles(s, a),
             Numbers::Half(a) => self.tiles(s, a),
             Numbers::UpperHalf(a) => self.tiles(s, a),
+            Numbers::Whole(a) => self.tiles(s, a),
         }
     }
 }

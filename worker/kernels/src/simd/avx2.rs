@@ -81,6 +81,14 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn load_i16(self, from: &[i16; LANES]) -> F {
+        let (halves, _) = from.as_chunks::<8>();
+        // SAFETY: 16 bytes are readable at each half; the loads need no alignment.
+        let wide =
+            [0, 1].map(|half: usize| unsafe { _mm256_cvtepi16_epi32(_mm_loadu_si128(halves[half].as_ptr().cast())) });
+        self.float(wide)
+    }
+    #[inline(always)]
     fn store_f16(self, value: F, to: &mut [u16; LANES]) {
         // SAFETY: 32 bytes are writable; the stores need no alignment.
         unsafe {

@@ -57,6 +57,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
     }
     #[inline(always)]
+    fn load_i16(self, from: &[i16; LANES]) -> __m512 {
+        // SAFETY: 32 bytes are readable; the load needs no alignment.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256(from.as_ptr().cast()))) }
+    }
+    #[inline(always)]
     fn store_f16(self, value: __m512, to: &mut [u16; LANES]) {
         // SAFETY: 32 bytes are writable; the store needs no alignment.
         unsafe {

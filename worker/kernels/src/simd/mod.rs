@@ -38,6 +38,8 @@ pub(crate) trait Simd: Copy {
     fn load_bf16(self, from: &[u16; LANES]) -> Self::F;
     /// Signed bytes, widened.
     fn load_i8(self, from: &[i8; LANES]) -> Self::F;
+    /// Signed numbers of 16 bits, widened.
+    fn load_i16(self, from: &[i16; LANES]) -> Self::F;
     /// Rounded to half precision, half to even.
     fn store_f16(self, value: Self::F, to: &mut [u16; LANES]);
     /// `a + b`

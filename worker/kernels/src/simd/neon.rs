@@ -152,6 +152,13 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    fn load_i16(self, from: &[i16; LANES]) -> F {
+        let (quarters, _) = from.as_chunks::<4>();
+        // SAFETY: 8 bytes are readable at each quarter.
+        let wide = [0, 1, 2, 3].map(|quarter: usize| unsafe { vmovl_s16(vld1_s16(quarters[quarter].as_ptr())) });
+        self.float(wide)
+    }
+    #[inline(always)]
     fn store_f16(self, value: F, to: &mut [u16; LANES]) {
         let at = to.as_mut_ptr();
         // SAFETY: 32 bytes are writable.

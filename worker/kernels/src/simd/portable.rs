@@ -58,6 +58,10 @@ impl Simd for Portable {
         from.map(f32::from)
     }
     #[inline(always)]
+    fn load_i16(self, from: &[i16; LANES]) -> F {
+        from.map(f32::from)
+    }
+    #[inline(always)]
     fn store_f16(self, value: F, to: &mut [u16; LANES]) {
         *to = value.map(|value| f16::from_f32(value).to_bits());
     }

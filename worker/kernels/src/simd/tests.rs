@@ -46,6 +46,9 @@ impl Op for Everything {
         let mut lanes = [0.0; LANES];
         s.store(s.load_bf16(&halves), &mut lanes);
         out.extend(lanes.map(|lane| lane.to_bits().cast_signed()));
+        let wholes: [i16; LANES] = std::array::from_fn(|lane| (halves[lane] ^ 0x5a5a).cast_signed());
+        s.store(s.load_i16(&wholes), &mut lanes);
+        assert_eq!(lanes, wholes.map(f32::from));
         out.push(s.sum(small).to_bits().cast_signed());
         out.push(s.greatest_i(s.max_i(s.bits(a), s.bits(b))));
         out.push(s.sum_i(s.add_i(s.bits(a), s.bits(b))));

@@ -5,9 +5,9 @@ use proptest::prelude::*;
 
 use super::{bits, numbers, pools, rows};
 use crate::simd::LANES;
-use crate::{Activations, Arena, Factors, Kept, Lora, LowRank, Rows, Unpacked, padded};
+use crate::{Activations, Arena, Factors, Kept, Lora, LowRank, Precision, Rows, Unpacked, padded};
 
-/// How wide the numbers of an update are.
+/// How wide the numbers of an update are before it is packed.
 #[derive(Clone, Copy, Debug)]
 enum Width {
     Single,
@@ -19,6 +19,10 @@ const WIDTHS: [Width; 3] = [Width::Single, Width::Half, Width::UpperHalf];
 
 /// Layers as outputs and ranks; a rank of zero is a layer without an update.
 fn update(seed: u64, width: Width, inputs: usize, layers: &[(usize, usize)]) -> LowRank {
+    update_in(Precision::Exact, seed, width, inputs, layers)
+}
+
+fn update_in(precision: Precision, seed: u64, width: Width, inputs: usize, layers: &[(usize, usize)]) -> LowRank {
     let narrow = |value: f32| match width {
         Width::Single => value,
         Width::Half => f16::from_f32(value).to_f32(),
@@ -43,7 +47,7 @@ fn update(seed: u64, width: Width, inputs: usize, layers: &[(usize, usize)]) -> 
             b,
         })
         .collect();
-    LowRank::pack(&Arena::default(), inputs, &parts)
+    LowRank::pack(&Arena::default(), precision, inputs, &parts)
 }
 
 /// Width of the outputs' rows.
@@ -185,19 +189,74 @@ fn what_is_not_finite_harms_its_own_row_only_and_nothing_beyond_the_outputs() {
 }
 
 #[test]
-fn numbers_take_sixteen_bits_where_that_loses_nothing() {
-    let bytes = WIDTHS.map(|width| update(1, width, 576, &[(576, 8), (192, 8)]).bytes());
+fn numbers_take_sixteen_bits_where_that_loses_nothing_or_may() {
+    let layers = [(576, 8), (192, 8)];
+    let bytes = |precision| WIDTHS.map(|width| update_in(precision, 1, width, 576, &layers).bytes());
     let numbers = 16 * 576 + 8 * (576 + 192);
-    assert_eq!(bytes, [4 * numbers, 2 * numbers, 2 * numbers]);
+    assert_eq!(bytes(Precision::Exact), [4, 2, 2].map(|width| width * numbers));
+    assert_eq!(bytes(Precision::Fixed16), [2 * numbers; 3]);
+}
+
+/// What an update of two layers is when it is read back: the second layer's part.
+fn read_back(precision: Precision, a: &[f32], b: &[f32]) -> Unpacked {
+    let part = Factors { at: 32, outputs: 70, rank: 6, scale: 1.5, a, b };
+    let first = Factors { at: 0, outputs: 3, rank: 5, scale: 0.5, a: &a[..5 * 50], b: &b[..3 * 5] };
+    LowRank::pack(&Arena::default(), precision, 50, &[first, part]).unpack().nth(1).unwrap()
 }
 
 #[test]
 fn an_update_is_read_back_as_it_was_packed() {
     let (a, b) = (numbers(1, 6 * 50), numbers(2, 70 * 6));
-    let part = Factors { at: 32, outputs: 70, rank: 6, scale: 1.5, a: &a, b: &b };
-    let first = Factors { at: 0, outputs: 3, rank: 5, scale: 0.5, a: &a[..5 * 50], b: &b[..3 * 5] };
-    let packed = LowRank::pack(&Arena::default(), 50, &[first, part]);
-    assert_eq!(packed.unpack().nth(1).unwrap(), Unpacked { at: 32, rank: 6, scale: 1.5, a, b });
+    assert_eq!(read_back(Precision::Exact, &a, &b), Unpacked { at: 32, rank: 6, scale: 1.5, a, b });
+}
+
+#[test]
+fn numbers_of_sixteen_bits_are_read_back_as_they_were_packed() {
+    let of_half = |value: f32| f16::from_f32(value).to_f32();
+    let of_upper_half = |value: f32| bf16::from_f32(value).to_f32();
+    for narrow in [&of_half as &dyn Fn(f32) -> f32, &of_upper_half] {
+        let (mut a, mut b) = (numbers(1, 6 * 50), numbers(2, 70 * 6));
+        a.iter_mut().chain(&mut b).for_each(|value| *value = narrow(*value));
+        // The ends of what half precision holds, and both zeros.
+        a[..4].copy_from_slice(&[narrow(65_000.0), narrow(6e-8), 0.0, -0.0]);
+        let unpacked = read_back(Precision::Fixed16, &a, &b);
+        assert!(unpacked.a[3].is_sign_negative());
+        assert_eq!(unpacked, Unpacked { at: 32, rank: 6, scale: 1.5, a, b });
+    }
+}
+
+#[test]
+fn what_is_kept_in_sixteen_bits_is_computed_with_as_it_is_read_back() {
+    let layers = [(75, 9), (40, 3)];
+    let updates = WIDTHS.map(|width| update_in(Precision::Fixed16, 3, width, 83, &layers));
+    assert_written_out(&updates, &[Some(0), None, Some(1), Some(0), Some(2), Some(0)], 83, width(&layers));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// However large the numbers are.
+    #[test]
+    fn numbers_keep_fifteen_bits_of_the_largest_of_their_matrix(seed: u64, of_a in -40..50i32, of_b in -40..50i32) {
+        let (mut a, mut b) = (numbers(seed, 6 * 50), numbers(seed ^ 1, 70 * 6));
+        a.iter_mut().for_each(|value| *value *= 2.0f32.powi(of_a));
+        b.iter_mut().for_each(|value| *value *= 2.0f32.powi(of_b));
+        let unpacked = read_back(Precision::Fixed16, &a, &b);
+        prop_assert_eq!(unpacked.scale, 1.5);
+        for (after, before) in [(&unpacked.a, &a), (&unpacked.b, &b)] {
+            let largest = before.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+            for (after, before) in after.iter().zip(before) {
+                prop_assert!((after - before).abs() <= largest / 32_768.0, "{} for {} beside {}", after, before, largest);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_far_too_large_for_a_layer_keeps_all_of_its_bits() {
+    let (mut a, b) = (numbers(1, 6 * 50), numbers(2, 70 * 6));
+    a[7] = f32::MAX;
+    assert_eq!(read_back(Precision::Fixed16, &a, &b).a, a);
 }
 
 #[test]
@@ -230,6 +289,7 @@ fn an_update_that_changes_under_a_step_is_refused() {
 fn factors_of_another_size_are_refused() {
     LowRank::pack(
         &Arena::default(),
+        Precision::Exact,
         4,
         &[Factors { at: 0, outputs: 2, rank: 1, scale: 1.0, a: &[0.0; 4], b: &[0.0; 3] }],
     );
@@ -239,7 +299,7 @@ fn factors_of_another_size_are_refused() {
 #[should_panic = "rank and place"]
 fn layers_whose_outputs_overlap_are_refused() {
     let part = Factors { at: 0, outputs: 20, rank: 1, scale: 1.0, a: &[0.0; 4], b: &[0.0; 20] };
-    LowRank::pack(&Arena::default(), 4, &[part, Factors { at: 16, ..part }]);
+    LowRank::pack(&Arena::default(), Precision::Exact, 4, &[part, Factors { at: 16, ..part }]);
 }
 
 #[test]

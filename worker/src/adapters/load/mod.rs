@@ -3,7 +3,7 @@
 
 use shoal_common::adapter::{AdapterError, BadBundle, Bundle, Checked, Geometry, Update, check};
 use shoal_common::ids::{Generation, LayerRange};
-use shoal_kernels::{Arena, Factors, LowRank, padded};
+use shoal_kernels::{Arena, Factors, LowRank, Precision, padded};
 
 use super::{Adapter, Site};
 
@@ -21,29 +21,35 @@ pub enum LoadError {
     Adapter(#[from] AdapterError),
 }
 
+/// What an adapter is loaded for.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadFor {
+    /// The model's.
+    pub geometry: Geometry,
+    /// The hosted layers.
+    pub layers: LayerRange,
+    /// What the backend asks for.
+    pub precision: Precision,
+}
+
 impl Adapter {
-    /// Loads the `bundle` of `generation` for a model of `geometry`. All of it is checked; of the layers only those in
-    /// `layers` are kept.
-    pub fn load(
-        generation: Generation,
-        bundle: &[u8],
-        geometry: &Geometry,
-        layers: LayerRange,
-    ) -> Result<Self, LoadError> {
+    /// Loads the `bundle` of `generation`. All of it is checked; of the layers only those that are hosted are kept.
+    pub fn load(generation: Generation, bundle: &[u8], load_for: &LoadFor) -> Result<Self, LoadError> {
         let bundle = Bundle::parse(bundle)?;
-        let checked = check(&bundle, geometry)?;
-        Ok(Self { generation, rank: checked.rank(), layers: pack(&checked, geometry, layers) })
+        let checked = check(&bundle, &load_for.geometry)?;
+        Ok(Self { generation, rank: checked.rank(), layers: pack(&checked, load_for) })
     }
 }
 
 /// The hosted layers, up to the last one that is changed.
-fn pack(checked: &Checked<'_>, geometry: &Geometry, hosted: LayerRange) -> Vec<[Option<LowRank>; Site::ALL.len()]> {
+fn pack(checked: &Checked<'_>, load_for: &LoadFor) -> Vec<[Option<LowRank>; Site::ALL.len()]> {
     let (mut layers, arena): (Vec<_>, _) = (Vec::new(), Arena::default());
+    let hosted = load_for.layers;
     for updates in checked.updates.chunk_by(|one, next| one.layer == next.layer) {
         let layer = updates[0].layer;
         if (hosted.begin..hosted.end).contains(&layer) {
             layers.resize_with((layer - hosted.begin) as usize, Default::default);
-            layers.push(Site::ALL.map(|site| pack_site(&arena, updates, site, geometry)));
+            layers.push(Site::ALL.map(|site| pack_site(&arena, updates, site, load_for)));
         }
     }
     layers.shrink_to_fit();
@@ -51,8 +57,8 @@ fn pack(checked: &Checked<'_>, geometry: &Geometry, hosted: LayerRange) -> Vec<[
 }
 
 /// What a layer's updates add at a site.
-fn pack_site(arena: &Arena, updates: &[Update<'_>], site: Site, geometry: &Geometry) -> Option<LowRank> {
-    let (mut at, mut widened) = (0, Vec::new());
+fn pack_site(arena: &Arena, updates: &[Update<'_>], site: Site, load_for: &LoadFor) -> Option<LowRank> {
+    let (LoadFor { geometry, precision, .. }, mut at, mut widened) = (load_for, 0, Vec::new());
     for linear in site.linears() {
         if let Some(update) = updates.iter().find(|update| update.linear == *linear) {
             widened.push(Widened { at, update, a: update.a.to_f32(), b: update.b.to_f32() });
@@ -61,7 +67,7 @@ fn pack_site(arena: &Arena, updates: &[Update<'_>], site: Site, geometry: &Geome
     }
     let factors: Vec<Factors<'_>> = widened.iter().map(|widened| widened.factors(geometry)).collect();
     let [_, inputs] = site.linears()[0].shape(geometry);
-    (!factors.is_empty()).then(|| LowRank::pack(arena, inputs, &factors))
+    (!factors.is_empty()).then(|| LowRank::pack(arena, *precision, inputs, &factors))
 }
 
 /// The update of one linear layer, in f32.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use safetensors::Dtype;
 use shoal_common::adapter::{Geometry, Linear};
+use shoal_kernels::Precision;
 
 use crate::adapters::Adapter;
 use crate::adapters::recipe::Recipe;
@@ -20,7 +21,7 @@ pub(super) fn crowd() -> [Worn; 6] {
     let made = |linears, rank, dtype| {
         Some(Arc::new(Recipe { geometry: TINY_GEOMETRY, linears, rank, dtype, seed: rank as u32 }.adapter()))
     };
-    let golden = |name| Some(golden_adapter(name, &TINY_GEOMETRY));
+    let golden = |name| Some(golden_adapter(name, TINY_GEOMETRY, Precision::Fixed16));
     [
         None,
         golden("tiny/tiny-qv"),

@@ -3,6 +3,7 @@
 use std::num::NonZero;
 
 use shoal_common::config::{Engine, Quant};
+use shoal_kernels::Precision;
 
 use super::open;
 use crate::backend::Backend;
@@ -84,7 +85,7 @@ fn every_adapter_is_close_to_the_reference() {
         );
         let mut reference = Bench::over(Box::new(Reference::load(&ModelFile::open(&path).unwrap(), 2).unwrap()));
         for name in ["tiny-qv", "tiny-all", "tiny-pattern"] {
-            let adapter = golden_adapter(&format!("tiny/{name}"), &TINY_GEOMETRY);
+            let adapter = golden_adapter(&format!("tiny/{name}"), TINY_GEOMETRY, Precision::Fixed16);
             let (mut error, mut rows, mut agree) = (0f64, 0, 0);
             for line in all.iter().filter(|line| line.model.as_deref() == Some(name)) {
                 let text = tokens(&[&line.prompt_ids[..], &line.greedy_ids].concat());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use shoal_common::adapter::Geometry;
+use shoal_kernels::Precision;
 
 use super::open;
 use crate::adapters::Adapter;
@@ -20,7 +21,7 @@ const GEOMETRY: Geometry = Geometry { layers: 30, hidden: 576, intermediate: 153
 const ADAPTERS: [&str; 4] = ["upper", "pirate", "json", "french"];
 
 fn adapter(name: &str) -> Arc<Adapter> {
-    golden_adapter(&format!("adapters/{name}"), &GEOMETRY)
+    golden_adapter(&format!("adapters/{name}"), GEOMETRY, Precision::Fixed16)
 }
 
 fn bench(threads: usize) -> Bench {

@@ -1,6 +1,7 @@
 //! What a step costs beside its arithmetic: nothing is allocated once the largest step so far has been seen.
 
 use shoal_common::ids::TokenId;
+use shoal_kernels::Precision;
 
 use super::open;
 use crate::backend::bench::{Instructions, Layers, Setup, golden, golden_adapter};
@@ -18,7 +19,8 @@ fn a_step_with_adapters_allocates_nothing_after_the_first_of_its_size() {
     let mut backend = open(setup).unwrap();
     backend.reserve(64).unwrap();
     let tables: Vec<Vec<BlockId>> = (0..9).map(|at| (7 * at..7 * at + 7).map(BlockId).collect()).collect();
-    let adapters = ["tiny/tiny-qv", "tiny/tiny-all"].map(|name| golden_adapter(name, &TINY_GEOMETRY));
+    let adapters =
+        ["tiny/tiny-qv", "tiny/tiny-all"].map(|name| golden_adapter(name, TINY_GEOMETRY, Precision::Fixed16));
     let (prompt, mut logits) = (vec![TokenId(5); 24], LogitsBuffer::default());
     let mut step = |number: usize| {
         // The step is as large as before, but who has which adapter changes.

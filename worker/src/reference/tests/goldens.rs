@@ -2,6 +2,7 @@
 
 use safetensors::SafeTensors;
 use serde::Deserialize;
+use shoal_kernels::Precision;
 
 use super::{assert_greedy, tiny};
 use crate::backend::bench::{golden, golden_adapter, lines, tokens};
@@ -70,7 +71,7 @@ fn every_position_with_every_adapter_agrees_with_the_golden_logits() {
     for format in ["tiny/base", "tiny/gguf/tiny-f32.gguf"] {
         let mut bench = tiny(format, 2);
         for name in ADAPTERS {
-            let adapter = golden_adapter(&format!("tiny/{name}"), &TINY_GEOMETRY);
+            let adapter = golden_adapter(&format!("tiny/{name}"), TINY_GEOMETRY, Precision::Exact);
             for line in all.iter().filter(|line| line.model.as_deref() == Some(name)) {
                 let ours = bench.alone_with(Some(&adapter), &tokens(&line.prompt_ids), usize::MAX).concat();
                 let key = line.logits_key.as_ref().unwrap();
@@ -86,7 +87,7 @@ fn every_position_with_every_adapter_agrees_with_the_golden_logits() {
 fn the_tiny_model_with_an_adapter_answers_like_the_goldens() {
     let (mut bench, all) = (tiny("tiny/base", 2), lines::<Line>("tiny/goldens.jsonl"));
     for name in ADAPTERS {
-        let adapter = golden_adapter(&format!("tiny/{name}"), &TINY_GEOMETRY);
+        let adapter = golden_adapter(&format!("tiny/{name}"), TINY_GEOMETRY, Precision::Exact);
         for line in all.iter().filter(|line| line.model.as_deref() == Some(name)) {
             let (what, answer) = (format!("{name} {}", line.prompt_id), (&line.greedy_ids[..], &line.margins[..]));
             assert_greedy(&mut bench, Some(&adapter), &what, &line.prompt_ids, answer);

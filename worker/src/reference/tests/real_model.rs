@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use shoal_common::adapter::Geometry;
+use shoal_kernels::Precision;
 
 use super::{MARGIN, assert_greedy};
 use crate::backend::LogitsOf;
@@ -105,7 +106,7 @@ fn real_model_scores_prompts_like_the_goldens() {
 fn real_model_with_an_adapter_gives_its_golden_answers_their_logprobs() {
     let (mut bench, all) = (bench(), lines::<Greedy>("public/adapters_greedy.jsonl"));
     for name in ["upper", "pirate", "json", "french"] {
-        let adapter = golden_adapter(&format!("adapters/{name}"), &GEOMETRY);
+        let adapter = golden_adapter(&format!("adapters/{name}"), GEOMETRY, Precision::Exact);
         for line in all.iter().filter(|line| line.adapter.as_deref() == Some(name)).take(3) {
             let text = tokens(&[&line.prompt_ids[..], &line.greedy_ids].concat());
             let rows = bench.alone_with(Some(&adapter), &text, usize::MAX);

@@ -16,6 +16,7 @@ use shoal_common::wire::hello::{
     AdapterState, AdapterTier, Capacity, Hello, ModelCard, RouterControl, Status, WorkerControl,
 };
 use shoal_common::wire::message::{GroupFrame, StreamOpen, Submit};
+use shoal_kernels::Precision;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
@@ -36,7 +37,7 @@ fn bundle() -> Vec<u8> {
 
 fn model() -> LoadedModel {
     let card = ModelCard { tokenizer: Digest::of(&bundle()), ..bench::card() };
-    let adapters = Arc::new(PeftLoader::new(&card));
+    let adapters = Arc::new(PeftLoader::new(&card, Precision::Exact));
     LoadedModel { card, bundle: bundle(), backend: Box::new(HashBackend::default()), adapters, weight_bytes: 0 }
 }
 

@@ -7,11 +7,12 @@ use safetensors::Dtype;
 use shoal_common::adapter::{self, Bundle, Linear};
 use shoal_common::ids::Generation;
 use shoal_common::wire::hello::{AdapterTier, ModelCard};
+use shoal_kernels::Precision;
 
 use super::*;
 use crate::adapters::recipe::Recipe;
 use crate::adapters::{
-    AcquireError, Adapter, Blob, FetchError, Lease, Limits, Opening, Pace, PeftLoader, Source, StoreSettings,
+    AcquireError, Adapter, Blob, FetchError, Lease, Limits, LoadFor, Opening, Pace, PeftLoader, Source, StoreSettings,
     Unavailable, Via,
 };
 use crate::backend::LogitsOf;
@@ -19,6 +20,8 @@ use crate::backend::bench::Part;
 use crate::backend::contract::TINY_GEOMETRY;
 use crate::engine::tests::bench::card;
 
+/// What the cpu backend asks for.
+const PRECISION: Precision = Precision::Fixed16;
 const ROOMY: Limits = Limits { slots: 8, bytes: 64 << 20, disk_bytes: 64 << 20 };
 
 /// A router that has some adapters.
@@ -58,14 +61,15 @@ fn bundles() -> Vec<(Generation, Vec<u8>)> {
 }
 
 fn load((generation, bundle): &(Generation, Vec<u8>), layers: LayerRange) -> Arc<Adapter> {
-    Arc::new(Adapter::load(*generation, bundle, &TINY_GEOMETRY, layers).unwrap())
+    let load_for = LoadFor { geometry: TINY_GEOMETRY, layers, precision: PRECISION };
+    Arc::new(Adapter::load(*generation, bundle, &load_for).unwrap())
 }
 
 /// A store for some layers, with its directory.
 fn store(cluster: &Cluster, layers: LayerRange, limits: Limits) -> (AdapterStore, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let settings = StoreSettings { limits, directory: directory.path().to_owned() };
-    let loader = Arc::new(PeftLoader::new(&ModelCard { layers, layer_count: 4, ..card() }));
+    let loader = Arc::new(PeftLoader::new(&ModelCard { layers, layer_count: 4, ..card() }, PRECISION));
     (cluster.runtime.block_on(AdapterStore::open(settings, loader)), directory)
 }
 
