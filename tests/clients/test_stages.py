@@ -117,7 +117,7 @@ def test_adapters_on_stages_answer_as_on_the_whole_to_the_byte_alone_and_in_a_cr
 
 
 def test_an_adapter_that_a_stage_cannot_have_fails_alone(cluster):
-    cluster = cluster(TINY, ["alpha", "beta"], TINY_CUTS[2], solo=False, adapters=TINY_ADAPTERS, beta={"adapter_bytes": 40000})
+    cluster = cluster(TINY, ["alpha", "beta"], TINY_CUTS[2], solo=False, adapters=TINY_ADAPTERS, beta={"adapter_bytes": 16000})
     cluster.await_state("alpha", "ready")
     for source in TINY_ADAPTERS:
         wait_for_state(cluster, source.name)
