@@ -1,8 +1,9 @@
 //! Numbers of A and B in vectors, in 16 bits each: a step reads them from memory once, and what it reads is what it costs.
 //!
-//! Numbers that half precision or bfloat16 holds are kept as they are. Of others, whole numbers of 16 bits times a **step**
-//! keep fifteen bits of a matrix' largest number, and all as near as that. The step is a power of two, so that the scale of the
-//! update takes it in without a rounding. Half precision would keep eleven bits of each number.
+//! Where half precision or bfloat16 holds all numbers, of the A of layers that share their inputs or of their B, they are kept
+//! as they are. Of others, whole numbers of 16 bits times a **step** keep fifteen bits of a matrix' largest number, and all as
+//! near as that. The step is a power of two, so that the scale of the update takes it in without a rounding. Half precision
+//! would keep eleven bits of each number.
 
 use half::{bf16, f16};
 
@@ -80,7 +81,8 @@ pub(super) enum Numbers {
 pub enum Precision {
     /// Nothing: numbers that 16 bits do not hold take 32.
     Exact,
-    /// What 16 bits do not hold beside the largest number of the matrix: every number takes 16.
+    /// What 16 bits do not hold beside the largest number of the matrix: every number takes 16, but for matrices with one
+    /// beyond 10¹⁸, which take 32.
     Fixed16,
 }
 
