@@ -11,11 +11,20 @@ use crate::kv::{BLOCK_POSITIONS, KvPool, KvShape, Span, Spans};
 use crate::pool::Pool;
 use crate::rope::Heads;
 use crate::rows::{Rows, Shared};
-use crate::simd::{LANES, Op, Simd, dispatch};
+use crate::simd::{LANES, Op, Simd, dispatch, is_wide};
 use crate::vector::exp;
 
-/// Queries that are computed together.
+/// Queries that are computed together: each key and value is widened once for all of them.
 const TOGETHER: usize = 8;
+/// The same with 32 registers of a whole vector each ([`Simd::IS_WIDE`]): as many accumulators, and what they are made of.
+const TOGETHER_WIDE: usize = 24;
+
+/// Tasks for each thread, at least, or they are made smaller: three tasks of equal length take two threads as long as four.
+const TASKS_PER_THREAD: usize = 2;
+
+/// Bytes of weights of a task, at most, or it is made smaller: they are read again for each column of the values, and are to
+/// stay in a second level cache of 2 MiB.
+const WEIGHT_BYTES: usize = 1 << 20;
 
 /// Blocks between the one that is used and the one that is asked for from memory: blocks lie anywhere in the pool, so that
 /// the processor cannot guess the next one.
@@ -48,9 +57,9 @@ pub struct Attention {
 /// Working memory of a thread.
 #[derive(Debug, Default)]
 struct Scratch {
-    /// `[head_dim, TOGETHER]`
+    /// `[head_dim, queries]`
     queries: Vec<f32>,
-    /// `[blocks, TOGETHER, BLOCK_POSITIONS]`: scores, then weights.
+    /// `[blocks, queries, BLOCK_POSITIONS]`: scores, then weights.
     weights: Vec<[f32; LANES]>,
 }
 
@@ -62,29 +71,42 @@ impl Attention {
 
     /// Lays out the work of a step: the same in all layers.
     pub fn plan(&mut self, pool: &Pool, spans: &Spans) {
-        let Heads { queries, kv, dim } = self.heads;
+        let (most, threads) = (if is_wide(pool.isa()) { TOGETHER_WIDE } else { TOGETHER }, pool.threads());
+        // The widest that leaves every thread enough to do; the smallest, if none does.
+        for size in [TOGETHER_WIDE, TOGETHER_WIDE / 2, TOGETHER].into_iter().filter(|size| *size <= most) {
+            self.lay_out(spans, size);
+            if self.tasks.len() >= TASKS_PER_THREAD * threads {
+                break;
+            }
+        }
+        let lines = self.tasks.iter().map(|task| lines(&spans.spans[task.span], task)).max().unwrap_or(0);
+        self.scratch.resize_with(threads, Scratch::default);
+        for scratch in &mut self.scratch {
+            scratch.queries.resize(self.heads.dim * TOGETHER_WIDE, 0.0);
+            if lines > scratch.weights.len() {
+                scratch.weights.resize(lines, [0.0; LANES]);
+            }
+        }
+    }
+
+    /// Tasks of `together` queries at most.
+    fn lay_out(&mut self, spans: &Spans, together: usize) {
+        let Heads { queries, kv, .. } = self.heads;
         let shared = queries / kv;
-        let rows_together = (TOGETHER / shared).max(1);
         self.tasks.clear();
         for (index, span) in spans.spans.iter().enumerate() {
+            let weights = blocks_of(span, span.rows) * size_of::<[f32; LANES]>();
+            let together = together.min((WEIGHT_BYTES / weights).max(TOGETHER));
+            let rows_together = (together / shared).max(1);
             // The last rows look at the most: they come first, so that no thread is left with a long one at the end.
             for first in (0..span.rows).step_by(rows_together).rev() {
                 let rows = rows_together.min(span.rows - first);
                 for kv_head in 0..kv {
-                    for within in (0..shared).step_by(TOGETHER) {
-                        let (head, heads) = (kv_head * shared + within, TOGETHER.min(shared - within));
+                    for within in (0..shared).step_by(together) {
+                        let (head, heads) = (kv_head * shared + within, together.min(shared - within));
                         self.tasks.push(Task { span: index, first, rows, kv_head, head, heads });
                     }
                 }
-            }
-        }
-        let longest = spans.reach();
-        let lines = longest.div_ceil(BLOCK_POSITIONS) * TOGETHER;
-        self.scratch.resize_with(pool.threads(), Scratch::default);
-        for scratch in &mut self.scratch {
-            scratch.queries.resize(dim * TOGETHER, 0.0);
-            if lines > scratch.weights.len() {
-                scratch.weights.resize(lines, [0.0; LANES]);
             }
         }
     }
@@ -122,6 +144,22 @@ impl Attention {
     }
 }
 
+/// Blocks that hold what the first `rows` rows of a span look at.
+fn blocks_of(span: &Span, rows: usize) -> usize {
+    (span.position + rows).div_ceil(BLOCK_POSITIONS)
+}
+
+/// Queries that a task of `count` is computed as: there is not a kernel for every number. Those that nobody asked for cost time
+/// and nothing else.
+const fn padded_to(count: usize) -> usize {
+    if count <= TOGETHER { count } else { count.next_multiple_of(4) }
+}
+
+/// Lines of weights of a task.
+fn lines(span: &Span, task: &Task) -> usize {
+    blocks_of(span, task.first + task.rows) * padded_to(task.rows * task.heads)
+}
+
 struct Attend<'a> {
     task: Task,
     span: Span,
@@ -139,7 +177,16 @@ impl Op for Attend<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match self.task.rows * self.task.heads {
+        let count = self.task.rows * self.task.heads;
+        if S::IS_WIDE && count > TOGETHER {
+            return match padded_to(count) {
+                12 => self.queries::<S, 12>(s),
+                16 => self.queries::<S, 16>(s),
+                20 => self.queries::<S, 20>(s),
+                _ => self.queries::<S, TOGETHER_WIDE>(s),
+            };
+        }
+        match count {
             1 => self.queries::<S, 1>(s),
             2 => self.queries::<S, 2>(s),
             3 => self.queries::<S, 3>(s),
@@ -155,27 +202,33 @@ impl Op for Attend<'_> {
 impl Attend<'_> {
     #[inline(always)]
     fn queries<S: Simd, const Q: usize>(mut self, s: S) {
-        self.gather();
+        self.gather::<Q>();
         // Position of each query: it looks at as many before it, and at itself.
         let mut limits = [0; Q];
         for (query, limit) in limits.iter_mut().enumerate() {
-            *limit = self.span.position + self.task.first + query / self.task.heads;
+            *limit = self.span.position + self.task.first + self.row_of(query);
         }
-        let blocks = (limits[Q - 1] + 1).div_ceil(BLOCK_POSITIONS);
+        let blocks = blocks_of(&self.span, self.task.first + self.task.rows);
         let largest = self.score(s, &limits, blocks);
         let sums = self.weigh(s, &largest, blocks);
         self.mix(s, &sums, blocks);
     }
 
+    /// The row of a query within the task. Queries beyond the task's are computed like those of its last row.
+    #[inline(always)]
+    fn row_of(&self, query: usize) -> usize {
+        (query / self.task.heads).min(self.task.rows - 1)
+    }
+
     /// Queries side by side, so that one pointer leads to all.
     #[inline(always)]
-    fn gather(&mut self) {
+    fn gather<const Q: usize>(&mut self) {
         let (task, dim) = (self.task, self.shape.head_dim);
-        for query in 0..task.rows * task.heads {
-            let (row, head) = (self.span.first_row + task.first + query / task.heads, task.head + query % task.heads);
+        for query in 0..Q {
+            let (row, head) = (self.span.first_row + task.first + self.row_of(query), task.head + query % task.heads);
             let from = &self.projections.padded_row(row)[head * dim..][..dim];
             for (element, &value) in from.iter().enumerate() {
-                self.scratch.queries[element * TOGETHER + query] = value;
+                self.scratch.queries[element * Q + query] = value;
             }
         }
     }
@@ -227,7 +280,7 @@ impl Attend<'_> {
             keys[within] = &self.block(first + within).as_chunks::<LANES>().0[..dim];
             ahead[within] = &self.block((first + within + AHEAD).min(left.end - 1)).as_chunks::<LANES>().0[..dim];
         }
-        let queries = &self.scratch.queries.as_chunks::<TOGETHER>().0[..dim];
+        let queries = &self.scratch.queries.as_chunks::<Q>().0[..dim];
         for element in 0..dim {
             for within in 0..B {
                 if (element * size_of::<[u16; LANES]>()).is_multiple_of(CACHE_LINE) {
@@ -241,7 +294,7 @@ impl Attend<'_> {
         }
         for within in 0..B {
             let block = first + within;
-            let to = &mut self.scratch.weights[block * TOGETHER..][..Q];
+            let to = &mut self.scratch.weights[block * Q..][..Q];
             for query in 0..Q {
                 let score = mask(s, s.mul(scores[within][query], scale), limits[query] + 1, block);
                 largest[query] = s.max(score, largest[query]);
@@ -255,7 +308,7 @@ impl Attend<'_> {
     fn weigh<S: Simd, const Q: usize>(&mut self, s: S, largest: &[f32; Q], blocks: usize) -> [f32; Q] {
         let mut sums = [s.splat(0.0); Q];
         for block in 0..blocks {
-            let weights = &mut self.scratch.weights[block * TOGETHER..][..Q];
+            let weights = &mut self.scratch.weights[block * Q..][..Q];
             for query in 0..Q {
                 let weight = exp(s, s.sub(s.load(&weights[query]), s.splat(largest[query])));
                 sums[query] = s.add(sums[query], weight);
@@ -275,6 +328,10 @@ impl Attend<'_> {
         let columns = self.shape.value_stride() / LANES;
         let mut column = 0;
         // As many accumulators as hide the latency of a multiply-add, and as fit the registers.
+        while Q == TOGETHER_WIDE / 2 && column + 2 <= columns {
+            self.mix_columns::<S, Q, 2>(s, sums, blocks, column);
+            column += 2;
+        }
         while Q * 4 <= 16 && column + 4 <= columns {
             self.mix_columns::<S, Q, 4>(s, sums, blocks, column);
             column += 4;
@@ -296,7 +353,7 @@ impl Attend<'_> {
         for block in 0..blocks {
             let values = self.block(block)[dim * BLOCK_POSITIONS..].as_chunks::<LANES>().0;
             let ahead = self.block((block + AHEAD).min(blocks - 1))[dim * BLOCK_POSITIONS..].as_chunks::<LANES>().0;
-            let weights = &self.scratch.weights[block * TOGETHER..][..Q];
+            let weights = &self.scratch.weights[block * Q..][..Q];
             for (position, values) in values.chunks_exact(columns).take(BLOCK_POSITIONS).enumerate() {
                 for column in (first..first + C).step_by(CACHE_LINE / size_of::<[u16; LANES]>()) {
                     s.prefetch_far(ahead[position * columns + column].as_ptr().cast());
@@ -311,9 +368,11 @@ impl Attend<'_> {
             }
         }
         for query in 0..Q {
-            let share = s.splat(1.0 / sums[query]);
-            for within in 0..C {
-                self.write(s, query, first + within, s.mul(mixed[within][query], share));
+            if query < self.task.rows * self.task.heads {
+                let share = s.splat(1.0 / sums[query]);
+                for within in 0..C {
+                    self.write(s, query, first + within, s.mul(mixed[within][query], share));
+                }
             }
         }
     }

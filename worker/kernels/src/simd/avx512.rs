@@ -19,6 +19,8 @@ pub(crate) unsafe fn run<O: Op>(op: O) -> O::Output {
 
 // In all of these: the instructions are there, because `self` exists.
 impl Simd for Avx512 {
+    const IS_WIDE: bool = true;
+
     type F = __m512;
     type I = __m512i;
     type W = __m512i;

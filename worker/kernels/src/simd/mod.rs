@@ -19,6 +19,9 @@ pub(crate) const LANES: usize = 16;
 
 /// An instruction set. A value of it is proof that this CPU has it, so its functions are safe to call.
 pub(crate) trait Simd: Copy {
+    /// Whether a vector is one register, of which there are 32: kernels may then keep two dozen at hand.
+    const IS_WIDE: bool = false;
+
     /// Sixteen f32.
     type F: Copy;
     /// Sixteen i32.
@@ -149,6 +152,20 @@ pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
         #[cfg(target_arch = "aarch64")]
         Kind::Neon => unsafe { neon::run(op) },
     }
+}
+
+/// [`Simd::IS_WIDE`] of what `isa` runs on.
+pub(crate) fn is_wide(isa: Isa) -> bool {
+    struct IsWide;
+    impl Op for IsWide {
+        type Output = bool;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) -> bool {
+            S::IS_WIDE
+        }
+    }
+    dispatch(isa, IsWide)
 }
 
 #[cfg(test)]
