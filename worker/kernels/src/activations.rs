@@ -16,31 +16,42 @@ pub(crate) const TOGETHER: usize = 8;
 /// Below this a block is zero: its reciprocal would leave f32.
 const SMALLEST: f32 = f32::from_bits((127 - 100) << 23);
 
-/// The same 32 inputs of up to [`TOGETHER`] rows.
+/// 32 inputs of a row, and what products with them ask for: one cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub(crate) struct RowBlocks {
-    pub(crate) quants: [[i8; BLOCK]; TOGETHER],
-    pub(crate) scales: [f32; TOGETHER],
-    /// Scale times the sum of the quants.
-    pub(crate) sums: [f32; TOGETHER],
-    /// -8 and -128 times the sum of the quants.
-    pub(crate) minus8: [i32; TOGETHER],
-    pub(crate) minus128: [i32; TOGETHER],
-    /// The same for each half of the block: weights with 16 to a scale ask for it.
-    pub(crate) half_sums: [[f32; TOGETHER]; 2],
-    pub(crate) half_minus128: [[i32; TOGETHER]; 2],
+pub(crate) struct RowBlock {
+    pub(crate) quants: [i8; BLOCK],
+    pub(crate) scale: f32,
+    /// Scale times the sum of the quants; then the same of each half of the block, for weights with 16 to a scale.
+    pub(crate) sum: f32,
+    pub(crate) half_sums: [f32; 2],
+    /// -8 and -128 times the sum of the quants; then -128 times that of each half.
+    pub(crate) minus8: i32,
+    pub(crate) minus128: i32,
+    pub(crate) half_minus128: [i32; 2],
 }
 
-const ZERO: RowBlocks = RowBlocks {
-    quants: [[0; BLOCK]; TOGETHER],
-    scales: [0.0; TOGETHER],
-    sums: [0.0; TOGETHER],
-    minus8: [0; TOGETHER],
-    minus128: [0; TOGETHER],
-    half_sums: [[0.0; TOGETHER]; 2],
-    half_minus128: [[0; TOGETHER]; 2],
+const _: () = assert!(size_of::<RowBlock>() == ROW_BLOCK);
+
+/// Bytes from a row's block to that of the next row.
+pub(crate) const ROW_BLOCK: usize = 64;
+
+/// The same 32 inputs of up to [`TOGETHER`] rows.
+pub(crate) type RowBlocks = [RowBlock; TOGETHER];
+
+const ZERO: RowBlock = RowBlock {
+    quants: [0; BLOCK],
+    scale: 0.0,
+    sum: 0.0,
+    half_sums: [0.0; 2],
+    minus8: 0,
+    minus128: 0,
+    half_minus128: [0; 2],
 };
+
+/// Groups whose blocks lie side by side, where there are as many: their rows are then a row's block apart all through, which is
+/// how a tile takes sixteen of them.
+pub(crate) const GROUPS_ABREAST: usize = 2;
 
 /// Quantised rows, in groups of up to eight of about equal size: eight rows and one more are five and four.
 #[derive(Debug)]
@@ -49,7 +60,7 @@ pub struct Activations {
     rows: usize,
     /// Rows of a group; the last may have fewer.
     per_group: usize,
-    /// `[groups, blocks of a row]`
+    /// `[groups / abreast, blocks of a row, groups abreast]`
     blocks: Vec<RowBlocks>,
 }
 
@@ -67,8 +78,17 @@ pub(crate) struct Group<'a> {
     /// Index of its first row.
     pub(crate) first: usize,
     pub(crate) rows: usize,
+    /// Begins with the group's first block; the others are [`Group::stride`] apart.
+    blocks: &'a [RowBlocks],
+    stride: usize,
+}
+
+impl<'a> Group<'a> {
     /// One for each block of a row.
-    pub(crate) blocks: &'a [RowBlocks],
+    #[inline(always)]
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = &'a RowBlocks> {
+        self.blocks.iter().step_by(self.stride)
+    }
 }
 
 impl Activations {
@@ -101,20 +121,34 @@ impl Activations {
         self.per_group
     }
 
+    /// Groups that lie side by side: one, if there is only one.
+    #[inline(always)]
+    pub(crate) fn abreast(&self) -> usize {
+        GROUPS_ABREAST.min(self.groups())
+    }
+
+    /// The blocks of the groups that lie beside `index`, a multiple of [`Activations::abreast`]: `[blocks of a row, groups
+    /// abreast]`.
+    #[inline(always)]
+    pub(crate) fn blocks_from(&self, index: usize) -> &[RowBlocks] {
+        let length = self.row_blocks() * self.abreast();
+        &self.blocks[index / self.abreast() * length..][..length]
+    }
+
     #[inline(always)]
     pub(crate) fn group(&self, index: usize) -> Group<'_> {
-        let first = index * self.per_group;
-        let blocks = &self.blocks[index * self.row_blocks()..][..self.row_blocks()];
-        Group { first, rows: self.per_group.min(self.rows - first), blocks }
+        let (first, stride) = (index * self.per_group, self.abreast());
+        let blocks = &self.blocks_from(index)[index % stride..];
+        Group { first, rows: self.per_group.min(self.rows - first), blocks, stride }
     }
 
     /// Makes it `rows` rows of any content. Memory is kept for the largest count so far.
     fn resize(&mut self, rows: usize) {
         self.rows = rows;
         self.per_group = rows.div_ceil(rows.div_ceil(TOGETHER).max(1)).max(1);
-        let blocks = self.groups() * self.row_blocks();
+        let blocks = self.groups().next_multiple_of(self.abreast().max(1)) * self.row_blocks();
         if blocks > self.blocks.len() {
-            self.blocks.resize(blocks, ZERO);
+            self.blocks.resize(blocks, [ZERO; TOGETHER]);
         }
     }
 
@@ -147,7 +181,7 @@ impl Activations {
             assert_eq!(x.width(), self.width, "width of the rows");
         }
         self.resize(x.count());
-        let (isa, row_blocks, per_group) = (pool.isa(), self.row_blocks(), self.per_group);
+        let (isa, row_blocks, per_group, stride) = (pool.isa(), self.row_blocks(), self.per_group, self.abreast());
         let blocks = Shared::new(&mut self.blocks);
         let kept = kept.map(|kept| {
             assert_eq!((kept.rows.width(), kept.lora.count()), (self.width, x.count()), "rows that are kept");
@@ -163,8 +197,9 @@ impl Activations {
                     // SAFETY: each row is one thread's, and there are as many as are quantised.
                     unsafe { kept.part(row * length, length) }
                 });
-                let (first, slot) = (row / per_group * row_blocks, row % per_group);
-                let to = Target { blocks: &blocks, first, slot, kept };
+                let (group, slot) = (row / per_group, row % per_group);
+                let first = group / stride * stride * row_blocks + group % stride;
+                let to = Target { blocks: &blocks, first, stride, slot, kept };
                 dispatch(isa, Quantise { x: x.padded_row(row), row_blocks, source, to });
             }
         });
@@ -186,6 +221,7 @@ enum Source<'a> {
 struct Target<'a> {
     blocks: &'a Shared<RowBlocks>,
     first: usize,
+    stride: usize,
     slot: usize,
     /// The row of [`Kept`], padded.
     kept: Option<&'a mut [f32]>,
@@ -243,7 +279,7 @@ impl Target<'_> {
         }
         // SAFETY: a block of the row's group. The pointer is narrowed to the row's slot before anything is borrowed, because
         // other threads write to other slots of the same block.
-        let to = unsafe { self.blocks.pointer(self.first + block) };
+        let to = unsafe { self.blocks.pointer(self.first + block * self.stride).cast::<RowBlock>().add(self.slot) };
         let size = s.splat_i(0x7fff_ffff);
         let largest = s.greatest_i(s.max_i(s.and_i(s.bits(low), size), s.and_i(s.bits(high), size)));
         let amax = f32::from_bits(largest.cast_unsigned());
@@ -261,20 +297,20 @@ impl Target<'_> {
         }
         let sums = [s.sum_i(low), s.sum_i(high)];
         let sum = sums[0] + sums[1];
+        let mut quants = [0; BLOCK];
+        let (halves, _) = quants.as_chunks_mut::<LANES>();
+        s.store_i8(low, &mut halves[0]);
+        s.store_i8(high, &mut halves[1]);
+        let made = RowBlock {
+            quants,
+            scale,
+            sum: scale * sum as f32,
+            half_sums: [scale * sums[0] as f32, scale * sums[1] as f32],
+            minus8: -8 * sum,
+            minus128: -128 * sum,
+            half_minus128: [-128 * sums[0], -128 * sums[1]],
+        };
         // SAFETY: nobody else writes to the row's slot.
-        unsafe {
-            let quants = &mut (*to).quants[self.slot];
-            let (halves, _) = quants.as_chunks_mut::<LANES>();
-            s.store_i8(low, &mut halves[0]);
-            s.store_i8(high, &mut halves[1]);
-            (&raw mut (*to).scales[self.slot]).write(scale);
-            (&raw mut (*to).sums[self.slot]).write(scale * sum as f32);
-            (&raw mut (*to).minus8[self.slot]).write(-8 * sum);
-            (&raw mut (*to).minus128[self.slot]).write(-128 * sum);
-            for half in 0..2 {
-                (&raw mut (*to).half_sums[half][self.slot]).write(scale * sums[half] as f32);
-                (&raw mut (*to).half_minus128[half][self.slot]).write(-128 * sums[half]);
-            }
-        }
+        unsafe { to.write(made) };
     }
 }

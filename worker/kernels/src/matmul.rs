@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use crate::Isa;
-use crate::activations::{Activations, Group, RowBlocks, TOGETHER};
+use crate::activations::{Activations, Group, RowBlock, RowBlocks, TOGETHER};
 use crate::matrix::{Encoding, Matrix, PANEL, Part, SUPER_BLOCK};
 use crate::pool::Pool;
 use crate::rows::{BLOCK, Rows, Shared};
@@ -201,7 +201,7 @@ impl Tile<'_> {
     #[inline(always)]
     fn rows<S: Simd, P: Panel, const R: usize>(&self, s: S, panel: P) {
         let mut sums = [s.splat(0.0); R];
-        for (block, x) in self.group.blocks.iter().enumerate() {
+        for (block, x) in self.group.blocks().enumerate() {
             panel.block(s, block, x, &mut sums);
         }
         if let Some(bias) = self.part.bias(self.panel) {
@@ -249,10 +249,10 @@ impl<const L: usize, const MIN: bool> Panel for Halves<'_, L, MIN> {
                 s.prefetch(tile.wrapping_add(PREFETCH + line * 64));
             }
         }
-        let dots = if L == 4 { nibbles(s, tile, x, !MIN) } else { bytes::<S, R, 0, 8>(s, tile, x, &x.minus128) };
-        add_dots(s, dots, scale, &x.scales, sums);
+        let dots = if L == 4 { nibbles(s, tile, x, !MIN) } else { bytes::<S, R, WHOLE>(s, tile, x) };
+        add_dots(s, dots, scale, x, sums);
         if MIN {
-            add_minimum(s, s.load_f16(&self.minima[block]), &x.sums, sums);
+            add_minimum::<S, R, WHOLE>(s, s.load_f16(&self.minima[block]), x, sums);
         }
     }
 }
@@ -272,18 +272,18 @@ impl<'a, const L: usize, const G: usize, const MIN: bool> Wide<'a, L, G, MIN> {
     }
 
     #[inline(always)]
-    fn group<S: Simd, const R: usize>(
+    fn group<S: Simd, const R: usize, const PART: usize>(
         self,
         s: S,
         at: usize,
         dots: [S::I; R],
-        x: (&[f32; TOGETHER], &[f32; TOGETHER]),
+        x: &RowBlocks,
         sums: &mut [S::F; R],
     ) {
         let scale = s.load(&self.scales[at]);
-        add_dots(s, dots, scale, x.0, sums);
+        add_dots(s, dots, scale, x, sums);
         if MIN {
-            add_minimum(s, s.load(&self.minima[at]), x.1, sums);
+            add_minimum::<S, R, PART>(s, s.load(&self.minima[at]), x, sums);
         }
     }
 }
@@ -295,13 +295,13 @@ impl<const L: usize, const G: usize, const MIN: bool> Panel for Wide<'_, L, G, M
         // SAFETY: there are as many tiles as scales for them, and the block is one of them.
         let tile = unsafe { self.quants.add(block * L * 64) };
         if G == 2 {
-            let low = bytes::<S, R, 0, 4>(s, tile, x, &x.half_minus128[0]);
-            self.group(s, 2 * block, low, (&x.scales, &x.half_sums[0]), sums);
-            let high = bytes::<S, R, 4, 8>(s, tile, x, &x.half_minus128[1]);
-            self.group(s, 2 * block + 1, high, (&x.scales, &x.half_sums[1]), sums);
+            let low = bytes::<S, R, 0>(s, tile, x);
+            self.group::<S, R, 0>(s, 2 * block, low, x, sums);
+            let high = bytes::<S, R, 1>(s, tile, x);
+            self.group::<S, R, 1>(s, 2 * block + 1, high, x, sums);
         } else {
-            let dots = if L == 4 { nibbles(s, tile, x, !MIN) } else { bytes::<S, R, 0, 8>(s, tile, x, &x.minus128) };
-            self.group(s, block, dots, (&x.scales, &x.sums), sums);
+            let dots = if L == 4 { nibbles(s, tile, x, !MIN) } else { bytes::<S, R, WHOLE>(s, tile, x) };
+            self.group::<S, R, WHOLE>(s, block, dots, x, sums);
         }
     }
 }
@@ -338,7 +338,7 @@ impl Panel for SixBits<'_> {
             let mut dots = [s.splat_i(0); R];
             for row in 0..R {
                 // -128 times the sum, by 4: 32 is subtracted from each quant.
-                dots[row] = s.splat_i(x.half_minus128[half][row] >> 2);
+                dots[row] = s.splat_i(x[row].half_minus128[half] >> 2);
             }
             for quad in 0..4 {
                 // SAFETY: a tile of six bits has six lines; a block of a row has 8 x 4 quants.
@@ -347,13 +347,30 @@ impl Panel for SixBits<'_> {
                     let top = s.bytes(tile.add(64 * (4 + half)));
                     let weights = s.six_bits(if half == 0 { low } else { high }, top, quad);
                     for row in 0..R {
-                        let values = s.quad(x.quants[row].as_ptr().add(BLOCK / 2 * half + 4 * quad));
+                        let values = s.quad(x[row].quants.as_ptr().add(BLOCK / 2 * half + 4 * quad));
                         dots[row] = s.dot_nibbles(dots[row], weights, values);
                     }
                 }
             }
-            add_dots(s, dots, scale, &x.scales, sums);
+            add_dots(s, dots, scale, x, sums);
         }
+    }
+}
+
+/// All of a block, where 0 and 1 are its halves.
+pub(crate) const WHOLE: usize = 2;
+
+impl RowBlock {
+    /// Scale times the sum of the quants of a part.
+    #[inline(always)]
+    fn sum<const PART: usize>(&self) -> f32 {
+        if PART == WHOLE { self.sum } else { self.half_sums[PART] }
+    }
+
+    /// -128 times the sum of the quants of a part.
+    #[inline(always)]
+    fn minus128<const PART: usize>(&self) -> i32 {
+        if PART == WHOLE { self.minus128 } else { self.half_minus128[PART] }
     }
 }
 
@@ -363,25 +380,25 @@ pub(crate) fn add_dots<S: Simd, const R: usize>(
     s: S,
     dots: [S::I; R],
     scale: S::F,
-    row_scales: &[f32; TOGETHER],
+    x: &RowBlocks,
     sums: &mut [S::F; R],
 ) {
     for row in 0..R {
-        let both = s.mul(scale, s.splat(row_scales[row]));
+        let both = s.mul(scale, s.splat(x[row].scale));
         sums[row] = s.fma(s.float(dots[row]), both, sums[row]);
     }
 }
 
 /// Adds what the minimum of the same weights makes of the rows' sums of quants.
 #[inline(always)]
-pub(crate) fn add_minimum<S: Simd, const R: usize>(
+pub(crate) fn add_minimum<S: Simd, const R: usize, const PART: usize>(
     s: S,
     minimum: S::F,
-    row_sums: &[f32; TOGETHER],
+    x: &RowBlocks,
     sums: &mut [S::F; R],
 ) {
     for row in 0..R {
-        sums[row] = s.fma(minimum, s.splat(row_sums[row]), sums[row]);
+        sums[row] = s.fma(minimum, s.splat(x[row].sum::<PART>()), sums[row]);
     }
 }
 
@@ -391,7 +408,7 @@ fn nibbles<S: Simd, const R: usize>(s: S, tile: *const u8, x: &RowBlocks, are_ce
     let mut dots = [s.splat_i(0); R];
     if are_centred {
         for row in 0..R {
-            dots[row] = s.splat_i(x.minus8[row]);
+            dots[row] = s.splat_i(x[row].minus8);
         }
     }
     for line in 0..4 {
@@ -399,7 +416,7 @@ fn nibbles<S: Simd, const R: usize>(s: S, tile: *const u8, x: &RowBlocks, are_ce
         unsafe {
             let (low, high) = s.nibbles(tile.add(64 * line));
             for row in 0..R {
-                let quants = x.quants[row].as_ptr();
+                let quants = x[row].quants.as_ptr();
                 dots[row] = s.dot_nibbles(dots[row], low, s.quad(quants.add(4 * line)));
                 dots[row] = s.dot_nibbles(dots[row], high, s.quad(quants.add(BLOCK / 2 + 4 * line)));
             }
@@ -408,24 +425,20 @@ fn nibbles<S: Simd, const R: usize>(s: S, tile: *const u8, x: &RowBlocks, are_ce
     dots
 }
 
-/// Dot products of the lines `FROM..TO` of a tile of bytes with the rows.
+/// Dot products of a part of a tile of bytes with the rows.
 #[inline(always)]
-fn bytes<S: Simd, const R: usize, const FROM: usize, const TO: usize>(
-    s: S,
-    tile: *const u8,
-    x: &RowBlocks,
-    minus128: &[i32; TOGETHER],
-) -> [S::I; R] {
+fn bytes<S: Simd, const R: usize, const PART: usize>(s: S, tile: *const u8, x: &RowBlocks) -> [S::I; R] {
     let mut dots = [s.splat_i(0); R];
     for row in 0..R {
-        dots[row] = s.begin_bytes(minus128[row]);
+        dots[row] = s.begin_bytes(x[row].minus128::<PART>());
     }
-    for line in FROM..TO {
+    let lines = if PART == WHOLE { 0..8 } else { 4 * PART..4 * PART + 4 };
+    for line in lines {
         // SAFETY: a tile of bytes has eight lines; a block of a row has 8 x 4 quants.
         unsafe {
             let weights = s.bytes(tile.add(64 * line));
             for row in 0..R {
-                dots[row] = s.dot_bytes(dots[row], weights, s.quad(x.quants[row].as_ptr().add(4 * line)));
+                dots[row] = s.dot_bytes(dots[row], weights, s.quad(x[row].quants.as_ptr().add(4 * line)));
             }
         }
     }

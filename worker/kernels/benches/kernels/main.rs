@@ -3,7 +3,7 @@
 //! instructions.
 //!
 //! `cargo bench -p shoal-kernels --bench kernels`; numbers after `--` choose the rows (default 1 8 32 512); 0 is
-//! attention alone, `lora` low-rank updates alone.
+//! attention alone, `lora` low-rank updates alone, and an instruction set by its name (`amx-int8`) its products alone.
 
 use std::hint::black_box;
 use std::num::NonZero;
@@ -40,14 +40,24 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         lora::measure(&mut Pool::new(NonZero::<usize>::MIN, Isa::best())?, &rows, &limits);
         return Ok(());
     }
-    let isas = Isa::available().into_iter().skip(1).filter(|_| rows != [0]);
-    for isa in isas {
+    let is_named = |isa: &Isa| std::env::args().any(|argument| argument == isa.to_string());
+    let (mut isas, named): (Vec<_>, Vec<_>) = Isa::available().into_iter().partition(|isa| !is_named(isa));
+    let has_named = !named.is_empty();
+    if has_named {
+        isas = named;
+    } else {
+        isas.remove(0);
+    }
+    for isa in isas.into_iter().filter(|_| rows != [0]) {
         let mut pool = Pool::new(threads, isa)?;
         for &(inputs, outputs) in &SHAPES {
             for encoding in ENCODINGS {
                 matmul(&mut pool, (inputs, outputs), encoding, &rows, &limits);
             }
         }
+    }
+    if has_named {
+        return Ok(());
     }
     let mut pool = Pool::new(threads, Isa::best())?;
     for heads in [Heads { queries: 9, kv: 3, dim: 64 }, Heads { queries: 32, kv: 8, dim: 64 }] {

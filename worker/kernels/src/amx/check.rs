@@ -8,8 +8,8 @@ use crate::{Activations, Arena, BLOCK, Encoding, Isa, Matrix, Pool, Rows, Weight
 const INPUTS: usize = 5 * BLOCK;
 /// One panel.
 const OUTPUTS: usize = 16;
-/// Two groups, of five and four.
-const ROWS: usize = 9;
+/// One group, and two, of five and four, that lie side by side.
+const ROWS: [usize; 2] = [5, 9];
 
 /// Whether products on `isa` equal the portable ones. Takes less than a millisecond.
 pub(super) fn has_the_portable_bits(isa: Isa) -> bool {
@@ -20,20 +20,30 @@ pub(super) fn has_the_portable_bits(isa: Isa) -> bool {
 /// Bits of the products of all encodings on `isa`; none if something is in the way.
 fn products(isa: Isa) -> Vec<u32> {
     let Ok(mut pool) = Pool::new(NonZero::<usize>::MIN, isa) else { return Vec::new() };
-    let mut x = Rows::new(INPUTS);
-    x.resize(ROWS);
-    let mut seed = 1;
-    for row in 0..ROWS {
-        x.row_mut(row).iter_mut().for_each(|x| *x = f32::from(noise(&mut seed).cast_signed()));
-    }
-    let (mut quantised, mut y, mut bits) = (Activations::new(INPUTS), Rows::new(OUTPUTS), Vec::new());
-    quantised.quantise(&mut pool, &x);
-    y.resize(ROWS);
+    let mut bits = Vec::new();
     for encoding in Encoding::ALL {
-        matrix(&mut pool, encoding).multiply(&mut pool, &quantised, &mut y, Write::Set);
-        bits.extend((0..ROWS).flat_map(|row| y.row(row)).map(|y| y.to_bits()));
+        let matrix = matrix(&mut pool, encoding);
+        for rows in ROWS {
+            let x = inputs(&mut pool, rows);
+            let mut y = Rows::new(OUTPUTS);
+            y.resize(rows);
+            matrix.multiply(&mut pool, &x, &mut y, Write::Set);
+            bits.extend((0..rows).flat_map(|row| y.row(row)).map(|y| y.to_bits()));
+        }
     }
     bits
+}
+
+fn inputs(pool: &mut Pool, rows: usize) -> Activations {
+    let mut x = Rows::new(INPUTS);
+    x.resize(rows);
+    let mut seed = 1;
+    for row in 0..rows {
+        x.row_mut(row).iter_mut().for_each(|x| *x = f32::from(noise(&mut seed).cast_signed()));
+    }
+    let mut quantised = Activations::new(INPUTS);
+    quantised.quantise(pool, &x);
+    quantised
 }
 
 /// Weights of all sizes that the encoding holds.

@@ -1,20 +1,19 @@
 //! Rows times weights on AMX tiles (x86-64 Linux). `matmul` hands a [`Share`] of a product over to here if the pool's
 //! [`crate::Isa`] has tiles and there are rows enough.
 //!
-//! A **step** is what has one scale: a block of 32 inputs, or half of one. One instruction multiplies the eight rows of a
-//! group by the 16 outputs of a panel, a step deep; deeper it cannot go, as every step is rescaled by itself. The weights
+//! A **step** is what has one scale: a block of 32 inputs, or half of one. One instruction multiplies the rows of the groups
+//! abreast by the 16 outputs of a panel, a step deep; deeper it cannot go, as every step is rescaled by itself. The weights
 //! are unpacked to signed bytes first, so the sums of a tile are the portable code's dot products as they are; `matmul`'s
 //! own functions rescale them, step by step in ascending order: the bits are the same.
 //!
 //! Four steps of a panel at a time stay in tile registers while all groups of the share pass over them. The products of
-//! one group and the rescaling of the group before stand next to each other in the program, so that the CPU does both at
-//! once.
+//! some groups and the rescaling of those before take turns in the program, so that the CPU does both at once.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use crate::activations::{RowBlocks, TOGETHER};
-use crate::matmul::{GROUPS_PER_PASS, Share, add_dots, add_minimum};
+use crate::activations::{GROUPS_ABREAST, RowBlocks, TOGETHER};
+use crate::matmul::{GROUPS_PER_PASS, Share, WHOLE, add_dots, add_minimum};
 use crate::matrix::Part;
 use crate::rows::{BLOCK, Line};
 use crate::simd::{LANES, Op, Simd, avx512};
@@ -94,7 +93,7 @@ impl Stretch<'_> {
     #[inline(always)]
     fn with_rows<S: Simd, const D: usize, const MIN: bool, const R: usize>(&self, s: S) {
         // SAFETY: whoever made an `OnTiles` may use tiles.
-        let mut tiles = unsafe { Tiles::<D>::configure() };
+        let mut tiles = unsafe { Tiles::<D>::configure(self.share.x.abreast()) };
         let mut scratch = Scratch::new();
         for panel in self.panels.clone() {
             scratch.multiply::<S, D, MIN, R>(s, &mut tiles, self, panel);
@@ -123,7 +122,7 @@ struct Scratch {
     weights: Unpacked,
     /// Those of the steps that are multiplied, and of the steps before.
     scales: [Scales; 2],
-    /// Of the group that is multiplied, and of the group before.
+    /// Of the groups that are multiplied, and of those before.
     dots: [Dots; 2],
     /// Set for as many groups as the share has.
     sums: [MaybeUninit<Sums>; GROUPS_PER_PASS],
@@ -131,11 +130,13 @@ struct Scratch {
 
 /// Products that wait to be rescaled.
 struct Due<'a> {
+    /// The first group of the share, and how many.
     group: usize,
+    groups: usize,
     /// Index of the first step.
     first: usize,
     steps: usize,
-    /// The group's blocks, from the first step on.
+    /// `[blocks, groups abreast]`, from the first step on.
     x: &'a [RowBlocks],
 }
 
@@ -160,15 +161,15 @@ impl Scratch {
         panel: usize,
     ) {
         let share = stretch.share;
-        let groups = share.groups.len();
+        let (groups, abreast) = (share.groups.len(), share.x.abreast());
         for sums in &mut self.sums[..groups] {
             sums.write([Line([0.0; LANES]); TOGETHER]);
         }
         let panel = Panel::of(stretch.part, panel);
-        let (mut before, mut turn) = (None, 0);
+        let (mut before, mut turn): (Option<Due<'_>>, _) = (None, 0);
         let (mut first, mut group) = (0, 0);
         loop {
-            let mut now = None;
+            let mut now: Option<Due<'_>> = None;
             if first < panel.steps() {
                 let steps = STEPS.min(panel.steps() - first);
                 if group == 0 {
@@ -176,48 +177,126 @@ impl Scratch {
                     panel.unpack::<D>(first, steps, &mut self.weights);
                     tiles.load(&self.weights);
                 }
-                let x = &share.x.group(share.groups.start + group).blocks[first * D / BLOCK..];
-                tiles.multiply(x, steps, &mut self.dots[turn]);
-                now = Some(Due { group, first, steps, x });
+                let x = &share.x.blocks_from(share.groups.start + group)[first * D / BLOCK * abreast..];
+                now = Some(Due { group, groups: abreast.min(groups - group), first, steps, x });
             }
-            turn = 1 - turn;
-            let is_last = now.is_none();
-            if let Some(due) = std::mem::replace(&mut before, now) {
-                self.rescale::<S, D, MIN, R>(s, &due, turn);
+            match (&now, &before) {
+                (Some(now), Some(due)) if now.steps == STEPS && due.steps == STEPS && due.groups == abreast => {
+                    if abreast == 1 {
+                        self.step_by_step::<S, D, MIN, R, 1>(s, tiles, now.x, due, turn);
+                    } else {
+                        self.step_by_step::<S, D, MIN, R, GROUPS_ABREAST>(s, tiles, now.x, due, turn);
+                    }
+                }
+                _ => {
+                    if let Some(now) = &now {
+                        tiles.multiply(now.x, now.steps, &mut self.dots[turn]);
+                    }
+                    if let Some(due) = &before {
+                        for group in 0..due.groups {
+                            self.rescale::<S, D, MIN, R>(s, due, (group, abreast), 1 - turn);
+                        }
+                    }
+                }
             }
-            if is_last {
+            if now.is_none() {
                 return;
             }
-            group += 1;
-            if group == groups {
+            before = now;
+            turn = 1 - turn;
+            group += abreast;
+            if group >= groups {
                 (first, group) = (first + STEPS, 0);
             }
         }
     }
 
-    /// Adds products to the sums of their group.
+    /// Multiplies four steps of `x`, and adds the products that are due to the sums of their `G` groups: a step of the one, then a
+    /// step of the other, because the CPU looks ahead no further than that.
     #[inline(always)]
-    fn rescale<S: Simd, const D: usize, const MIN: bool, const R: usize>(&mut self, s: S, due: &Due<'_>, turn: usize) {
+    fn step_by_step<S: Simd, const D: usize, const MIN: bool, const R: usize, const G: usize>(
+        &mut self,
+        s: S,
+        tiles: &mut Tiles<D>,
+        x: &[RowBlocks],
+        due: &Due<'_>,
+        turn: usize,
+    ) {
+        let scales = &self.scales[due.first / STEPS % 2];
+        let [low, high] = &mut self.dots;
+        let (to, dots) = if turn == 0 { (low, &*high) } else { (high, &*low) };
+        let mut sums = [[s.splat(0.0); R]; G];
+        for group in 0..G {
+            // SAFETY: `multiply` has set the sums of the share's groups.
+            let memory = unsafe { self.sums[due.group + group].assume_init_ref() };
+            for row in 0..R {
+                sums[group][row] = s.load(&memory[row].0);
+            }
+        }
+        for step in 0..STEPS {
+            tiles.multiply_step(x, step, to);
+            for group in 0..G {
+                let x = &due.x[step * D / BLOCK * G + group];
+                add_step::<S, D, MIN, R>(s, (scales, step), dots.of(s, step, group), x, &mut sums[group]);
+            }
+        }
+        for group in 0..G {
+            // SAFETY: as above.
+            let memory = unsafe { self.sums[due.group + group].assume_init_mut() };
+            for row in 0..R {
+                s.store(sums[group][row], &mut memory[row].0);
+            }
+        }
+    }
+
+    /// Adds products to the sums of one of their groups.
+    #[inline(always)]
+    fn rescale<S: Simd, const D: usize, const MIN: bool, const R: usize>(
+        &mut self,
+        s: S,
+        due: &Due<'_>,
+        (group, abreast): (usize, usize),
+        turn: usize,
+    ) {
         let (scales, dots) = (&self.scales[due.first / STEPS % 2], &self.dots[turn]);
         // SAFETY: `multiply` has set the sums of the share's groups.
-        let memory = unsafe { self.sums[due.group].assume_init_mut() };
+        let memory = unsafe { self.sums[due.group + group].assume_init_mut() };
         let mut sums = [s.splat(0.0); R];
         for row in 0..R {
             sums[row] = s.load(&memory[row].0);
         }
         for step in 0..due.steps {
-            let (x, half) = (&due.x[step * D / BLOCK], step % (BLOCK / D));
-            add_dots(s, dots.of::<S, R>(s, step), s.load(&scales.scales[step].0), &x.scales, &mut sums);
-            if MIN {
-                let row_sums = if D == BLOCK { &x.sums } else { &x.half_sums[half] };
-                add_minimum(s, s.load(&scales.minima[step].0), row_sums, &mut sums);
-            }
+            let x = &due.x[step * D / BLOCK * abreast + group];
+            add_step::<S, D, MIN, R>(s, (scales, step), dots.of(s, step, group), x, &mut sums);
         }
         for row in 0..R {
             s.store(sums[row], &mut memory[row].0);
         }
     }
 }
+
+/// Adds the products of one step to the sums of a group.
+#[inline(always)]
+fn add_step<S: Simd, const D: usize, const MIN: bool, const R: usize>(
+    s: S,
+    (scales, step): (&Scales, usize),
+    dots: [S::I; R],
+    x: &RowBlocks,
+    sums: &mut [S::F; R],
+) {
+    add_dots(s, dots, s.load(&scales.scales[step].0), x, sums);
+    if MIN {
+        let minimum = s.load(&scales.minima[step].0);
+        match (D, step % (BLOCK / D)) {
+            (BLOCK, _) => add_minimum::<S, R, WHOLE>(s, minimum, x, sums),
+            (_, 0) => add_minimum::<S, R, 0>(s, minimum, x, sums),
+            _ => add_minimum::<S, R, 1>(s, minimum, x, sums),
+        }
+    }
+}
+
+const _: () =
+    assert!(GROUPS_PER_PASS.is_multiple_of(GROUPS_ABREAST), "a share begins with groups that lie side by side");
 
 #[cfg(test)]
 mod emulator;

@@ -4,14 +4,16 @@
 //! | registers | hold | shape |
 //! |---|---|---|
 //! | 0 to 3 | the weights of four steps | `[D / 4 quads of inputs, 16 outputs x 4 bytes]` |
-//! | 4 and 5, in turn | the rows of a step | `[8 rows, D bytes]` |
-//! | 6 and 7, in turn | their products | `[8 rows, 16 outputs]` i32 |
+//! | 4 and 5, in turn | the rows of a step | `[rows, D bytes]` |
+//! | 6 and 7, in turn | their products | `[rows, 16 outputs]` i32 |
+//!
+//! The rows are those of one group, or of two that lie side by side: sixteen rows take the unit no longer than eight.
 
 use std::arch::asm;
 use std::marker::PhantomData;
 
 use super::weights::Unpacked;
-use crate::activations::{RowBlocks, TOGETHER};
+use crate::activations::{GROUPS_ABREAST, ROW_BLOCK, RowBlocks, TOGETHER};
 use crate::rows::{BLOCK, Line};
 use crate::simd::Simd;
 
@@ -31,16 +33,17 @@ struct Config {
     rows: [u8; 16],
 }
 
-const fn config(depth: usize) -> Config {
+/// Of steps `depth` deep, times `rows` rows.
+const fn config(depth: usize, rows: usize) -> Config {
     let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
     let mut tile = 0;
     while tile < 8 {
-        let (rows, row_bytes) = match tile {
+        let (lines, row_bytes) = match tile {
             0..4 => (depth / 4, LINE),
-            4..6 => (TOGETHER, depth),
-            _ => (TOGETHER, LINE),
+            4..6 => (rows, depth),
+            _ => (rows, LINE),
         };
-        (config.rows[tile], config.row_bytes[tile]) = (rows as u8, row_bytes as u16);
+        (config.rows[tile], config.row_bytes[tile]) = (lines as u8, row_bytes as u16);
         tile += 1;
     }
     config
@@ -49,23 +52,25 @@ const fn config(depth: usize) -> Config {
 /// This thread's tile registers, set up for steps of `D` inputs. Dropped, they are given back: a thread that keeps them has
 /// 8 KiB more to save at every context switch.
 pub(super) struct Tiles<const D: usize> {
+    /// Groups whose rows are multiplied together.
+    abreast: usize,
     of_this_thread: PhantomData<*mut ()>,
 }
 
 impl<const D: usize> Tiles<D> {
-    const CONFIG: Config = config(D);
+    const CONFIGS: [Config; GROUPS_ABREAST] = [config(D, TOGETHER), config(D, 2 * TOGETHER)];
 
-    /// Sets the registers up; there is one of these at a time.
+    /// Sets the registers up for the rows of `abreast` groups; there is one of these at a time.
     ///
     /// # Safety
     /// The CPU has AMX int8 tiles and the system lets this thread use them.
     #[inline(always)]
-    pub(super) unsafe fn configure() -> Self {
+    pub(super) unsafe fn configure(abreast: usize) -> Self {
         const { assert!(D == BLOCK || D == BLOCK / 2) };
-        let config: *const Config = &Self::CONFIG;
+        let config: *const Config = &Self::CONFIGS[abreast - 1];
         // SAFETY: the caller's promise; a configuration is 64 bytes, and this one is valid.
         unsafe { asm!("ldtilecfg [{config}]", config = in(reg) config, options(nostack, preserves_flags, readonly)) };
-        Self { of_this_thread: PhantomData }
+        Self { abreast, of_this_thread: PhantomData }
     }
 
     /// Takes the weights of the next steps.
@@ -86,27 +91,33 @@ impl<const D: usize> Tiles<D> {
         }
     }
 
-    /// The products of the first `count` steps of `x` and the weights that were loaded.
+    /// The products of the first `count` steps of `x`, `[blocks, groups abreast]`, and the weights that were loaded.
     #[inline(always)]
     pub(super) fn multiply(&mut self, x: &[RowBlocks], count: usize, to: &mut Dots) {
-        self.step::<0, 4, 6>(x, to);
-        if count > 1 {
-            self.step::<1, 5, 7>(x, to);
+        for step in 0..count {
+            self.multiply_step(x, step, to);
         }
-        if count > 2 {
-            self.step::<2, 4, 6>(x, to);
-        }
-        if count > 3 {
-            self.step::<3, 5, 7>(x, to);
+    }
+
+    /// One of them: step `step` of `x`.
+    #[inline(always)]
+    pub(super) fn multiply_step(&mut self, x: &[RowBlocks], step: usize, to: &mut Dots) {
+        match step {
+            0 => self.step::<0, 4, 6>(x, to),
+            1 => self.step::<1, 5, 7>(x, to),
+            2 => self.step::<2, 4, 6>(x, to),
+            _ => self.step::<3, 5, 7>(x, to),
         }
     }
 
     /// Step `STEP`, whose weights are in the register of that number.
     #[inline(always)]
     fn step<const STEP: usize, const ROWS: usize, const PRODUCT: usize>(&mut self, x: &[RowBlocks], to: &mut Dots) {
+        assert!(x.len() >= (STEP * D / BLOCK + 1) * self.abreast, "blocks of the step");
         // Within its block, a half begins where the halves before end.
-        let quants = x[STEP * D / BLOCK].quants.as_ptr().cast::<i8>().wrapping_add(STEP * D % BLOCK);
-        // SAFETY: the tiles are set up. D bytes are read of each of the eight rows of a block; eight lines are written.
+        let quants = x.as_ptr().cast::<i8>().wrapping_add(STEP * D / BLOCK * self.abreast * size_of::<RowBlocks>());
+        let quants = quants.wrapping_add(STEP * D % BLOCK);
+        // SAFETY: the tiles are set up. D bytes are read of each row of the groups' blocks, and as many lines are written.
         unsafe {
             asm!(
                 "tileloadd tmm{rows}, [{quants} + {row}*1]",
@@ -117,8 +128,8 @@ impl<const D: usize> Tiles<D> {
                 product = const PRODUCT,
                 step = const STEP,
                 quants = in(reg) quants,
-                row = in(reg) BLOCK,
-                to = in(reg) &raw mut to.0[STEP],
+                row = in(reg) ROW_BLOCK,
+                to = in(reg) &raw mut to.dots[STEP],
                 line = in(reg) LINE,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack, preserves_flags)
@@ -142,18 +153,25 @@ impl<const D: usize> Drop for Tiles<D> {
     }
 }
 
-/// Dot products of a group's rows with a panel, `[steps, rows, outputs]`: bits of i32.
+/// Dot products of the rows of the groups abreast with a panel, `[steps, groups, rows, outputs]`: bits of i32.
 #[derive(Clone, Copy)]
-pub(super) struct Dots([[Line; TOGETHER]; STEPS]);
+#[repr(C)]
+pub(super) struct Dots {
+    dots: [[[Line; TOGETHER]; GROUPS_ABREAST]; STEPS],
+    /// What is stored to one of two such must not seem to be what is loaded from the other: a CPU compares the last twelve bits of
+    /// addresses first, and waits where they are equal. So the same step of both is half of 4096 bytes apart.
+    apart: [u8; 2048],
+}
 
 impl Dots {
-    pub(super) const ZERO: Self = Self([[Line([0.0; LINE / 4]); TOGETHER]; STEPS]);
+    pub(super) const ZERO: Self =
+        Self { dots: [[[Line([0.0; LINE / 4]); TOGETHER]; GROUPS_ABREAST]; STEPS], apart: [0; 2048] };
 
-    /// Those of one step and the first `R` rows.
+    /// Those of one step and the first `R` rows of a group.
     #[inline(always)]
-    pub(super) fn of<S: Simd, const R: usize>(&self, s: S, step: usize) -> [S::I; R] {
+    pub(super) fn of<S: Simd, const R: usize>(&self, s: S, step: usize, group: usize) -> [S::I; R] {
         let mut dots = [s.splat_i(0); R];
-        for (dot, row) in dots.iter_mut().zip(&self.0[step]) {
+        for (dot, row) in dots.iter_mut().zip(&self.dots[step][group]) {
             *dot = s.bits(s.load(&row.0));
         }
         dots
