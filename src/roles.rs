@@ -1,6 +1,7 @@
 //! `shoal router` and `shoal worker`: one role of a cluster each, with its certificate from `cluster.pki`. Called by `main`;
 //! [`host`] is dev mode's way to run a worker, too.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Context;
@@ -9,7 +10,7 @@ use shoal_common::ids::{Incarnation, Name};
 use shoal_common::pki::{Identity, Role};
 use shoal_common::quic;
 use shoal_common::shutdown::Shutdown;
-use shoal_router::RouterSettings;
+use shoal_router::{MetricsServer, RouterSettings};
 use shoal_worker::model::{self, Layers, LoadedModel};
 use shoal_worker::{Hosting, Neighbourhood, Part};
 
@@ -45,6 +46,10 @@ pub(crate) async fn worker(config: Config, name: &str, shutdown: Shutdown) -> an
         }
     };
     let neighbourhood = neighbourhood(&config, &worker, &identity)?;
+    let metrics = match worker.metrics {
+        Some(address) => Some(metrics(address).await?),
+        None => None,
+    };
     let incarnation = Incarnation::draw();
     // A stage is not known to routers.
     let witness = match part {
@@ -56,11 +61,24 @@ pub(crate) async fn worker(config: Config, name: &str, shutdown: Shutdown) -> an
             .ok(),
     };
     let hosted = Hosted { worker, model, layers, part, neighbourhood, timers, identity, incarnation };
-    let ended = host(hosted, shutdown).await;
+    let ended = tokio::select! {
+        ended = host(hosted, shutdown) => ended,
+        Some(failed) = async { Some(metrics?.serve().await) } => match failed? {},
+    };
     if let Some(witness) = witness {
         witness.dismiss();
     }
     ended
+}
+
+/// The worker's own `GET /metrics`.
+async fn metrics(address: SocketAddr) -> anyhow::Result<MetricsServer> {
+    let server = MetricsServer::bind(address).await.context("the worker's `metrics` cannot be served")?;
+    tracing::info!(at = %server.address()?, "metrics are served");
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "metrics are served to everyone who can reach this address");
+    }
+    Ok(server)
 }
 
 /// The workers that adapters of `worker` come from and go to beside the router. A stage's come from its head.

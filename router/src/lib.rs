@@ -27,6 +27,7 @@ pub mod merge;
 pub mod operations;
 pub mod plan;
 pub mod prompt_log;
+mod recorder;
 pub mod request;
 pub mod resolve;
 mod run;
@@ -36,4 +37,5 @@ mod testing;
 pub mod text;
 pub mod validate;
 
+pub use recorder::MetricsServer;
 pub use run::{Bound, RouterError, RouterSettings, bind, bind_on};

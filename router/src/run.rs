@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use ractor::{Actor, ActorRef};
 use shoal_common::ambient;
 use shoal_common::block_hash::CacheSalt;
@@ -35,6 +35,7 @@ use crate::http::foreign::HostPolicy;
 use crate::http::server::Listen;
 use crate::operations::Operations;
 use crate::prompt_log::{PromptLog, PromptLogError};
+use crate::recorder::{fold_samples, recorder};
 use crate::supervisor::{RouterActor, RouterArguments, RouterMessage};
 
 /// For clients to be told that their requests were cut, after the drain.
@@ -93,9 +94,6 @@ pub enum RouterError {
     #[error("metrics cannot be recorded")]
     Metrics,
 }
-
-/// Some thousand samples of 8 bytes come together in between on a busy machine.
-const FOLD_SAMPLES_EVERY: Duration = Duration::from_secs(5);
 
 /// A router whose sockets are bound; workers are taken from now on.
 #[derive(Debug)]
@@ -210,30 +208,8 @@ fn keepers(
     let sources = Sources { configured: settings.adapters.clone(), directory: settings.router.adapters.clone() };
     let watching = tokio::spawn(adapter_watch::watch(adapters.clone(), view.clone(), sources));
     let keeping = tokio::spawn(keep::keep(adapters.clone(), view.clone()));
-    [watching, keeping, tokio::spawn(fold_samples(metrics))].map(AbortOnDropHandle::new)
-}
-
-/// Folds the samples of histograms into their buckets now and then: the recorder keeps each one until somebody asks for the
-/// metrics, and that may be nobody.
-async fn fold_samples(metrics: PrometheusHandle) {
-    let mut ticks = tokio::time::interval(FOLD_SAMPLES_EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        metrics.run_upkeep();
-    }
-}
-
-/// The process's metrics recorder: one, however many routers a process runs.
-fn recorder() -> Result<PrometheusHandle, RouterError> {
-    static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
-    let install = || {
-        // Buckets, not quantiles: those of several routers cannot be added up.
-        let recorder = PrometheusBuilder::new().set_buckets(&http::metrics::SECONDS).ok()?.install_recorder().ok()?;
-        http::metrics::describe();
-        Some(recorder)
-    };
-    RECORDER.get_or_init(install).clone().ok_or(RouterError::Metrics)
+    let folding = tokio::spawn(async move { match fold_samples(metrics).await {} });
+    [watching, keeping, folding].map(AbortOnDropHandle::new)
 }
 
 impl<L: Listen> Bound<L> {

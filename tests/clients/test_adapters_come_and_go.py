@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import subprocess
 
+import httpx
 import pytest
 
 from adapters import (
@@ -21,7 +22,7 @@ from adapters import (
     watched,
 )
 from contract import refused, same, streamed, whole
-from servers import GOLDEN, Server, binary, reference_config
+from servers import GOLDEN, Server, binary, free_port, reference_config
 
 ASK = {"prompt": "The light came round", "max_tokens": 12, "temperature": 0, "ignore_eos": True, "logprobs": 1}
 DOCUMENT_KEYS = {
@@ -241,3 +242,22 @@ def test_shoal_check_shows_good_adapters_and_fails_for_bad_ones_with_their_reaso
     for name, reason in (("dora", "use_dora"), ("of-another-model", "for another base model"), ("two words", "name")):
         assert name in err and reason in err, err
     assert str(pathlib.Path(place) / "dora") in err
+
+
+def test_a_workers_own_process_shows_what_it_does_with_adapters_where_it_is_told_to(fleets, made):
+    port = free_port()
+    fleet = fleets("alpha", per_worker={"alpha": {"more": f'metrics = "127.0.0.1:{port}"\n'}})
+    upload(fleet.router, "counted", made(71))
+    for _ in range(2):
+        whole(fleet.router, prompt="who counts?", peft="counted", max_tokens=3, seed=1)
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    for line in [
+        'shoal_worker_adapter_fetches_total{from="router"} 1',
+        'shoal_worker_adapter_loads_total{outcome="loaded"} 1',
+        "shoal_worker_adapter_load_seconds_count 1",
+        'shoal_worker_adapter_acquires_total{from="router"} 1',
+        'shoal_worker_adapter_acquires_total{from="memory"} 1',
+    ]:
+        assert line in text.splitlines(), f"{line} is not in\n{text}"
+    assert "shoal_http_requests_total{" not in text, "that is the router's"
+    assert "shoal_worker_adapter_loads_total{" not in fleet.router.http.get("/metrics").text

@@ -246,6 +246,8 @@ pub struct WorkerConfig {
     pub speed: u32,
     /// Whom it fetches adapters from beside the router, and who fetches them from it.
     pub peering: Peering,
+    /// Where its process serves `GET /metrics`, over HTTP. Absent: nowhere. In dev mode the router's shows it all.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// How a worker shares adapters with others. By default it does not.

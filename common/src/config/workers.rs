@@ -11,7 +11,7 @@ use super::section::{Section, describe, nearest};
 use super::{HostConfig, RouterConfig, Scope, WorkerConfig, peering};
 use crate::ids::Name;
 
-const WORKER: [&str; 19] = [
+const WORKER: [&str; 20] = [
     "name",
     "model",
     "routers",
@@ -31,6 +31,7 @@ const WORKER: [&str; 19] = [
     "zone",
     "peer_listen",
     "peer_address",
+    "metrics",
 ];
 
 /// Bytes of adapter files that are kept without being told: some hundred adapters of usual size.
@@ -68,6 +69,7 @@ pub(super) fn workers(
         let data_dir = section.path("data_dir", report);
         let stage = StageSettings::read(section, report);
         let peering = peering::peering(section, scope, report);
+        let metrics = section.address("metrics", report);
         let name = name?;
         Some(WorkerConfig {
             data_dir: data_dir.unwrap_or_else(|| router.data_dir.join(directory_of(&name))),
@@ -86,6 +88,7 @@ pub(super) fn workers(
             memory: stage.memory,
             speed: stage.speed,
             peering,
+            metrics,
         })
     };
     let whole: Vec<_> = sections.iter().filter_map(read).collect();

@@ -3,7 +3,6 @@
 //! localhost or an IP address, and an `Origin`, where there is one, localhost or a loopback address.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::header::{HOST, ORIGIN};
@@ -12,7 +11,6 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::error::{ApiError, ForeignFault};
-use crate::app::App;
 
 /// Which host names the server answers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +45,12 @@ impl HostPolicy {
 }
 
 /// Middleware around every route.
-pub(super) async fn refuse(State(app): State<Arc<App>>, request: Request, next: Next) -> Result<Response, ApiError> {
-    app.hosts.check(request.headers(), request.uri())?;
+pub(crate) async fn refuse(
+    State(hosts): State<HostPolicy>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    hosts.check(request.headers(), request.uri())?;
     Ok(next.run(request).await)
 }
 

@@ -50,11 +50,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/detokenize", post(tokenize::detokenize))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
-        .route("/metrics", get(metrics::render))
+        .route("/metrics", get(metrics::render).with_state(app.metrics.clone()))
         .route("/openapi.json", get(openapi::serve))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
-        .layer(from_fn_with_state(Arc::clone(&app), foreign::refuse))
+        .layer(from_fn_with_state(app.hosts, foreign::refuse))
         .layer(from_fn(trace::follow))
         .with_state(app)
 }

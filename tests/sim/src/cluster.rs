@@ -224,6 +224,7 @@ async fn worker(host: Host, world: &World) -> turmoil::Result {
         memory: None,
         speed: 1,
         peering: Peering::default(),
+        metrics: None,
     };
     let model = ModelConfig { name, source: ModelSource::Scripted(shape.script) };
     let model = shoal_worker::model::load(&model, None, Layers::All)?;

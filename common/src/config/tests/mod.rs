@@ -377,6 +377,18 @@ fn a_role_without_certificates_says_how_to_make_them() {
     insta::assert_snapshot!(load_text("", &scope(Scope::Router), &home()).expect_err("there are no certificates"));
 }
 
+#[test]
+fn a_worker_serves_its_metrics_where_it_is_told_to_and_by_default_nowhere() {
+    let load = |setting: &str| {
+        load_text(&format!("{SCRIPTED}[[worker]]\nname = \"a\"\n{setting}"), &scope(Scope::Plan), &home())
+    };
+    assert_eq!(load("").expect("nothing is wrong").workers[0].metrics, None);
+    let config = load("metrics = \"127.0.0.1:9100\"").expect("nothing is wrong");
+    assert_eq!(config.workers[0].metrics, Some("127.0.0.1:9100".parse().expect("an address")));
+    let fault = load("metrics = true").expect_err("no address");
+    assert!(fault.contains("worker[0].metrics") && fault.contains("is true, not text"), "{fault}");
+}
+
 proptest::proptest! {
     #[test]
     fn no_text_is_too_strange_to_report(text in ".{0,200}") {
@@ -386,7 +398,7 @@ proptest::proptest! {
     #[test]
     fn no_value_is_too_strange_to_report(
         section in "cluster|router|worker|replica|replica.stages|model|adapter|limits|api|cluster.timers",
-        key in "name|zone|peer_listen|peer_address|listen|slots|routers|path|engine|body|usage_chunk|timers|pki|pin|adapter_paths|stages|layers|stage_listen",
+        key in "name|zone|peer_listen|peer_address|metrics|listen|slots|routers|path|engine|body|usage_chunk|timers|pki|pin|adapter_paths|stages|layers|stage_listen",
         value in "-?[0-9]{1,25}|\"[a-z/:0-9.]{0,9}\"|[0-9]{1,400}\\.[0-9]|true|nan|\\[\\]|\\[\\[1\\],\\{\\}\\]|\\{a=1\\}|1979-05-27",
         twice: bool,
     ) {

@@ -144,6 +144,7 @@ impl Stage {
             memory: None,
             speed: 1,
             peering: Peering { zone, listen: None },
+            metrics: None,
         };
         let (shutdown, fired) = shoal_common::shutdown::channel();
         let hosting = Hosting { model: model(), part: Part::Whole, neighbourhood, incarnation: Incarnation(7) };
