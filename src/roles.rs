@@ -1,21 +1,22 @@
 //! `shoal router` and `shoal worker`: one role of a cluster each, with its certificate from `cluster.pki`. Called by `main`;
 //! [`host`] is dev mode's way to run a worker, too.
 
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 
 use anyhow::Context;
 use shoal_common::config::{Config, ModelConfig, PeerListen, Timers, WorkerConfig};
 use shoal_common::ids::{Incarnation, Name};
 use shoal_common::pki::{Identity, Role};
-use shoal_common::quic;
+use shoal_common::quic::{self, QuicError, ResetKey};
 use shoal_common::shutdown::Shutdown;
 use shoal_router::{MetricsServer, RouterSettings};
 use shoal_worker::model::{self, Layers, LoadedModel};
 use shoal_worker::{Hosting, Neighbourhood, Part};
 
 use crate::parts::{self, Place};
-use crate::witness::Witness;
+use crate::witness::{ANSWERED_FOR, Witness};
 
 /// The name of [`router_name`].
 pub(crate) const ROUTER: &str = "router";
@@ -36,39 +37,52 @@ pub(crate) async fn worker(config: Config, name: &str, shutdown: Shutdown) -> an
     let timers = config.cluster.timers;
     let place = parts::place(&config, &worker.name)?;
     let layers = place.layers();
-    let part = match place {
-        Place::Whole(_) => Part::Whole,
-        Place::Head(_, members) => Part::Head(members),
-        Place::Stage(_) => {
-            let listen = worker.stage_listen.context("a stage has no address to listen on")?;
-            // Before the model is read: a port that is taken is told at once.
-            Part::Stage(quic::stage_endpoint(listen, &identity, &timers)?)
-        }
-    };
     let neighbourhood = neighbourhood(&config, &worker, &identity)?;
     let metrics = match worker.metrics {
         Some(address) => Some(metrics(address).await?),
         None => None,
     };
     let incarnation = Incarnation::draw();
-    // A stage is not known to routers.
-    let witness = match part {
-        Part::Stage(_) => None,
-        Part::Whole | Part::Head(_) => Witness::start(&worker, incarnation, pki(&config)?, &timers)
-            .inspect_err(|error| {
-                tracing::warn!(%error, "no witness could be started: routers will notice a crash by silence alone");
-            })
-            .ok(),
+    let (part, witness) = match place {
+        Place::Stage(_) => {
+            let listen = worker.stage_listen.context("a stage has no address to listen on")?;
+            // Before the model is read: a port that is taken is told at once.
+            let (socket, key) = (stage_socket(listen).await?, ResetKey::draw());
+            let witness = Witness::of_stage(&socket, &key);
+            (Part::Stage(quic::stage_endpoint_on(socket, &key, &identity, &timers)?), witness)
+        }
+        Place::Whole(_) => (Part::Whole, Witness::of_worker(&worker, incarnation, pki(&config)?, &timers)),
+        Place::Head(_, members) => {
+            (Part::Head(members), Witness::of_worker(&worker, incarnation, pki(&config)?, &timers))
+        }
     };
+    let witness = witness.inspect_err(|error| {
+        tracing::warn!(%error, "no witness could be started: a crash will be noticed by silence alone");
+    });
     let hosted = Hosted { worker, model, layers, part, neighbourhood, timers, identity, incarnation };
     let ended = tokio::select! {
         ended = host(hosted, shutdown) => ended,
         Some(failed) = async { Some(metrics?.serve().await) } => match failed? {},
     };
-    if let Some(witness) = witness {
+    if let Ok(witness) = witness {
         witness.dismiss();
     }
     ended
+}
+
+/// A stage's socket. Its address is taken for a moment after an earlier life of it has died.
+async fn stage_socket(listen: SocketAddr) -> Result<UdpSocket, QuicError> {
+    let until = tokio::time::Instant::now() + 2 * ANSWERED_FOR;
+    loop {
+        match quic::stage_socket(listen) {
+            Err(QuicError::Bind { source, .. })
+                if source.kind() == ErrorKind::AddrInUse && tokio::time::Instant::now() < until =>
+            {
+                tokio::time::sleep(ANSWERED_FOR / 20).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// The worker's own `GET /metrics`.

@@ -2,12 +2,13 @@
 //! that fetch adapters from each other. The same mutual TLS as with routers, each under a protocol of its own, so that neither
 //! end can be taken for a router or for the other kind.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 
-use quinn::{Connection, Endpoint};
+use quinn::{Connection, Endpoint, TokioRuntime};
 
 use super::settings::{PEERS, STAGES, Trade};
-use super::{CloseCode, QuicError, connected, listen, peer_worker, require};
+use super::{CloseCode, QuicError, ResetKey, connected, listen, peer_worker, require, socket};
 use crate::config::Timers;
 use crate::ids::Name;
 use crate::pki::{CertificateFault, Identity, Role};
@@ -15,7 +16,27 @@ use crate::pki::{CertificateFault, Identity, Role};
 /// Binds `addr` for the heads of replicas to dial this worker's stage. Within a tokio runtime, which then drives the endpoint.
 /// An [`Acceptor`](super::Acceptor) takes the connections.
 pub fn stage_endpoint(addr: SocketAddr, identity: &Identity, timers: &Timers) -> Result<Endpoint, QuicError> {
-    listen_for(&STAGES, addr, identity, timers)
+    stage_endpoint_on(stage_socket(addr)?, &ResetKey::draw(), identity, timers)
+}
+
+/// The socket alone, for [`stage_endpoint_on`].
+pub fn stage_socket(addr: SocketAddr) -> Result<UdpSocket, QuicError> {
+    socket(addr).map_err(|source| QuicError::Bind { addr, source })
+}
+
+/// [`stage_endpoint`] on a socket that another process has, too: with `key` it can end the connections when this one is dead,
+/// see [`reset_connections`](super::reset_connections).
+pub fn stage_endpoint_on(
+    socket: UdpSocket,
+    key: &ResetKey,
+    identity: &Identity,
+    timers: &Timers,
+) -> Result<Endpoint, QuicError> {
+    require(identity, Role::Worker)?;
+    let config = STAGES.server(identity, timers)?;
+    let addr = socket.local_addr().unwrap_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into());
+    let bind = |source| QuicError::Bind { addr, source };
+    Endpoint::new(key.endpoint_config(), Some(config), socket, Arc::new(TokioRuntime)).map_err(bind)
 }
 
 /// Dials the stage of worker `name` at `addr`, from the endpoint of another worker. The connection it returns leads to that
@@ -32,7 +53,8 @@ pub async fn dial_stage(
 /// Binds `addr` for other workers to fetch adapters from this one. Within a tokio runtime, which then drives the endpoint. An
 /// [`Acceptor`](super::Acceptor) takes the connections.
 pub fn peer_endpoint(addr: SocketAddr, identity: &Identity, timers: &Timers) -> Result<Endpoint, QuicError> {
-    listen_for(&PEERS, addr, identity, timers)
+    require(identity, Role::Worker)?;
+    listen(addr, PEERS.server(identity, timers)?)
 }
 
 /// Dials worker `name` at `addr` for an adapter, from the endpoint of another worker. The connection it returns leads to that
@@ -44,11 +66,6 @@ pub async fn dial_peer(
     timers: &Timers,
 ) -> Result<Connection, QuicError> {
     dial_for(&PEERS, endpoint, to, identity, timers).await
-}
-
-fn listen_for(trade: &Trade, addr: SocketAddr, identity: &Identity, timers: &Timers) -> Result<Endpoint, QuicError> {
-    require(identity, Role::Worker)?;
-    listen(addr, trade.server(identity, timers)?)
 }
 
 async fn dial_for(

@@ -6,6 +6,7 @@
 mod accept;
 mod between;
 mod error;
+mod reset;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -19,8 +20,9 @@ use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Socket, Type};
 
 pub use accept::{Acceptor, Admission};
-pub use between::{dial_peer, dial_stage, peer_endpoint, stage_endpoint};
+pub use between::{dial_peer, dial_stage, peer_endpoint, stage_endpoint, stage_endpoint_on, stage_socket};
 pub use error::{CloseCode, QuicError, RefusedBy, Rejection};
+pub use reset::{ResetKey, reset_connections};
 pub use settings::{MAX_CONTROL_STREAMS, MAX_FETCHES, MAX_GROUP_STREAMS, MAX_HINTS};
 pub use version::{Protocol, ProtocolVersion};
 

@@ -363,6 +363,47 @@ async fn a_router_and_a_stage_do_not_take_each_other_for_what_they_are_not() {
 }
 
 #[tokio::test]
+async fn a_head_hears_at_once_of_a_stage_that_died_from_whoever_has_its_socket_and_its_key() {
+    let authority = authority();
+    let issue = |text| authority.issue(Role::Worker, &name(text)).unwrap();
+    let (head, beta) = (issue("alpha"), issue("beta"));
+    for knows_the_key in [false, true] {
+        let (socket, key) = (stage_socket(LOOPBACK).unwrap(), ResetKey::draw());
+        let (left_behind, addr) = (socket.try_clone().unwrap(), socket.local_addr().unwrap());
+        let dialling = worker_endpoint(&head, &TIMERS).unwrap();
+        let (accepted, has_accepted) = tokio::sync::oneshot::channel();
+        let (kill, killed) = tokio::sync::oneshot::channel::<()>();
+        let (key_of_stage, beta) = (key.clone(), beta.clone());
+        let life = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let connection = runtime.block_on(async {
+                let stage = stage_endpoint_on(socket, &key_of_stage, &beta, &TIMERS).unwrap();
+                let connection = Acceptor::new(stage, TIMERS).next().await.unwrap();
+                accepted.send(()).unwrap();
+                killed.await.unwrap_err();
+                connection
+            });
+            // Nothing moves any more, so that it can say no farewell.
+            drop(runtime);
+            drop(connection);
+        });
+        let connection = dial_stage(&dialling, (addr, &name("beta")), &head, &TIMERS).await.unwrap();
+        has_accepted.await.unwrap();
+        drop(kill);
+        life.join().unwrap();
+        let key = if knows_the_key { key } else { ResetKey::draw() };
+        let ended = tokio::select! {
+            ended = connection.closed() => Some(ended),
+            answered = reset_connections(left_behind, &key, 8 * TIMERS.keep_alive) => answered.map(|()| None).unwrap(),
+        };
+        match ended {
+            Some(error) => assert!(knows_the_key && matches!(error, ConnectionError::Reset), "{error:?}"),
+            None => assert!(!knows_the_key, "the head was not told"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_acceptor_ends_with_its_endpoint() {
     let (endpoint, _) = router(&authority().issue(Role::Router, &name("r")).unwrap());
     let mut acceptor = Acceptor::new(endpoint.clone(), TIMERS);
