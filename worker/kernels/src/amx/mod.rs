@@ -81,11 +81,10 @@ impl Stretch<'_> {
     /// A step is `D` deep.
     #[inline(always)]
     fn with_depth<S: Simd, const D: usize, const MIN: bool>(&self, s: S) {
+        // An odd row more is computed for nothing: each of these is compiled for itself, and they are large.
         match self.share.x.rows_of_a_group() {
             4 => self.with_rows::<S, D, MIN, 4>(s),
-            5 => self.with_rows::<S, D, MIN, 5>(s),
-            6 => self.with_rows::<S, D, MIN, 6>(s),
-            7 => self.with_rows::<S, D, MIN, 7>(s),
+            5 | 6 => self.with_rows::<S, D, MIN, 6>(s),
             _ => self.with_rows::<S, D, MIN, TOGETHER>(s),
         }
     }
