@@ -2,10 +2,13 @@
 //! tests; nothing here knows a request.
 
 use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use metrics_exporter_prometheus::PrometheusHandle;
 use ractor::{Actor, ActorRef};
 use shoal_common::ambient;
@@ -70,14 +73,14 @@ pub enum RouterError {
         address: SocketAddr,
         /// Why not.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The QUIC address cannot be used.
     #[error("cannot listen for workers")]
     Quic(#[from] QuicError),
     /// The socket's own address cannot be read.
     #[error("a socket failed")]
-    Socket(#[from] std::io::Error),
+    Socket(#[from] io::Error),
     /// The data directory cannot be used.
     #[error(transparent)]
     PromptLog(#[from] PromptLogError),
@@ -95,11 +98,17 @@ pub enum RouterError {
     Metrics,
 }
 
+/// What the binary and the simulation wait for. Boxed here, it is compiled here, once, and not with everything that it waits for
+/// in each crate that polls it.
+type Boxed<T> = BoxFuture<'static, Result<T, RouterError>>;
+
+/// Serves HTTP on the listener that it holds, as [`http::server::serve`] does.
+type ServeHttp = Box<dyn FnOnce(axum::Router, Limits, Duration, Shutdown) -> BoxFuture<'static, ()> + Send>;
+
 /// A router whose sockets are bound; workers are taken from now on.
-#[derive(Debug)]
-pub struct Bound<L = TcpListener> {
+pub struct Bound {
     settings: RouterSettings,
-    listener: L,
+    serve_http: ServeHttp,
     http_addr: SocketAddr,
     quic_addr: SocketAddr,
     endpoint: quinn::Endpoint,
@@ -113,21 +122,48 @@ pub struct Bound<L = TcpListener> {
     _keepers: [AbortOnDropHandle<()>; 3],
 }
 
+impl fmt::Debug for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { http_addr, quic_addr, .. } = self;
+        f.debug_struct("Bound").field("http_addr", http_addr).field("quic_addr", quic_addr).finish_non_exhaustive()
+    }
+}
+
 /// Binds both sockets and begins to take workers.
-pub async fn bind(settings: RouterSettings, identity: Identity) -> Result<Bound, RouterError> {
-    let address = settings.router.listen;
-    let listener = TcpListener::bind(address).await.map_err(|source| RouterError::Http { address, source })?;
-    let endpoint = quic::router_endpoint(settings.router.quic, &identity, &settings.timers)?;
-    bind_on(settings, listener, endpoint).await
+pub fn bind(settings: RouterSettings, identity: Identity) -> Boxed<Bound> {
+    Box::pin(async move {
+        let address = settings.router.listen;
+        let listener = TcpListener::bind(address).await.map_err(|source| RouterError::Http { address, source })?;
+        let endpoint = quic::router_endpoint(settings.router.quic, &identity, &settings.timers)?;
+        bind_on(settings, listener, endpoint).await
+    })
 }
 
 /// Begins to take workers on sockets that were made elsewhere.
-pub async fn bind_on<L: Listen>(
+pub fn bind_on(settings: RouterSettings, listener: impl Listen + 'static, endpoint: quinn::Endpoint) -> Boxed<Bound> {
+    let http_addr = listener.address();
+    let serve_http: ServeHttp = Box::new(|paths, limits, drain, shutdown| {
+        Box::pin(async move { http::server::serve(listener, paths, &limits, drain, shutdown).await })
+    });
+    begin(settings, http_addr, serve_http, endpoint)
+}
+
+/// What does not depend on the listener.
+fn begin(
     settings: RouterSettings,
-    listener: L,
+    http_addr: io::Result<SocketAddr>,
+    serve_http: ServeHttp,
     endpoint: quinn::Endpoint,
-) -> Result<Bound<L>, RouterError> {
-    let http_addr = listener.address()?;
+) -> Boxed<Bound> {
+    Box::pin(async move { begun(settings, http_addr?, serve_http, endpoint).await })
+}
+
+async fn begun(
+    settings: RouterSettings,
+    http_addr: SocketAddr,
+    serve_http: ServeHttp,
+    endpoint: quinn::Endpoint,
+) -> Result<Bound, RouterError> {
     if !http_addr.ip().is_loopback() {
         tracing::warn!(%http_addr, "HTTP is served without keys to everyone who can reach this address");
     }
@@ -151,7 +187,7 @@ pub async fn bind_on<L: Listen>(
     let _keepers = keepers(&settings, &adapters, &view, metrics.clone());
     Ok(Bound {
         settings,
-        listener,
+        serve_http,
         http_addr,
         quic_addr,
         endpoint,
@@ -196,7 +232,7 @@ async fn open_adapters(settings: &RouterSettings, view: &FleetView) -> Result<Re
     };
     let catalogue = Arc::new(view.clone());
     let opened = ambient::off_runtime(move || Registry::open(of_adapters, catalogue)).await;
-    Ok(opened.map_err(std::io::Error::other)??)
+    Ok(opened.map_err(io::Error::other)??)
 }
 
 fn keepers(
@@ -212,7 +248,7 @@ fn keepers(
     [watching, keeping, folding].map(AbortOnDropHandle::new)
 }
 
-impl<L: Listen> Bound<L> {
+impl Bound {
     /// Where HTTP is served.
     pub fn http_addr(&self) -> SocketAddr {
         self.http_addr
@@ -230,13 +266,17 @@ impl<L: Listen> Bound<L> {
 
     /// Serves until `shutdown` fires; then lets running requests finish for the drain time, cuts the rest, and closes. Ends
     /// at once when the root actor does.
-    pub async fn serve(mut self, mut shutdown: Shutdown) -> Result<(), RouterError> {
+    pub fn serve(self, shutdown: Shutdown) -> Boxed<()> {
+        Box::pin(self.serve_until(shutdown))
+    }
+
+    async fn serve_until(mut self, mut shutdown: Shutdown) -> Result<(), RouterError> {
         let (cut_trigger, cut) = shutdown::channel();
         let app = Arc::new(self.app(cut));
         let drain = self.settings.timers.drain;
         let drain_and_cut = drain + CUT_GRACE;
         let paths = http::router(app);
-        let server = http::server::serve(self.listener, paths, &self.settings.limits, drain_and_cut, shutdown.clone());
+        let server = (self.serve_http)(paths, self.settings.limits.clone(), drain_and_cut, shutdown.clone());
         let cutter = async {
             shutdown.fired().await;
             tracing::info!(drain_seconds = drain.as_secs(), "draining");

@@ -16,8 +16,6 @@ from contract import chunks, collect, same, whole
 from hosts import Asked
 from servers import ROOT, real_model
 
-pytestmark = pytest.mark.alone
-
 
 def rows(table):
     """The table of `up` and `status`, by name."""

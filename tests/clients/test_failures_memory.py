@@ -69,7 +69,7 @@ def test_a_worker_that_the_kernel_kills_for_want_of_memory_again_and_again_costs
 
 def test_a_stage_that_the_kernel_kills_for_want_of_memory_is_taken_back_when_it_is_started_again(memory_group, tmp_path):
     group = memory_group(192 * MIB)
-    cluster = Cluster(tmp_path, TINY, ["alpha", "beta"], TINY_CUTS[2], within={"beta": group.within})
+    cluster = Cluster(tmp_path, TINY, ["alpha", "beta"], TINY_CUTS[2], within={"beta": group.within}, idle_ms=4000)
     try:
         cluster.await_state("solo", "ready")
         cluster.await_state("alpha", "ready")

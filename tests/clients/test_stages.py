@@ -16,8 +16,6 @@ from hosts import Asked
 from servers import GOLDEN, Process, Server, binary, free_port, real_model
 from test_cluster_script import rows
 
-pytestmark = pytest.mark.alone
-
 TINY = GOLDEN / "tiny/gguf/tiny-q4_1.gguf"
 # They change all layers' queries and values, and all linear layers; the real ones were trained for a style.
 TINY_ADAPTERS = [GOLDEN / "tiny" / name for name in ("tiny-qv", "tiny-all")]
@@ -132,12 +130,13 @@ def test_an_adapter_that_a_stage_cannot_have_fails_alone(cluster):
 class Cluster(Server):
     """A router and workers as processes of their own; each can be killed and started again."""
 
-    def __init__(self, directory, path, stages, cuts, solo=True, adapters=(), within={}, idle_ms=4000, **settings):
+    def __init__(self, directory, path, stages, cuts, solo=True, adapters=(), within={}, idle_ms=600_000, **settings):
         """`settings` are a worker's beside what all have, `within` a command that runs it somewhere else, by its name."""
         self.directory, self.started, self.within = directory, {}, within
         self.names = [*stages, *(["solo"] if solo else [])]
         self.config = directory / "cluster.toml"
         url = f"127.0.0.1:{free_port()}"
+        # What a process leaves behind tells of its death at once, or these tests would take longer than a client waits.
         more = f'[cluster]\npki = "pki"\n[cluster.timers]\nidle_ms = {idle_ms}\nconnect_ms = 4000\ndrain_ms = 5000\n'
         more += f'[router]\nlisten = "{url}"\nquic = "127.0.0.1:{free_port(socket.SOCK_DGRAM)}"\ndata_dir = "data"\n'
         listen = [f'"127.0.0.1:{free_port(socket.SOCK_DGRAM)}"' for _ in stages]
@@ -210,8 +209,7 @@ LONG = {"prompt": "Once upon a time", "max_tokens": 150, "ignore_eos": True, "se
 @pytest.mark.parametrize("peft", [None, "pirate"])
 def test_whoever_dies_in_the_middle_of_a_stream_the_client_gets_the_bytes_of_the_undisturbed_run(cluster, peft):
     stages = ["alpha", "beta", "gamma"]
-    # What each of them leaves behind tells the others, or this would take longer than a client waits.
-    cluster = cluster(real_model(), stages, REAL_CUTS[3], adapters=REAL_ADAPTERS, idle_ms=600_000)
+    cluster = cluster(real_model(), stages, REAL_CUTS[3], adapters=REAL_ADAPTERS)
     cluster.await_state("solo", "ready")
     body = {"model": "m", **LONG} | ({"peft": peft} if peft else {})
     if peft:

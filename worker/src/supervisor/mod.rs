@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use quinn::Endpoint;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use shoal_common::ambient;
@@ -79,26 +80,25 @@ pub enum WorkerError {
     Panicked(#[from] JoinError),
 }
 
+/// The end of a worker. Boxed here, all that it waits for is compiled here, once, and not again in each crate that polls it.
+type Boxed = BoxFuture<'static, Result<(), WorkerError>>;
+
 /// Serves what it hosts until `shutdown` fires: a stage its head, all others the routers of `config`. Resolves when all that ran
 /// is finished or failed, the connections are closed and the engine's thread has ended. A thread that hangs is left behind: an
 /// error tells of it, and the process must end.
-pub async fn run(
-    config: WorkerConfig,
-    timers: Timers,
-    identity: Identity,
-    hosting: Hosting,
-    shutdown: Shutdown,
-) -> Result<(), WorkerError> {
-    let Hosting { model, part, neighbourhood, incarnation } = hosting;
-    let split = match part {
-        Part::Stage(listen) => return part::run_stage(config, timers, model, listen, shutdown).await,
-        Part::Whole => None,
-        Part::Head(members) => Some((members, identity.clone())),
-    };
-    let footing = Footing { endpoint: quic::worker_endpoint(&identity, &timers)?, drive: Drive::Thread };
-    let dialling = Dialling { endpoint: footing.endpoint.clone(), identity, timers };
-    let beside = Beside { split, lending: neighbourhood.with(dialling) };
-    serve_routers(footing, (config, incarnation, timers), (model, beside), shutdown).await
+pub fn run(config: WorkerConfig, timers: Timers, identity: Identity, hosting: Hosting, shutdown: Shutdown) -> Boxed {
+    Box::pin(async move {
+        let Hosting { model, part, neighbourhood, incarnation } = hosting;
+        let split = match part {
+            Part::Stage(listen) => return part::run_stage(config, timers, model, listen, shutdown).await,
+            Part::Whole => None,
+            Part::Head(members) => Some((members, identity.clone())),
+        };
+        let footing = Footing { endpoint: quic::worker_endpoint(&identity, &timers)?, drive: Drive::Thread };
+        let dialling = Dialling { endpoint: footing.endpoint.clone(), identity, timers };
+        let beside = Beside { split, lending: neighbourhood.with(dialling) };
+        serve_routers(footing, (config, incarnation, timers), (model, beside), shutdown).await
+    })
 }
 
 /// What a worker stands on.
@@ -111,14 +111,9 @@ pub struct Footing {
 }
 
 /// [`run`] with a whole model, on an endpoint that was made elsewhere.
-pub async fn run_on(
-    footing: Footing,
-    config: WorkerConfig,
-    timers: Timers,
-    model: LoadedModel,
-    shutdown: Shutdown,
-) -> Result<(), WorkerError> {
-    serve_routers(footing, (config, Incarnation::draw(), timers), (model, Beside::default()), shutdown).await
+pub fn run_on(footing: Footing, config: WorkerConfig, timers: Timers, model: LoadedModel, shutdown: Shutdown) -> Boxed {
+    let named = (config, Incarnation::draw(), timers);
+    Box::pin(serve_routers(footing, named, (model, Beside::default()), shutdown))
 }
 
 /// Other workers that this one has to do with.
