@@ -180,12 +180,8 @@ impl Scratch {
                 now = Some(Due { group, groups: abreast.min(groups - group), first, steps, x });
             }
             match (&now, &before) {
-                (Some(now), Some(due)) if now.steps == STEPS && due.steps == STEPS && due.groups == abreast => {
-                    if abreast == 1 {
-                        self.step_by_step::<S, D, MIN, R, 1>(s, tiles, now.x, due, turn);
-                    } else {
-                        self.step_by_step::<S, D, MIN, R, GROUPS_ABREAST>(s, tiles, now.x, due, turn);
-                    }
+                (Some(now), Some(due)) if now.steps == STEPS && due.steps == STEPS && due.groups == GROUPS_ABREAST => {
+                    self.step_by_step::<S, D, MIN, R>(s, tiles, now.x, due, turn);
                 }
                 _ => {
                     if let Some(now) = &now {
@@ -210,10 +206,10 @@ impl Scratch {
         }
     }
 
-    /// Multiplies four steps of `x`, and adds the products that are due to the sums of their `G` groups: a step of the one, then a
-    /// step of the other, because the CPU looks ahead no further than that.
+    /// Multiplies four steps of `x`, and adds the products that are due to the sums of their two groups: a step of the one, then
+    /// a step of the other, because the CPU looks ahead no further than that. With one group it does.
     #[inline(always)]
-    fn step_by_step<S: Simd, const D: usize, const MIN: bool, const R: usize, const G: usize>(
+    fn step_by_step<S: Simd, const D: usize, const MIN: bool, const R: usize>(
         &mut self,
         s: S,
         tiles: &mut Tiles<D>,
@@ -224,8 +220,8 @@ impl Scratch {
         let scales = &self.scales[due.first / STEPS % 2];
         let [low, high] = &mut self.dots;
         let (to, dots) = if turn == 0 { (low, &*high) } else { (high, &*low) };
-        let mut sums = [[s.splat(0.0); R]; G];
-        for group in 0..G {
+        let mut sums = [[s.splat(0.0); R]; GROUPS_ABREAST];
+        for group in 0..GROUPS_ABREAST {
             // SAFETY: `multiply` has set the sums of the share's groups.
             let memory = unsafe { self.sums[due.group + group].assume_init_ref() };
             for row in 0..R {
@@ -234,12 +230,12 @@ impl Scratch {
         }
         for step in 0..STEPS {
             tiles.multiply_step(x, step, to);
-            for group in 0..G {
-                let x = &due.x[step * D / BLOCK * G + group];
+            for group in 0..GROUPS_ABREAST {
+                let x = &due.x[step * D / BLOCK * GROUPS_ABREAST + group];
                 add_step::<S, D, MIN, R>(s, (scales, step), dots.of(s, step, group), x, &mut sums[group]);
             }
         }
-        for group in 0..G {
+        for group in 0..GROUPS_ABREAST {
             // SAFETY: as above.
             let memory = unsafe { self.sums[due.group + group].assume_init_mut() };
             for row in 0..R {
