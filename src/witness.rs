@@ -28,7 +28,7 @@ const NOTHING_TO_TELL: u8 = b'.';
 
 /// For how long a dead stage's head is answered. It sends something every `keep_alive_ms`, and more while it waits for a step.
 /// Nobody else can have the stage's address before.
-pub(crate) const ANSWERED_FOR: Duration = Duration::from_millis(600);
+pub(crate) const ANSWERED_FOR: Duration = Duration::from_secs(1);
 
 /// Whose death is to be told, to whom. One line of JSON, the first that a witness reads.
 #[derive(Debug, Serialize, Deserialize)]

@@ -130,13 +130,13 @@ def test_an_adapter_that_a_stage_cannot_have_fails_alone(cluster):
 class Cluster(Server):
     """A router and workers as processes of their own; each can be killed and started again."""
 
-    def __init__(self, directory, path, stages, cuts, solo=True, adapters=(), within={}, idle_ms=600_000, **settings):
+    def __init__(self, directory, path, stages, cuts, solo=True, adapters=(), within={}, idle_ms=20_000, **settings):
         """`settings` are a worker's beside what all have, `within` a command that runs it somewhere else, by its name."""
         self.directory, self.started, self.within = directory, {}, within
         self.names = [*stages, *(["solo"] if solo else [])]
         self.config = directory / "cluster.toml"
         url = f"127.0.0.1:{free_port()}"
-        # What a process leaves behind tells of its death at once, or these tests would take longer than a client waits.
+        # What a process leaves behind tells of its death at once, but for a machine that is too busy.
         more = f'[cluster]\npki = "pki"\n[cluster.timers]\nidle_ms = {idle_ms}\nconnect_ms = 4000\ndrain_ms = 5000\n'
         more += f'[router]\nlisten = "{url}"\nquic = "127.0.0.1:{free_port(socket.SOCK_DGRAM)}"\ndata_dir = "data"\n'
         listen = [f'"127.0.0.1:{free_port(socket.SOCK_DGRAM)}"' for _ in stages]
