@@ -10,9 +10,6 @@ from contract import refused, same, streamed, whole
 from servers import GOLDEN
 from test_failures_workers import running
 
-# A second of silence is a death here.
-pytestmark = pytest.mark.alone
-
 QV, ALL = GOLDEN / "tiny/tiny-qv", GOLDEN / "tiny/tiny-all"
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -24,7 +21,7 @@ def put(router, name, directory):
 
 
 def test_an_adapter_that_is_given_new_content_in_the_middle_of_an_answer_does_not_change_it_even_through_a_death(fleets):
-    fleet = fleets(timers="idle_ms = 1000", step_ms=3)
+    fleet = fleets(step_ms=3)
     put(fleet.router, "changing", QV)
     body = {"prompt": "which one", "peft": "changing", "max_tokens": 900, "ignore_eos": True, "seed": 5}
     expected = whole(fleet.router, **body)
@@ -40,7 +37,7 @@ def test_an_adapter_that_is_given_new_content_in_the_middle_of_an_answer_does_no
 
 
 def test_an_adapter_whose_files_are_gone_from_a_worker_is_fetched_again_and_never_replaced_by_the_base_model(fleets):
-    fleet = fleets("alpha", timers="idle_ms = 1000")
+    fleet = fleets("alpha")
     put(fleet.router, "lost", QV)
     body = {"prompt": "here?", "peft": "lost", "max_tokens": 30, "ignore_eos": True, "seed": 5}
     expected, base = whole(fleet.router, **body), whole(fleet.router, **{**body, "peft": None})

@@ -6,8 +6,6 @@ import pytest
 
 from servers import GOLDEN, Server, binary
 
-pytestmark = pytest.mark.alone
-
 KV_TOKENS = 8192
 
 CONFIG = """
