@@ -203,7 +203,7 @@ def cluster(tmp_path):
         one.kill_all()
 
 
-LONG = {"prompt": "Once upon a time", "max_tokens": 150, "ignore_eos": True, "seed": 3, "n": 2, "logprobs": 1}
+LONG = {"prompt": "Once upon a time", "max_tokens": 300, "ignore_eos": True, "seed": 3, "n": 2, "logprobs": 1}
 
 
 @pytest.mark.parametrize("peft", [None, "pirate"])
