@@ -43,18 +43,20 @@ pub(crate) async fn worker(config: Config, name: &str, shutdown: Shutdown) -> an
         None => None,
     };
     let incarnation = Incarnation::draw();
-    let (part, witness) = match place {
+    let (part, stage) = match place {
+        Place::Whole(_) => (Part::Whole, None),
+        Place::Head(_, members) => (Part::Head(members), None),
         Place::Stage(_) => {
             let listen = worker.stage_listen.context("a stage has no address to listen on")?;
             // Before the model is read: a port that is taken is told at once.
             let (socket, key) = (stage_socket(listen).await?, ResetKey::draw());
-            let witness = Witness::of_stage(&socket, &key);
-            (Part::Stage(quic::stage_endpoint_on(socket, &key, &identity, &timers)?), witness)
+            let endpoint = quic::stage_endpoint_on(socket.try_clone()?, &key, &identity, &timers)?;
+            (Part::Stage(endpoint), Some((socket, key)))
         }
-        Place::Whole(_) => (Part::Whole, Witness::of_worker(&worker, incarnation, pki(&config)?, &timers)),
-        Place::Head(_, members) => {
-            (Part::Head(members), Witness::of_worker(&worker, incarnation, pki(&config)?, &timers))
-        }
+    };
+    let witness = match stage {
+        Some((socket, key)) => Witness::of_stage(socket, &key),
+        None => Witness::of_worker(&worker, incarnation, pki(&config)?, &timers),
     };
     let witness = witness.inspect_err(|error| {
         tracing::warn!(%error, "no witness could be started: a crash will be noticed by silence alone");
@@ -62,7 +64,7 @@ pub(crate) async fn worker(config: Config, name: &str, shutdown: Shutdown) -> an
     let hosted = Hosted { worker, model, layers, part, neighbourhood, timers, identity, incarnation };
     let ended = tokio::select! {
         ended = host(hosted, shutdown) => ended,
-        Some(failed) = async { Some(metrics?.serve().await) } => match failed? {},
+        Some(failed) = async { Some(metrics?.serve().await) } => failed.map(|never| match never {}).map_err(Into::into),
     };
     if let Ok(witness) = witness {
         witness.dismiss();

@@ -64,9 +64,9 @@ impl Witness {
         Self::start(&charge, Stdio::null())
     }
 
-    /// Starts one for a stage that listens on `socket`, with an endpoint that has `key`.
-    pub(crate) fn of_stage(socket: &UdpSocket, key: &ResetKey) -> anyhow::Result<Self> {
-        Self::start(&Charge::Head(key.clone()), OwnedFd::from(socket.try_clone()?).into())
+    /// Starts one for a stage that listens on `socket`, too, with an endpoint that has `key`.
+    pub(crate) fn of_stage(socket: UdpSocket, key: &ResetKey) -> anyhow::Result<Self> {
+        Self::start(&Charge::Head(key.clone()), OwnedFd::from(socket).into())
     }
 
     fn start(charge: &Charge, output: Stdio) -> anyhow::Result<Self> {

@@ -2,13 +2,12 @@
 //! that fetch adapters from each other. The same mutual TLS as with routers, each under a protocol of its own, so that neither
 //! end can be taken for a router or for the other kind.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::net::{SocketAddr, UdpSocket};
 
-use quinn::{Connection, Endpoint, TokioRuntime};
+use quinn::{Connection, Endpoint};
 
 use super::settings::{PEERS, STAGES, Trade};
-use super::{CloseCode, QuicError, ResetKey, connected, listen, peer_worker, require, socket};
+use super::{CloseCode, QuicError, ResetKey, connected, listen, listen_on, peer_worker, require, socket};
 use crate::config::Timers;
 use crate::ids::Name;
 use crate::pki::{CertificateFault, Identity, Role};
@@ -33,10 +32,7 @@ pub fn stage_endpoint_on(
     timers: &Timers,
 ) -> Result<Endpoint, QuicError> {
     require(identity, Role::Worker)?;
-    let config = STAGES.server(identity, timers)?;
-    let addr = socket.local_addr().unwrap_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into());
-    let bind = |source| QuicError::Bind { addr, source };
-    Endpoint::new(key.endpoint_config(), Some(config), socket, Arc::new(TokioRuntime)).map_err(bind)
+    listen_on(socket, key.endpoint_config(), STAGES.server(identity, timers)?)
 }
 
 /// Dials the stage of worker `name` at `addr`, from the endpoint of another worker. The connection it returns leads to that

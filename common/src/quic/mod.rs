@@ -85,9 +85,14 @@ fn require(identity: &Identity, expected: Role) -> Result<(), QuicError> {
 }
 
 fn listen(addr: SocketAddr, config: ServerConfig) -> Result<Endpoint, QuicError> {
-    let bind = |source| QuicError::Bind { addr, source };
-    let socket = socket(addr).map_err(bind)?;
-    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime)).map_err(bind)
+    let socket = socket(addr).map_err(|source| QuicError::Bind { addr, source })?;
+    listen_on(socket, EndpointConfig::default(), config)
+}
+
+fn listen_on(socket: UdpSocket, endpoint: EndpointConfig, server: ServerConfig) -> Result<Endpoint, QuicError> {
+    let addr = socket.local_addr().unwrap_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into());
+    Endpoint::new(endpoint, Some(server), socket, Arc::new(TokioRuntime))
+        .map_err(|source| QuicError::Bind { addr, source })
 }
 
 /// The end of a handshake, on either side.
