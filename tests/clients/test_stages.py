@@ -215,6 +215,8 @@ def test_whoever_dies_in_the_middle_of_a_stream_the_client_gets_the_bytes_of_the
     if peft:
         wait_for_state(cluster, peft)
     expected = whole(cluster, **body)
+    short = body | {"max_tokens": 40}
+    expected_short = whole(cluster, **short)
     for victim in stages:
         cluster.await_state("alpha", "ready")
         # So that it runs on the replica.
@@ -237,7 +239,7 @@ def test_whoever_dies_in_the_middle_of_a_stream_the_client_gets_the_bytes_of_the
         cluster.begin(victim)
         cluster.await_state("alpha", "ready")
         cluster.order("solo", "drain")
-        assert same(streamed(cluster, **body), expected), f"after {victim} came back"
+        assert same(streamed(cluster, **short), expected_short), f"after {victim} came back"
         cluster.order("solo", "undrain")
     cluster.stop()
 
