@@ -64,7 +64,8 @@ pub(crate) async fn worker(config: Config, name: &str, shutdown: Shutdown) -> an
     let hosted = Hosted { worker, model, layers, part, neighbourhood, timers, identity, incarnation };
     let ended = tokio::select! {
         ended = host(hosted, shutdown) => ended,
-        Some(failed) = async { Some(metrics?.serve().await) } => failed.map(|never| match never {}).map_err(Into::into),
+        // Not in order: the witness tells the others, as it does of any other death.
+        Some(failed) = async { Some(metrics?.serve().await) } => match failed? {},
     };
     if let Ok(witness) = witness {
         witness.dismiss();
