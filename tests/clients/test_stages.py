@@ -267,6 +267,20 @@ def test_without_another_replica_nothing_is_served_until_the_stage_is_back_and_n
     cluster.stop()
 
 
+@pytest.mark.alone
+def test_a_head_hears_of_its_stage_s_death_though_its_silence_would_be_borne_for_ten_minutes(cluster):
+    # What is left behind of it tells the head, or this would take longer than `await_state` waits.
+    cluster = cluster(TINY, ["alpha", "beta"], TINY_CUTS[2], solo=False, idle_ms=600_000)
+    cluster.await_state("alpha", "ready")
+    expected = whole(cluster, prompt="once", max_tokens=20, seed=3)
+    cluster.kill("beta")
+    cluster.await_state("alpha", "incomplete")
+    cluster.begin("beta")
+    cluster.await_state("alpha", "ready")
+    assert same(whole(cluster, prompt="once", max_tokens=20, seed=3), expected)
+    cluster.stop()
+
+
 def test_a_stage_with_other_weights_is_refused_and_everybody_can_read_why(cluster, tmp_path):
     cluster = cluster(TINY, ["alpha", "beta"], TINY_CUTS[2], solo=False)
     cluster.await_state("alpha", "ready")
