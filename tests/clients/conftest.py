@@ -11,7 +11,7 @@ from servers import GOLDEN, Server, real_model, reference_config, scripted_confi
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "alone: what it proves depends on time, so nothing runs beside it")
+    config.addinivalue_line("markers", "alone: what it proves depends on time, so no other test runs beside it")
 
 
 def serving(server):
