@@ -64,7 +64,7 @@ impl Witness {
         Self::start(&charge, Stdio::null())
     }
 
-    /// Starts one for a stage that listens on `socket`, too, with an endpoint that has `key`.
+    /// Starts one for a stage. `socket` is the one that its endpoint, which has `key`, listens on.
     pub(crate) fn of_stage(socket: UdpSocket, key: &ResetKey) -> anyhow::Result<Self> {
         Self::start(&Charge::Head(key.clone()), OwnedFd::from(socket).into())
     }
