@@ -19,9 +19,10 @@ pub(super) const STATUS_HELP: &str = "\
 Asks GET /v1/cluster: every worker with its state, model and load, and what went wrong with workers lately, with what to do \
 about it.
 
-State of a worker: ready; incomplete (stages of its model are away: takes nothing); draining (takes nothing new); drained (and \
-nothing of this router runs on it). The stages of a split model are listed with the share of the last second in which they \
-computed.
+State of a worker: joining (has just connected, and not said yet how it is: takes nothing); ready; incomplete (stages of its \
+model are away: takes nothing); draining (takes nothing new); drained (and nothing of this router runs on it); stuck (its engine \
+stands still: takes nothing until that moves again). The stages of a split model are listed with the share of the last second \
+in which they computed.
 
 Examples:
   shoal status

@@ -227,7 +227,7 @@ def test_whoever_dies_in_the_middle_of_a_stream_the_client_gets_the_bytes_of_the
             while len(documents) < 20:
                 documents.append(next(arriving))
             assert cluster.worker("alpha")["outstanding_tokens"] > 0
-            threading.Thread(target=cluster.order, args=("solo", "undrain")).run()
+            cluster.order("solo", "undrain")
             cluster.kill(victim)
             documents += arriving
         assert same(collect(documents, response.headers), expected), victim

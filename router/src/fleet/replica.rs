@@ -160,9 +160,10 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Whether it may be given groups.
+    /// Whether it may be given groups. Not before its first report: its model may be incomplete, and its adapters are not all
+    /// told.
     pub fn takes_groups(&self) -> bool {
-        let is_ready = self.status.is_none_or(|status| status.state == WorkerState::Ready);
+        let is_ready = self.status.is_some_and(|status| status.state == WorkerState::Ready);
         is_ready && !self.line.is_closed() && self.vital.last().health == Health::Moving
     }
 

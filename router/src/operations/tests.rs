@@ -181,7 +181,7 @@ async fn a_worker_is_shown_with_what_it_hosts_and_how_it_does() {
     let mut alpha = stage.worker(hello("org/alpha", 7)).await;
     assert!(matches!(alpha.answer, RouterControl::Welcome { .. }), "{:?}", alpha.answer);
     let before = stage.cluster_where(|document| document["workers"][0].is_object()).await;
-    assert_eq!(before["workers"][0]["load"], Value::Null);
+    assert_eq!((state(&before), &before["workers"][0]["load"]), (&json!("joining"), &Value::Null));
     alpha.tell(status(WorkerState::Ready, 5)).await;
     let document = stage.cluster_where(|document| document["workers"][0]["load"].is_object()).await;
     let worker = &document["workers"][0];
@@ -233,7 +233,7 @@ async fn a_drained_worker_that_comes_back_is_told_again_and_its_next_life_is_not
     stage.cluster_where(|document| document["workers"] == json!([])).await;
     let _next = stage.worker(hello("alpha", 2)).await;
     let document = stage.cluster_where(|document| document["workers"][0].is_object()).await;
-    assert_eq!((state(&document), &document["workers"][0]["drain_ordered"]), (&json!("ready"), &json!(false)));
+    assert_eq!((state(&document), &document["workers"][0]["drain_ordered"]), (&json!("joining"), &json!(false)));
 }
 
 #[tokio::test]

@@ -317,6 +317,8 @@ impl<'a> World<'a> {
         self.advance(worker, now);
         self.hosts[worker].worker.store.introduce();
         self.tell_news(worker);
+        let status = self.hosts[worker].worker.status(now.as_millis() as u64);
+        self.roster.report(&name_of(worker), seat, status, asked);
     }
 
     fn snapshot(&mut self) -> Arc<Snapshot> {

@@ -106,10 +106,12 @@ fn picked(roster: &Roster, excluded: &[Seat]) -> Result<(String, Why), Unroutabl
     LeastQueued.pick(&roster.snapshot(), &need).map(|choice| (choice.replica.worker.to_string(), choice.why))
 }
 
+/// Workers that have joined, and wait for work; the seats count from 0.
 pub(crate) fn roster_of(workers: &[&str], now: Instant) -> Roster {
     let mut roster = Roster::default();
     for (index, worker) in workers.iter().enumerate() {
-        roster.join(offer(worker, index as u64, &model()).0, now).unwrap();
+        let seat = roster.join(offer(worker, index as u64, &model()).0, now).unwrap();
+        roster.report(&name(worker), seat, status(0, WorkerState::Ready), now);
     }
     roster
 }
@@ -138,6 +140,7 @@ fn the_end_of_an_old_connection_does_not_take_the_worker_off_its_new_one() {
     let old = roster.join(offer("w", 1, &model()).0, now).unwrap();
     let new = roster.join(offer("w", 1, &model()).0, now).expect("the same life is no second worker");
     roster.leave(&name("w"), old);
+    roster.report(&name("w"), new, status(0, WorkerState::Ready), now);
     roster.report(&name("w"), old, status(5, WorkerState::Draining), now);
     assert_eq!(picked(&roster, &[old]), Ok(("w".to_owned(), Why::OnlyOne)));
     roster.leave(&name("w"), new);
@@ -152,7 +155,7 @@ fn words_of_a_dead_life_change_nothing() {
     roster.leave(&name("w"), Seat(99));
     let snapshot = roster.snapshot();
     assert_eq!(snapshot.replicas.len(), 1);
-    assert!(snapshot.replicas[0].status.is_none());
+    assert_eq!(snapshot.replicas[0].status, Some(status(0, WorkerState::Ready)));
 }
 
 #[test]
@@ -214,9 +217,22 @@ fn draining_gone_and_excluded_replicas_get_nothing() {
     let now = Instant::now();
     let mut roster = Roster::default();
     let (gone, line) = offer("gone", 1, &model());
-    roster.join(gone, now).unwrap();
+    let seat = roster.join(gone, now).unwrap();
+    roster.report(&name("gone"), seat, status(0, WorkerState::Ready), now);
     let draining = roster.join(offer("draining", 2, &model()).0, now).unwrap();
     roster.report(&name("draining"), draining, status(0, WorkerState::Draining), now);
     line.close();
     assert_eq!(picked(&roster, &[]), Err(Unroutable::Nobody));
+}
+
+#[test]
+fn a_worker_that_has_not_said_yet_how_it_is_gets_nothing() {
+    let now = Instant::now();
+    let mut roster = Roster::default();
+    let seat = roster.join(offer("w", 1, &model()).0, now).unwrap();
+    assert_eq!(picked(&roster, &[]), Err(Unroutable::Nobody), "its model may be incomplete");
+    roster.report(&name("w"), seat, status(0, WorkerState::Incomplete), now);
+    assert_eq!(picked(&roster, &[]), Err(Unroutable::Nobody));
+    roster.report(&name("w"), seat, status(0, WorkerState::Ready), now);
+    assert_eq!(picked(&roster, &[]), Ok(("w".to_owned(), Why::OnlyOne)));
 }

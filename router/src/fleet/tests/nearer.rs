@@ -99,6 +99,7 @@ fn askers_are_spread_over_those_who_have_it() {
         if number < 4 {
             roster.adapter(&worker, seat, adapter(1, AdapterTier::Memory));
         }
+        roster.report(&worker, seat, status(0, WorkerState::Ready), now);
     }
     let snapshot = roster.snapshot();
     let first = |number| nearer(&snapshot, &name(&format!("w{number}")), None, generation(1)).swap_remove(0);

@@ -55,6 +55,8 @@ pub(super) struct Router {
 #[serde(rename_all = "snake_case")]
 #[schema(as = WorkerState)]
 pub(super) enum State {
+    /// It has just connected, and not said yet how it is: takes nothing for this moment.
+    Joining,
     /// Takes groups.
     Ready,
     /// Takes nothing new; groups of this router still run.
@@ -287,6 +289,8 @@ fn state(replica: &Replica, duty: Duty) -> State {
         State::Draining
     } else if says(WorkerState::Incomplete) {
         State::Incomplete
+    } else if replica.status.is_none() {
+        State::Joining
     } else {
         State::Ready
     }
