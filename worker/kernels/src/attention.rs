@@ -11,13 +11,18 @@ use crate::kv::{BLOCK_POSITIONS, KvPool, KvShape, Span, Spans};
 use crate::pool::Pool;
 use crate::rope::Heads;
 use crate::rows::{Rows, Shared};
-use crate::simd::{LANES, Op, Simd, dispatch, is_wide};
+use crate::simd::{LANES, Op, Simd, dispatch, sums_of};
 use crate::vector::exp;
 
-/// Queries that are computed together: each key and value is widened once for all of them.
-const TOGETHER: usize = 8;
-/// The same with 32 registers of a whole vector each ([`Simd::IS_WIDE`]): as many accumulators, and what they are made of.
-const TOGETHER_WIDE: usize = 24;
+/// Queries that are computed together at most, each with a sum of its own ([`Simd::SUMS`]): each key and value is widened once
+/// for all of them.
+const MOST_TOGETHER: usize = 24;
+/// How many may be together everywhere: as many sums as there are on any instruction set.
+const LEAST_TOGETHER: usize = 6;
+/// Up to here there is a kernel for every number of queries.
+const EVERY_NUMBER: usize = 8;
+/// Sums that hide the latency of a multiply-add: fewer queries have several each.
+const CHAINS: usize = 8;
 
 /// Tasks for each thread, at least, or they are made smaller: three tasks of equal length take two threads as long as four.
 const TASKS_PER_THREAD: usize = 2;
@@ -71,9 +76,9 @@ impl Attention {
 
     /// Lays out the work of a step: the same in all layers.
     pub fn plan(&mut self, pool: &Pool, spans: &Spans) {
-        let (most, threads) = (if is_wide(pool.isa()) { TOGETHER_WIDE } else { TOGETHER }, pool.threads());
+        let (most, threads) = (sums_of(pool.isa()), pool.threads());
         // The widest that leaves every thread enough to do; the smallest, if none does.
-        for size in [TOGETHER_WIDE, TOGETHER_WIDE / 2, TOGETHER].into_iter().filter(|size| *size <= most) {
+        for size in [most, most / 2, most / 3].into_iter().filter(|size| *size >= LEAST_TOGETHER) {
             self.lay_out(spans, size);
             if self.tasks.len() >= TASKS_PER_THREAD * threads {
                 break;
@@ -82,7 +87,7 @@ impl Attention {
         let lines = self.tasks.iter().map(|task| lines(&spans.spans[task.span], task)).max().unwrap_or(0);
         self.scratch.resize_with(threads, Scratch::default);
         for scratch in &mut self.scratch {
-            scratch.queries.resize(self.heads.dim * TOGETHER_WIDE, 0.0);
+            scratch.queries.resize(self.heads.dim * MOST_TOGETHER, 0.0);
             if lines > scratch.weights.len() {
                 scratch.weights.resize(lines, [0.0; LANES]);
             }
@@ -96,7 +101,7 @@ impl Attention {
         self.tasks.clear();
         for (index, span) in spans.spans.iter().enumerate() {
             let weights = blocks_of(span, span.rows) * size_of::<[f32; LANES]>();
-            let together = together.min((WEIGHT_BYTES / weights).max(TOGETHER));
+            let together = together.min((WEIGHT_BYTES / weights).max(LEAST_TOGETHER));
             let rows_together = (together / shared).max(1);
             // The last rows look at the most: they come first, so that no thread is left with a long one at the end.
             for first in (0..span.rows).step_by(rows_together).rev() {
@@ -152,7 +157,7 @@ fn blocks_of(span: &Span, rows: usize) -> usize {
 /// Queries that a task of `count` is computed as: there is not a kernel for every number. Those that nobody asked for cost time
 /// and nothing else.
 const fn padded_to(count: usize) -> usize {
-    if count <= TOGETHER { count } else { count.next_multiple_of(4) }
+    if count <= EVERY_NUMBER { count } else { count.next_multiple_of(4) }
 }
 
 /// Lines of weights of a task.
@@ -177,24 +182,20 @@ impl Op for Attend<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let count = self.task.rows * self.task.heads;
-        if S::IS_WIDE && count > TOGETHER {
-            return match padded_to(count) {
-                12 => self.queries::<S, 12>(s),
-                16 => self.queries::<S, 16>(s),
-                20 => self.queries::<S, 20>(s),
-                _ => self.queries::<S, TOGETHER_WIDE>(s),
-            };
-        }
-        match count {
+        match padded_to(self.task.rows * self.task.heads) {
             1 => self.queries::<S, 1>(s),
             2 => self.queries::<S, 2>(s),
             3 => self.queries::<S, 3>(s),
             4 => self.queries::<S, 4>(s),
             5 => self.queries::<S, 5>(s),
             6 => self.queries::<S, 6>(s),
+            more if S::SUMS < MOST_TOGETHER => unreachable!("{more} sums of {}", S::SUMS),
             7 => self.queries::<S, 7>(s),
-            _ => self.queries::<S, TOGETHER>(s),
+            8 => self.queries::<S, 8>(s),
+            12 => self.queries::<S, 12>(s),
+            16 => self.queries::<S, 16>(s),
+            20 => self.queries::<S, 20>(s),
+            _ => self.queries::<S, MOST_TOGETHER>(s),
         }
     }
 }
@@ -245,7 +246,7 @@ impl Attend<'_> {
         let mut largest = [s.splat(f32::NEG_INFINITY); Q];
         let mut block = 0;
         // Few queries are few chains of multiply-adds, each of which waits for the last: two blocks hide that.
-        while Q * 2 <= TOGETHER && block + 2 <= blocks {
+        while Q * 2 <= CHAINS.min(S::SUMS) && block + 2 <= blocks {
             self.score_blocks::<S, Q, 2>(s, limits, block..blocks, &mut largest);
             block += 2;
         }
@@ -328,15 +329,11 @@ impl Attend<'_> {
         let columns = self.shape.value_stride() / LANES;
         let mut column = 0;
         // As many accumulators as hide the latency of a multiply-add, and as fit the registers.
-        while Q == TOGETHER_WIDE / 2 && column + 2 <= columns {
-            self.mix_columns::<S, Q, 2>(s, sums, blocks, column);
-            column += 2;
-        }
-        while Q * 4 <= 16 && column + 4 <= columns {
+        while Q * 4 <= S::SUMS.min(2 * CHAINS) && column + 4 <= columns {
             self.mix_columns::<S, Q, 4>(s, sums, blocks, column);
             column += 4;
         }
-        while Q * 2 <= 16 && column + 2 <= columns {
+        while (Q * 2 <= S::SUMS.min(2 * CHAINS) || Q * 2 == S::SUMS) && column + 2 <= columns {
             self.mix_columns::<S, Q, 2>(s, sums, blocks, column);
             column += 2;
         }

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use crate::Isa;
-use crate::activations::{Activations, Group, RowBlock, RowBlocks, TOGETHER};
+use crate::activations::{Activations, Group, RowBlock, TOGETHER};
 use crate::matrix::{Encoding, Matrix, PANEL, Part, SUPER_BLOCK};
 use crate::pool::Pool;
 use crate::rows::{BLOCK, Rows, Shared};
@@ -77,6 +77,9 @@ impl Matrix {
 
 /// Bytes that weights are asked for ahead of their use: few rows are over before the next line has come from memory.
 const PREFETCH: usize = 4096;
+
+/// Rows that are computed together where registers are few ([`Simd::SUMS`]): a row has two sums, one of integers.
+const FEW: usize = 4;
 
 /// Panels that are claimed at once, at most.
 const MOST_PANELS: usize = 64;
@@ -186,22 +189,38 @@ impl Tile<'_> {
 
     #[inline(always)]
     fn with<S: Simd, P: Panel>(&self, s: S, panel: P) {
-        match self.group.rows {
-            1 => self.rows::<S, P, 1>(s, panel),
-            2 => self.rows::<S, P, 2>(s, panel),
-            3 => self.rows::<S, P, 3>(s, panel),
-            4 => self.rows::<S, P, 4>(s, panel),
-            5 => self.rows::<S, P, 5>(s, panel),
-            6 => self.rows::<S, P, 6>(s, panel),
-            7 => self.rows::<S, P, 7>(s, panel),
-            _ => self.rows::<S, P, TOGETHER>(s, panel),
+        let rows = self.group.rows;
+        if S::SUMS > TOGETHER || rows <= FEW {
+            self.slots(s, panel, 0..rows);
+        } else {
+            // The panel is in the first cache when the others come to it.
+            let half = rows.div_ceil(2);
+            self.slots(s, panel, 0..half);
+            self.slots(s, panel, half..rows);
         }
     }
 
     #[inline(always)]
-    fn rows<S: Simd, P: Panel, const R: usize>(&self, s: S, panel: P) {
+    fn slots<S: Simd, P: Panel>(&self, s: S, panel: P, slots: Range<usize>) {
+        match slots.len() {
+            1 => self.rows::<S, P, 1>(s, panel, slots.start),
+            2 => self.rows::<S, P, 2>(s, panel, slots.start),
+            3 => self.rows::<S, P, 3>(s, panel, slots.start),
+            4 => self.rows::<S, P, FEW>(s, panel, slots.start),
+            _ if S::SUMS <= TOGETHER => unreachable!("more than {FEW} rows are halved"),
+            5 => self.rows::<S, P, 5>(s, panel, slots.start),
+            6 => self.rows::<S, P, 6>(s, panel, slots.start),
+            7 => self.rows::<S, P, 7>(s, panel, slots.start),
+            _ => self.rows::<S, P, TOGETHER>(s, panel, slots.start),
+        }
+    }
+
+    /// The rows in the slots from `first` on.
+    #[inline(always)]
+    fn rows<S: Simd, P: Panel, const R: usize>(&self, s: S, panel: P, first: usize) {
         let mut sums = [s.splat(0.0); R];
         for (block, x) in self.group.blocks().enumerate() {
+            let x = x[first..].first_chunk().expect("slots of a group");
             panel.block(s, block, x, &mut sums);
         }
         if let Some(bias) = self.part.bias(self.panel) {
@@ -212,7 +231,7 @@ impl Tile<'_> {
         }
         for (row, sum) in sums.into_iter().enumerate() {
             // SAFETY: the tile is in a share of this thread's.
-            unsafe { self.shape.write(s, self.y, self.group.first + row, (self.part, self.panel), sum) };
+            unsafe { self.shape.write(s, self.y, self.group.first + first + row, (self.part, self.panel), sum) };
         }
     }
 }
@@ -220,7 +239,7 @@ impl Tile<'_> {
 /// The weights of one panel.
 trait Panel: Copy {
     /// Adds block `block`'s part to the sums of `R` rows.
-    fn block<S: Simd, const R: usize>(self, s: S, block: usize, x: &RowBlocks, sums: &mut [S::F; R]);
+    fn block<S: Simd, const R: usize>(self, s: S, block: usize, x: &[RowBlock; R], sums: &mut [S::F; R]);
 }
 
 /// 32 weights to a half-precision scale, `L` lines to a tile.
@@ -240,7 +259,7 @@ impl<'a, const L: usize, const MIN: bool> Halves<'a, L, MIN> {
 
 impl<const L: usize, const MIN: bool> Panel for Halves<'_, L, MIN> {
     #[inline(always)]
-    fn block<S: Simd, const R: usize>(self, s: S, block: usize, x: &RowBlocks, sums: &mut [S::F; R]) {
+    fn block<S: Simd, const R: usize>(self, s: S, block: usize, x: &[RowBlock; R], sums: &mut [S::F; R]) {
         let scale = s.load_f16(&self.scales[block]);
         // SAFETY: there are as many tiles as scales, and the block is one of them.
         let tile = unsafe { self.quants.add(block * L * 64) };
@@ -277,7 +296,7 @@ impl<'a, const L: usize, const G: usize, const MIN: bool> Wide<'a, L, G, MIN> {
         s: S,
         at: usize,
         dots: [S::I; R],
-        x: &RowBlocks,
+        x: &[RowBlock; R],
         sums: &mut [S::F; R],
     ) {
         let scale = s.load(&self.scales[at]);
@@ -290,7 +309,7 @@ impl<'a, const L: usize, const G: usize, const MIN: bool> Wide<'a, L, G, MIN> {
 
 impl<const L: usize, const G: usize, const MIN: bool> Panel for Wide<'_, L, G, MIN> {
     #[inline(always)]
-    fn block<S: Simd, const R: usize>(self, s: S, block: usize, x: &RowBlocks, sums: &mut [S::F; R]) {
+    fn block<S: Simd, const R: usize>(self, s: S, block: usize, x: &[RowBlock; R], sums: &mut [S::F; R]) {
         assert!(block * G < self.scales.len());
         // SAFETY: there are as many tiles as scales for them, and the block is one of them.
         let tile = unsafe { self.quants.add(block * L * 64) };
@@ -323,7 +342,7 @@ impl<'a> SixBits<'a> {
 
 impl Panel for SixBits<'_> {
     #[inline(always)]
-    fn block<S: Simd, const R: usize>(self, s: S, block: usize, x: &RowBlocks, sums: &mut [S::F; R]) {
+    fn block<S: Simd, const R: usize>(self, s: S, block: usize, x: &[RowBlock; R], sums: &mut [S::F; R]) {
         let common = s.load_f16(&self.supers[block / (SUPER_BLOCK / BLOCK)]);
         assert!(2 * block + 1 < self.scales.len());
         // SAFETY: there are as many tiles of six lines as pairs of scales, and the block is one of them.
@@ -335,10 +354,10 @@ impl Panel for SixBits<'_> {
         }
         for half in 0..2 {
             let scale = s.mul(common, s.load_i8(&self.scales[2 * block + half]));
-            let mut dots = [s.splat_i(0); R];
+            let mut dots = [s.begin_dots(0); R];
             for row in 0..R {
                 // -128 times the sum, by 4: 32 is subtracted from each quant.
-                dots[row] = s.splat_i(x[row].half_minus128[half] >> 2);
+                dots[row] = s.begin_dots(x[row].half_minus128[half] >> 2);
             }
             for quad in 0..4 {
                 // SAFETY: a tile of six bits has six lines; a block of a row has 8 x 4 quants.
@@ -349,10 +368,13 @@ impl Panel for SixBits<'_> {
                     for row in 0..R {
                         let values = s.quad(x[row].quants.as_ptr().add(BLOCK / 2 * half + 4 * quad));
                         dots[row] = s.dot_nibbles(dots[row], weights, values);
+                        if quad == 1 {
+                            dots[row] = s.settle(dots[row]);
+                        }
                     }
                 }
             }
-            add_dots(s, dots, scale, x, sums);
+            add_dots(s, ended(s, dots), scale, x, sums);
         }
     }
 }
@@ -380,7 +402,7 @@ pub(crate) fn add_dots<S: Simd, const R: usize>(
     s: S,
     dots: [S::I; R],
     scale: S::F,
-    x: &RowBlocks,
+    x: &[RowBlock; R],
     sums: &mut [S::F; R],
 ) {
     for row in 0..R {
@@ -394,7 +416,7 @@ pub(crate) fn add_dots<S: Simd, const R: usize>(
 pub(crate) fn add_minimum<S: Simd, const R: usize, const PART: usize>(
     s: S,
     minimum: S::F,
-    x: &RowBlocks,
+    x: &[RowBlock; R],
     sums: &mut [S::F; R],
 ) {
     for row in 0..R {
@@ -404,14 +426,14 @@ pub(crate) fn add_minimum<S: Simd, const R: usize, const PART: usize>(
 
 /// Dot products of a tile of nibbles with the rows; where `are_centred`, 8 is subtracted from each nibble.
 #[inline(always)]
-fn nibbles<S: Simd, const R: usize>(s: S, tile: *const u8, x: &RowBlocks, are_centred: bool) -> [S::I; R] {
-    let mut dots = [s.splat_i(0); R];
+fn nibbles<S: Simd, const R: usize>(s: S, tile: *const u8, x: &[RowBlock; R], are_centred: bool) -> [S::I; R] {
+    let mut dots = [s.begin_dots(0); R];
     if are_centred {
         for row in 0..R {
-            dots[row] = s.splat_i(x[row].minus8);
+            dots[row] = s.begin_dots(x[row].minus8);
         }
     }
-    for line in 0..4 {
+    for line in 0..turns::<S, R>(4) {
         // SAFETY: a tile of nibbles has four lines; a block of a row has 8 x 4 quants.
         unsafe {
             let (low, high) = s.nibbles(tile.add(64 * line));
@@ -422,18 +444,34 @@ fn nibbles<S: Simd, const R: usize>(s: S, tile: *const u8, x: &RowBlocks, are_ce
             }
         }
     }
-    dots
+    ended(s, dots)
+}
+
+/// How often a loop turns: not for the compiler to know where the sums of `R` rows take all registers. It would unroll the loop
+/// and do one row after the other, with all weights on the stack.
+#[inline(always)]
+fn turns<S: Simd, const R: usize>(count: usize) -> usize {
+    if S::SUMS <= TOGETHER && R > 2 { std::hint::black_box(count) } else { count }
+}
+
+#[inline(always)]
+fn ended<S: Simd, const R: usize>(s: S, dots: [S::D; R]) -> [S::I; R] {
+    let mut ended = [s.splat_i(0); R];
+    for row in 0..R {
+        ended[row] = s.end_dots(dots[row]);
+    }
+    ended
 }
 
 /// Dot products of a part of a tile of bytes with the rows.
 #[inline(always)]
-fn bytes<S: Simd, const R: usize, const PART: usize>(s: S, tile: *const u8, x: &RowBlocks) -> [S::I; R] {
+fn bytes<S: Simd, const R: usize, const PART: usize>(s: S, tile: *const u8, x: &[RowBlock; R]) -> [S::I; R] {
     let mut dots = [s.splat_i(0); R];
     for row in 0..R {
         dots[row] = s.begin_bytes(x[row].minus128::<PART>());
     }
-    let lines = if PART == WHOLE { 0..8 } else { 4 * PART..4 * PART + 4 };
-    for line in lines {
+    let (first, lines) = if PART == WHOLE { (0, 8) } else { (4 * PART, 4) };
+    for line in first..first + turns::<S, R>(lines) {
         // SAFETY: a tile of bytes has eight lines; a block of a row has 8 x 4 quants.
         unsafe {
             let weights = s.bytes(tile.add(64 * line));

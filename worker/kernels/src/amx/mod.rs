@@ -279,6 +279,7 @@ fn add_step<S: Simd, const D: usize, const MIN: bool, const R: usize>(
     x: &RowBlocks,
     sums: &mut [S::F; R],
 ) {
+    let x = x.first_chunk().expect("as many rows as a group has");
     add_dots(s, dots, s.load(&scales.scales[step].0), x, sums);
     if MIN {
         let minimum = s.load(&scales.minima[step].0);

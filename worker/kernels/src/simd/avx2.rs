@@ -20,6 +20,13 @@ pub(crate) unsafe fn run<O: Op>(op: O) -> O::Output {
 type F = [__m256; 2];
 type I = [__m256i; 2];
 
+/// Sums under way: two of 16 bits to a lane, which take one instruction less to add to, beside those of 32.
+#[derive(Clone, Copy)]
+pub(crate) struct Dots {
+    narrow: I,
+    wide: I,
+}
+
 /// Applies an instruction to both registers.
 macro_rules! both {
     ($instruction:ident, $($operand:expr),+) => {
@@ -32,6 +39,7 @@ impl Simd for Avx2 {
     type F = F;
     type I = I;
     type W = I;
+    type D = Dots;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -256,10 +264,22 @@ impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
     #[inline(always)]
-    fn dot_nibbles(self, sums: I, weights: I, values: I) -> I {
-        // Two products of at most 63 x 127 never saturate 16 bits.
+    fn begin_dots(self, start: i32) -> Dots {
+        Dots { narrow: self.splat_i(0), wide: self.splat_i(start) }
+    }
+    #[inline(always)]
+    fn dot_nibbles(self, sums: Dots, weights: I, values: I) -> Dots {
+        // Of each weight there are two in a lane of 16 bits: 2 x 128 x 127 is within it.
         let products = both!(_mm256_maddubs_epi16, weights, values);
-        self.add_i(sums, self.add_pairs(products))
+        Dots { narrow: both!(_mm256_add_epi16, sums.narrow, products), ..sums }
+    }
+    #[inline(always)]
+    fn settle(self, sums: Dots) -> Dots {
+        Dots { narrow: self.splat_i(0), wide: self.end_dots(sums) }
+    }
+    #[inline(always)]
+    fn end_dots(self, sums: Dots) -> I {
+        self.add_i(sums.wide, self.add_pairs(sums.narrow))
     }
     #[inline(always)]
     fn begin_bytes(self, _minus128: i32) -> I {

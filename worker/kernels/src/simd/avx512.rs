@@ -19,11 +19,12 @@ pub(crate) unsafe fn run<O: Op>(op: O) -> O::Output {
 
 // In all of these: the instructions are there, because `self` exists.
 impl Simd for Avx512 {
-    const IS_WIDE: bool = true;
+    const SUMS: usize = 24;
 
     type F = __m512;
     type I = __m512i;
     type W = __m512i;
+    type D = __m512i;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -223,9 +224,21 @@ impl Simd for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
     #[inline(always)]
+    fn begin_dots(self, start: i32) -> __m512i {
+        self.splat_i(start)
+    }
+    #[inline(always)]
     fn dot_nibbles(self, sums: __m512i, weights: __m512i, values: __m512i) -> __m512i {
         // SAFETY: see the top.
         unsafe { _mm512_dpbusd_epi32(sums, weights, values) }
+    }
+    #[inline(always)]
+    fn settle(self, sums: __m512i) -> __m512i {
+        sums
+    }
+    #[inline(always)]
+    fn end_dots(self, sums: __m512i) -> __m512i {
+        sums
     }
     #[inline(always)]
     fn begin_bytes(self, minus128: i32) -> __m512i {

@@ -19,8 +19,8 @@ pub(crate) const LANES: usize = 16;
 
 /// An instruction set. A value of it is proof that this CPU has it, so its functions are safe to call.
 pub(crate) trait Simd: Copy {
-    /// Whether a vector is one register, of which there are 32: kernels may then keep two dozen at hand.
-    const IS_WIDE: bool = false;
+    /// How many sums fit the registers beside what they are made of: six where a vector is several registers.
+    const SUMS: usize = 6;
 
     /// Sixteen f32.
     type F: Copy;
@@ -28,6 +28,8 @@ pub(crate) trait Simd: Copy {
     type I: Copy;
     /// Sixteen lanes of four bytes.
     type W: Copy;
+    /// Sixteen sums of [`Simd::dot_nibbles`] under way, a part of which may be kept narrow.
+    type D: Copy;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
@@ -113,8 +115,15 @@ pub(crate) trait Simd: Copy {
     /// The same, as far as the second cache: of what the first one waits for there can be few at a time, so that long
     /// stretches come sooner this way.
     fn prefetch_far(self, from: *const u8);
-    /// Adds to each lane the products of its four `weights`, of 0 to 63, and four signed `values` of -127 to 127.
-    fn dot_nibbles(self, sums: Self::I, weights: Self::W, values: Self::W) -> Self::I;
+    /// All lanes `start`.
+    fn begin_dots(self, start: i32) -> Self::D;
+    /// Adds to each lane the products of its four `weights`, of 0 to 63, and four signed `values` of -127 to 127. The largest
+    /// weights that may be met before [`Simd::settle`] add up to no more than 128: eight of 15, or two of 63.
+    fn dot_nibbles(self, sums: Self::D, weights: Self::W, values: Self::W) -> Self::D;
+    /// The same sums, with room for more.
+    fn settle(self, sums: Self::D) -> Self::D;
+    /// The sums.
+    fn end_dots(self, sums: Self::D) -> Self::I;
     /// What sums of [`Simd::dot_bytes`] begin with, where `minus128` is -128 times the sum of the values.
     fn begin_bytes(self, minus128: i32) -> Self::I;
     /// Adds to each lane the products of its four `weights`, each stored plus 128, and four signed `values` of -127 to
@@ -154,18 +163,18 @@ pub(crate) fn dispatch<O: Op>(isa: Isa, op: O) -> O::Output {
     }
 }
 
-/// [`Simd::IS_WIDE`] of what `isa` runs on.
-pub(crate) fn is_wide(isa: Isa) -> bool {
-    struct IsWide;
-    impl Op for IsWide {
-        type Output = bool;
+/// [`Simd::SUMS`] of what `isa` runs on.
+pub(crate) fn sums_of(isa: Isa) -> usize {
+    struct Sums;
+    impl Op for Sums {
+        type Output = usize;
 
         #[inline(always)]
-        fn run<S: Simd>(self, _: S) -> bool {
-            S::IS_WIDE
+        fn run<S: Simd>(self, _: S) -> usize {
+            S::SUMS
         }
     }
-    dispatch(isa, IsWide)
+    dispatch(isa, Sums)
 }
 
 #[cfg(test)]

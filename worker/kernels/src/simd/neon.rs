@@ -88,6 +88,7 @@ impl Simd for Neon {
     type F = F;
     type I = I;
     type W = W;
+    type D = I;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -308,8 +309,20 @@ impl Simd for Neon {
     #[inline(always)]
     fn prefetch_far(self, _from: *const u8) {}
     #[inline(always)]
+    fn begin_dots(self, start: i32) -> I {
+        self.splat_i(start)
+    }
+    #[inline(always)]
     fn dot_nibbles(self, sums: I, weights: W, values: W) -> I {
         all!(sdot, sums, weights, values)
+    }
+    #[inline(always)]
+    fn settle(self, sums: I) -> I {
+        sums
+    }
+    #[inline(always)]
+    fn end_dots(self, sums: I) -> I {
+        sums
     }
     #[inline(always)]
     fn begin_bytes(self, _minus128: i32) -> I {

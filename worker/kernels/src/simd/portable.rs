@@ -32,6 +32,7 @@ impl Simd for Portable {
     type F = F;
     type I = I;
     type W = W;
+    type D = I;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -178,8 +179,20 @@ impl Simd for Portable {
     #[inline(always)]
     fn prefetch_far(self, _from: *const u8) {}
     #[inline(always)]
+    fn begin_dots(self, start: i32) -> I {
+        [start; LANES]
+    }
+    #[inline(always)]
     fn dot_nibbles(self, sums: I, weights: W, values: W) -> I {
         dot(sums, weights, values, i32::from)
+    }
+    #[inline(always)]
+    fn settle(self, sums: I) -> I {
+        sums
+    }
+    #[inline(always)]
+    fn end_dots(self, sums: I) -> I {
+        sums
     }
     #[inline(always)]
     fn begin_bytes(self, _minus128: i32) -> I {

@@ -67,11 +67,16 @@ impl Everything {
         let (weights, (low, high), values) =
             unsafe { (s.bytes(self.weights.as_ptr()), s.nibbles(self.weights.as_ptr()), s.quad(self.values.as_ptr())) };
         let minus128 = self.values.iter().map(|&value| -128 * i32::from(value)).sum();
-        let dots = [
-            s.dot_nibbles(s.splat_i(7), low, values),
-            s.dot_nibbles(s.splat_i(0), high, values),
-            s.dot_bytes(s.begin_bytes(minus128), weights, values),
-        ];
+        let mut nibbles = s.begin_dots(7);
+        for _ in 0..4 {
+            nibbles = s.dot_nibbles(s.dot_nibbles(nibbles, low, values), high, values);
+        }
+        let six = s.six_bits(low, weights, 1);
+        let mut sixes = s.begin_dots(-3);
+        for _ in 0..3 {
+            sixes = s.settle(s.dot_nibbles(s.dot_nibbles(sixes, six, values), six, values));
+        }
+        let dots = [s.end_dots(nibbles), s.end_dots(sixes), s.dot_bytes(s.begin_bytes(minus128), weights, values)];
         let mut out = Vec::new();
         for dot in dots {
             let mut lanes = [0.0; LANES];
@@ -104,8 +109,8 @@ proptest! {
         a in prop::array::uniform16(float()),
         b in prop::array::uniform16(float()),
         c in prop::array::uniform16(float()),
-        weights in prop::collection::vec(any::<u8>(), 64),
-        values in prop::array::uniform4(-127i8..=127),
+        weights in prop::collection::vec(prop_oneof![any::<u8>(), Just(255)], 64),
+        values in prop::array::uniform4(prop_oneof![-127i8..=127, Just(-127), Just(127)]),
     ) {
         let weights: [u8; 64] = weights.try_into().unwrap();
         let on = |isa| -> Vec<i32> {
