@@ -4,6 +4,7 @@ mod peering;
 mod replicas;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::*;
 
