@@ -191,13 +191,12 @@ impl Tile<'_> {
     #[inline(always)]
     fn with<S: Simd, P: Panel>(&self, s: S, panel: P) {
         let rows = self.group.rows;
-        if S::SUMS > TOGETHER || rows <= FEW {
-            self.slots(s, panel, 0..rows);
-        } else {
-            // The panel is in the first cache when the others come to it.
-            let half = rows.div_ceil(2);
-            self.slots(s, panel, 0..half);
-            self.slots(s, panel, half..rows);
+        // The panel is in the first cache when the second half comes to it.
+        let together = if S::SUMS > TOGETHER || rows <= FEW { rows } else { rows.div_ceil(2) };
+        let mut first = 0;
+        while first < rows {
+            self.slots(s, panel, first..rows.min(first + together));
+            first += together;
         }
     }
 
