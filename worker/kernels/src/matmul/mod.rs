@@ -18,8 +18,8 @@ use crate::pool::Pool;
 use crate::rows::{Rows, Shared};
 use crate::simd::{LANES, Op, Simd, dispatch};
 
-/// Groups of rows that pass over a panel before the next panel is read: with 2,048 inputs the blocks of their 192 rows fill
-/// half of a second level cache of 1 MiB.
+/// Groups of rows of a share, at most. On tiles all of them pass over a panel before the next panel is read: with 2,048 inputs
+/// the blocks of their 192 rows fill less than half of a second level cache of 2 MiB, which CPUs with tiles have.
 pub(crate) const GROUPS_PER_PASS: usize = 192 / TOGETHER;
 
 /// Shares of the panels per thread: a thread that the system takes away for a while delays a layer by a part of its share.
@@ -81,6 +81,9 @@ impl Matrix {
 
 /// Rows that are computed together where registers are few ([`Simd::SUMS`]): a row has two sums, one of integers.
 const FEW: usize = 4;
+
+/// Bytes of weights that pass over a group of rows before the next group comes: a quarter of a second level cache of 512 KiB.
+const PANEL_BYTES: usize = 128 << 10;
 
 /// Panels that are claimed at once, at most.
 const MOST_PANELS: usize = 64;
@@ -155,11 +158,19 @@ impl Op for Share<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for panel in self.panels {
-            let (part, panel) = self.matrix.part_of(panel);
+        // Blocks of rows are larger than tiles of weights: a group's stay in the first cache while some panels pass over them,
+        // and the panels in the second for the next group.
+        let mut panels = self.panels;
+        while !panels.is_empty() {
+            let (part, first) = self.matrix.part_of(panels.start);
+            let bytes = size_of_val(part.lines(first)).max(1);
+            let count = panels.len().min(part.panels() - first).min((PANEL_BYTES / bytes).max(1));
             for group in self.groups.clone() {
-                Tile { part, panel, group: self.x.group(group), y: self.y, shape: self.shape }.run(s);
+                for panel in first..first + count {
+                    Tile { part, panel, group: self.x.group(group), y: self.y, shape: self.shape }.run(s);
+                }
             }
+            panels.start += count;
         }
     }
 }
