@@ -104,7 +104,7 @@ pub enum PromptLogPolicy {
 pub struct WorkerConfig {
     /// Name, as in its certificate.
     pub name: Name,
-    /// The model it hosts; one of [`Config::models`].
+    /// The model it hosts; one of [`Config::models`](super::Config::models).
     pub model: Name,
     /// Routers it dials, `host:port`; names are resolved again at each attempt. At least one.
     pub routers: Vec<String>,

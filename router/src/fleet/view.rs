@@ -80,7 +80,7 @@ impl Catalogue for FleetView {
         if snapshot.replicas.iter().any(|replica| replica.takes_groups()) {
             Readiness::Ready
         } else {
-            Readiness::NotReady { reason: "every worker is gone or draining" }
+            Readiness::NotReady { reason: "no worker takes requests now; GET /v1/cluster says why" }
         }
     }
 }
