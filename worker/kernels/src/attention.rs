@@ -11,14 +11,9 @@ use crate::kv::{BLOCK_POSITIONS, KvPool, KvShape, Span, Spans};
 use crate::pool::Pool;
 use crate::rope::Heads;
 use crate::rows::{Rows, Shared};
-use crate::simd::{LANES, Op, Simd, dispatch, sums_of};
+use crate::simd::{FEWEST_SUMS, LANES, MOST_SUMS, Op, Simd, dispatch, sums_of};
 use crate::vector::exp;
 
-/// Queries that are computed together at most, each with a sum of its own ([`Simd::SUMS`]): each key and value is widened once
-/// for all of them.
-const MOST_TOGETHER: usize = 24;
-/// How many may be together everywhere: as many sums as there are on any instruction set.
-const LEAST_TOGETHER: usize = 6;
 /// Up to here there is a kernel for every number of queries.
 const EVERY_NUMBER: usize = 8;
 /// Sums that hide the latency of a multiply-add: fewer queries have several each.
@@ -77,8 +72,9 @@ impl Attention {
     /// Lays out the work of a step: the same in all layers.
     pub fn plan(&mut self, pool: &Pool, spans: &Spans) {
         let (most, threads) = (sums_of(pool.isa()), pool.threads());
-        // The widest that leaves every thread enough to do; the smallest, if none does.
-        for size in [most, most / 2, most / 3].into_iter().filter(|size| *size >= LEAST_TOGETHER) {
+        // Queries that are together have a sum each, and each key and value is widened once for all of them. As many as leave every
+        // thread enough to do; the fewest, if none do.
+        for size in [most, most / 2, most / 3].into_iter().filter(|size| *size >= FEWEST_SUMS) {
             self.lay_out(spans, size);
             if self.tasks.len() >= TASKS_PER_THREAD * threads {
                 break;
@@ -87,7 +83,7 @@ impl Attention {
         let lines = self.tasks.iter().map(|task| lines(&spans.spans[task.span], task)).max().unwrap_or(0);
         self.scratch.resize_with(threads, Scratch::default);
         for scratch in &mut self.scratch {
-            scratch.queries.resize(self.heads.dim * MOST_TOGETHER, 0.0);
+            scratch.queries.resize(self.heads.dim * MOST_SUMS, 0.0);
             if lines > scratch.weights.len() {
                 scratch.weights.resize(lines, [0.0; LANES]);
             }
@@ -101,7 +97,7 @@ impl Attention {
         self.tasks.clear();
         for (index, span) in spans.spans.iter().enumerate() {
             let weights = blocks_of(span, span.rows) * size_of::<[f32; LANES]>();
-            let together = together.min((WEIGHT_BYTES / weights).max(LEAST_TOGETHER));
+            let together = together.min((WEIGHT_BYTES / weights).max(FEWEST_SUMS));
             let rows_together = (together / shared).max(1);
             // The last rows look at the most: they come first, so that no thread is left with a long one at the end.
             for first in (0..span.rows).step_by(rows_together).rev() {
@@ -189,13 +185,13 @@ impl Op for Attend<'_> {
             4 => self.queries::<S, 4>(s),
             5 => self.queries::<S, 5>(s),
             6 => self.queries::<S, 6>(s),
-            more if S::SUMS < MOST_TOGETHER => unreachable!("{more} sums of {}", S::SUMS),
+            more if S::SUMS < MOST_SUMS => unreachable!("{more} sums of {}", S::SUMS),
             7 => self.queries::<S, 7>(s),
             8 => self.queries::<S, 8>(s),
             12 => self.queries::<S, 12>(s),
             16 => self.queries::<S, 16>(s),
             20 => self.queries::<S, 20>(s),
-            _ => self.queries::<S, MOST_TOGETHER>(s),
+            _ => self.queries::<S, MOST_SUMS>(s),
         }
     }
 }
@@ -333,7 +329,7 @@ impl Attend<'_> {
             self.mix_columns::<S, Q, 4>(s, sums, blocks, column);
             column += 4;
         }
-        while (Q * 2 <= S::SUMS.min(2 * CHAINS) || Q * 2 == S::SUMS) && column + 2 <= columns {
+        while Q * 2 <= S::SUMS && column + 2 <= columns {
             self.mix_columns::<S, Q, 2>(s, sums, blocks, column);
             column += 2;
         }

@@ -129,6 +129,7 @@ mod x86 {
         black_box(sums);
         (CHAINS * 16) as f64
     }
+
     /// # Safety
     /// The CPU has AVX2.
     #[target_feature(enable = "avx2")]

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Op, Simd};
+use super::{LANES, MOST_SUMS, Op, Simd};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +19,7 @@ pub(crate) unsafe fn run<O: Op>(op: O) -> O::Output {
 
 // In all of these: the instructions are there, because `self` exists.
 impl Simd for Avx512 {
-    const SUMS: usize = 24;
+    const SUMS: usize = MOST_SUMS;
 
     type F = __m512;
     type I = __m512i;
@@ -231,10 +231,6 @@ impl Simd for Avx512 {
     fn dot_nibbles(self, sums: __m512i, weights: __m512i, values: __m512i) -> __m512i {
         // SAFETY: see the top.
         unsafe { _mm512_dpbusd_epi32(sums, weights, values) }
-    }
-    #[inline(always)]
-    fn settle(self, sums: __m512i) -> __m512i {
-        sums
     }
     #[inline(always)]
     fn end_dots(self, sums: __m512i) -> __m512i {

@@ -17,10 +17,14 @@ use crate::Isa;
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
+/// The fewest and the most of [`Simd::SUMS`].
+pub(crate) const FEWEST_SUMS: usize = 6;
+pub(crate) const MOST_SUMS: usize = 24;
+
 /// An instruction set. A value of it is proof that this CPU has it, so its functions are safe to call.
 pub(crate) trait Simd: Copy {
-    /// How many sums fit the registers beside what they are made of: six where a vector is several registers.
-    const SUMS: usize = 6;
+    /// How many sums fit the registers beside what they are made of: the fewest where a vector is several registers.
+    const SUMS: usize = FEWEST_SUMS;
 
     /// Sixteen f32.
     type F: Copy;
@@ -120,8 +124,11 @@ pub(crate) trait Simd: Copy {
     /// Adds to each lane the products of its four `weights`, of 0 to 63, and four signed `values` of -127 to 127. The largest
     /// weights that may be met before [`Simd::settle`] add up to no more than 128: eight of 15, or two of 63.
     fn dot_nibbles(self, sums: Self::D, weights: Self::W, values: Self::W) -> Self::D;
-    /// The same sums, with room for more.
-    fn settle(self, sums: Self::D) -> Self::D;
+    /// The same sums, with room for more: nothing is to be done where they are not kept narrow.
+    #[inline(always)]
+    fn settle(self, sums: Self::D) -> Self::D {
+        sums
+    }
     /// The sums.
     fn end_dots(self, sums: Self::D) -> Self::I;
     /// What sums of [`Simd::dot_bytes`] begin with, where `minus128` is -128 times the sum of the values.

@@ -317,10 +317,6 @@ impl Simd for Neon {
         all!(sdot, sums, weights, values)
     }
     #[inline(always)]
-    fn settle(self, sums: I) -> I {
-        sums
-    }
-    #[inline(always)]
     fn end_dots(self, sums: I) -> I {
         sums
     }

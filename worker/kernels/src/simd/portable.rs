@@ -187,10 +187,6 @@ impl Simd for Portable {
         dot(sums, weights, values, i32::from)
     }
     #[inline(always)]
-    fn settle(self, sums: I) -> I {
-        sums
-    }
-    #[inline(always)]
     fn end_dots(self, sums: I) -> I {
         sums
     }
