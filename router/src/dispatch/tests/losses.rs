@@ -1,11 +1,12 @@
 //! What becomes of a group whose worker dies of it, stands still or leaves.
 
 use shoal_common::ids::Name;
-use shoal_common::wire::hello::Status;
+use shoal_common::wire::hello::{Status, WorkerState};
 use tokio::sync::Notify;
 
 use super::*;
 use crate::fleet::pulse::Health;
+use crate::fleet::tests::status;
 
 impl Stage {
     /// A worker tells its status until that is news of its engine's health.

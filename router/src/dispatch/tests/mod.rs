@@ -12,12 +12,12 @@ use shoal_common::pki::{Authority, Identity, Role};
 use shoal_common::quic::{self, Acceptor};
 use shoal_common::watch;
 use shoal_common::wire::codec::{CodecError, FrameReader};
-use shoal_common::wire::hello::{Capacity, Hello, WorkerState};
+use shoal_common::wire::hello::{Capacity, Hello};
 use shoal_common::wire::message::{BranchEnd, BranchStart, EndRules, GroupFrame, PromptIds, StreamOpen};
 
 use super::*;
 use crate::fleet::pick::{Access, LeastQueued};
-use crate::fleet::tests::status;
+use crate::fleet::tests::serve;
 use crate::fleet::{Offer, Roster, Snapshot};
 use crate::testing::{model, score};
 
@@ -85,9 +85,7 @@ impl Stage {
             locality: None,
         };
         let (line, asked) = (Arc::new(accepted.unwrap()), Instant::now());
-        let worker = hello.worker.clone();
-        let seat = self.roster.join(Offer { hello, model: model(), line, asked }, asked).unwrap();
-        self.roster.report(&worker, seat, status(0, WorkerState::Ready), asked);
+        serve(&mut self.roster, Offer { hello, model: model(), line, asked }, asked);
         self.published.send_replace(Arc::new(self.roster.snapshot()));
         Played { connection: dialled.unwrap(), endpoint }
     }

@@ -279,13 +279,17 @@ impl<'a> World<'a> {
         news.into_iter().for_each(|state| self.roster.adapter(&name_of(worker), seat, state));
     }
 
+    fn tell_status(&mut self, worker: usize, seat: Seat, now: Duration) {
+        let status = self.hosts[worker].worker.status(now.as_millis() as u64);
+        self.roster.report(&name_of(worker), seat, status, self.begin + now);
+    }
+
     fn tell_statuses(&mut self, now: Duration) {
         for worker in 0..self.hosts.len() {
             let Some(seat) = self.hosts[worker].seat else { continue };
             self.advance(worker, now);
             self.settle(worker, now);
-            let status = self.hosts[worker].worker.status(now.as_millis() as u64);
-            self.roster.report(&name_of(worker), seat, status, self.begin + now);
+            self.tell_status(worker, seat, now);
         }
         self.snapshot = None;
         if now < self.scenario.time {
@@ -317,8 +321,7 @@ impl<'a> World<'a> {
         self.advance(worker, now);
         self.hosts[worker].worker.store.introduce();
         self.tell_news(worker);
-        let status = self.hosts[worker].worker.status(now.as_millis() as u64);
-        self.roster.report(&name_of(worker), seat, status, asked);
+        self.tell_status(worker, seat, now);
     }
 
     fn snapshot(&mut self) -> Arc<Snapshot> {

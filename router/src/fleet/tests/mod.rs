@@ -106,12 +106,19 @@ fn picked(roster: &Roster, excluded: &[Seat]) -> Result<(String, Why), Unroutabl
     LeastQueued.pick(&roster.snapshot(), &need).map(|choice| (choice.replica.worker.to_string(), choice.why))
 }
 
-/// Workers that have joined, and wait for work; the seats count from 0.
+/// A worker joins, and says that it waits for work.
+pub(crate) fn serve(roster: &mut Roster, offer: Offer, now: Instant) -> Seat {
+    let worker = offer.hello.worker.clone();
+    let seat = roster.join(offer, now).unwrap();
+    roster.report(&worker, seat, status(0, WorkerState::Ready), now);
+    seat
+}
+
+/// Workers that wait for work; the seats count from 0.
 pub(crate) fn roster_of(workers: &[&str], now: Instant) -> Roster {
     let mut roster = Roster::default();
     for (index, worker) in workers.iter().enumerate() {
-        let seat = roster.join(offer(worker, index as u64, &model()).0, now).unwrap();
-        roster.report(&name(worker), seat, status(0, WorkerState::Ready), now);
+        serve(&mut roster, offer(worker, index as u64, &model()).0, now);
     }
     roster
 }
@@ -217,8 +224,7 @@ fn draining_gone_and_excluded_replicas_get_nothing() {
     let now = Instant::now();
     let mut roster = Roster::default();
     let (gone, line) = offer("gone", 1, &model());
-    let seat = roster.join(gone, now).unwrap();
-    roster.report(&name("gone"), seat, status(0, WorkerState::Ready), now);
+    serve(&mut roster, gone, now);
     let draining = roster.join(offer("draining", 2, &model()).0, now).unwrap();
     roster.report(&name("draining"), draining, status(0, WorkerState::Draining), now);
     line.close();

@@ -59,8 +59,7 @@ fn a_worker_that_comes_back_is_believed_to_have_nothing() {
     let mut roster = roster_of(&["a"], Instant::now());
     let mut prefixes = Prefixes::default();
     prefixes.sent(&blocks(&[1]), &roster.snapshot().replicas[0]);
-    let seat = roster.join(offer("a", 0, &model()).0, Instant::now()).unwrap();
-    roster.report(&name("a"), seat, status(0, WorkerState::Ready), Instant::now());
+    serve(&mut roster, offer("a", 0, &model()).0, Instant::now());
     assert_eq!(overlaps(&prefixes, &[1], &roster.snapshot()), [0]);
 }
 
