@@ -93,33 +93,39 @@ impl Policy {
         if decodes > 0 {
             self.resume(decodes, &mut draft);
         }
-        self.start_beside_prefills(&mut draft);
-        self.prefill(&mut draft, Turns::Rotation, |_, _| true);
+        // Those who are computed again beside decodes have had their turn, and more than there is now.
+        let wanted = |group: &Group, branch| decodes == 0 || !group.has_generated(branch);
+        self.start_beside_prefills(&mut draft, wanted);
+        self.prefill(&mut draft, Turns::Rotation, wanted);
         // Branches of prompts that are complete now, and whoever still fits.
-        self.start(&mut draft, |_| true);
+        self.start(&mut draft, |_, _| true);
         self.write(plan);
     }
 
     /// Sequences in the middle of their answers are computed again before all other prompts, and may add more to the time of the
-    /// step: somebody has them on a screen. What they take is not there for the others. They have come together, when their
-    /// worker was lost, and it helps nobody if all of them go on at the same late moment: one is done after the other.
+    /// step: somebody has them on a screen. They have come together, when their worker was lost, and it helps nobody if all of
+    /// them go on at the same late moment: one is done after the other. What they take is not there for the others, but for what
+    /// a single prompt always gets: where workers are lost faster than this catches up, nobody would begin any more.
     fn resume(&mut self, decodes: usize, draft: &mut Draft<'_>) {
         let more = draft.pace.spare_for_resumed(decodes);
         let usual = std::mem::replace(&mut draft.spare, more);
+        let tokens = if self.prompts() > 0 { draft.tokens_left / 8 } else { 0 };
+        draft.tokens_left -= tokens;
         self.prefill(draft, Turns::ShortestFirst, Group::has_generated);
-        self.start(draft, |group| group.first_waiting().is_some_and(|branch| group.has_generated(branch)));
-        draft.spare = usual.less_what_was_taken(more, draft.spare);
+        self.start(draft, Group::has_generated);
+        draft.tokens_left += tokens;
+        draft.spare = usual.less_what_was_taken(more, draft.spare).at_least(draft.pace.spare(decodes, 1));
     }
 
     /// Newcomers come before prompts that are under way, with half of what is left: a long prompt must not hold up everyone
     /// who comes after it.
-    fn start_beside_prefills(&mut self, draft: &mut Draft<'_>) {
+    fn start_beside_prefills(&mut self, draft: &mut Draft<'_>, wanted: impl Fn(&Group, BranchIndex) -> bool) {
         if self.prefills().next().is_none() {
-            return self.start(draft, |_| true);
+            return self.start(draft, wanted);
         }
         let (tokens, spare) = (draft.tokens_left / 2, draft.spare.split());
         draft.tokens_left -= tokens;
-        self.start(draft, |_| true);
+        self.start(draft, wanted);
         draft.tokens_left += tokens;
         draft.spare.join(spare);
     }
@@ -226,8 +232,9 @@ impl Policy {
         true
     }
 
-    /// Starts branches of groups that are `wanted`, in fair turns, until there is no room or the step is full.
-    fn start(&mut self, draft: &mut Draft<'_>, wanted: impl Fn(&Group) -> bool) {
+    /// Starts branches that are `wanted`, in fair turns, until there is no room or the step is full.
+    fn start(&mut self, draft: &mut Draft<'_>, wanted: impl Fn(&Group, BranchIndex) -> bool) {
+        let wanted = |group: &Group| group.first_waiting().is_some_and(|branch| wanted(group, branch));
         while let Some(id) = self.next_to_start(draft, &wanted) {
             self.next = Some(id);
             let Some(branch) = self.groups[&id].first_waiting() else { return };

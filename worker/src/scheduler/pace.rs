@@ -100,6 +100,11 @@ impl Spare {
         Self { seconds: (self.seconds - seconds).max(0.0), floor: self.floor.saturating_sub(floor) }
     }
 
+    /// The larger of the two.
+    pub fn at_least(self, other: Self) -> Self {
+        Self { seconds: self.seconds.max(other.seconds), floor: self.floor.max(other.floor) }
+    }
+
     /// Puts back what [`Spare::split`] took.
     pub fn join(&mut self, other: Self) {
         self.seconds += other.seconds;

@@ -80,6 +80,31 @@ fn those_who_are_computed_again_begin_in_the_step_after_they_came_as_many_as_it_
 }
 
 #[test]
+fn a_prompt_begins_though_there_is_always_somebody_to_be_computed_again() {
+    for step_tokens in [64, 512] {
+        let mut world = World::new(Bounds { slots: 16, step_tokens, ..ROOMY }, usize::MAX);
+        world.admit(0, ask(0, 4, 1000, 1)).unwrap();
+        (0..40).for_each(|_| assert!(world.step()));
+        let new = world.admit(1, ask(0, 100, 10, 1)).unwrap();
+        let mut resumed = 2..;
+        let mut begins = |world: &mut World| {
+            while world.policy.load().running + world.policy.load().waiting < 8 {
+                let id = resumed.next().unwrap();
+                world.admit(id, Ask { emitted: vec![100], ..ask(0, 300 + id as usize, 101, 1) }).unwrap();
+            }
+            world.step();
+            !world.texts[&new].branches[0].is_empty()
+        };
+        let begun = (1..100).find(|_| begins(&mut world));
+        assert!(
+            begun.is_some(),
+            "with {step_tokens} tokens a step it has not begun, while {} others came",
+            resumed.start
+        );
+    }
+}
+
+#[test]
 fn a_long_prompt_never_holds_up_those_who_come_after_it() {
     let mut world = World::new(ROOMY, usize::MAX);
     let long = world.admit(0, ask(0, 1000, 1, 1)).unwrap();
