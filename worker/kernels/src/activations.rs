@@ -4,6 +4,8 @@
 //! amax is below 2^-100 is zero; one with a value that is not finite has the scale NaN, so that the damage shows in what is
 //! computed from it and nowhere else.
 
+use std::ops::Range;
+
 use crate::lora::Lora;
 use crate::pool::Pool;
 use crate::rows::{BLOCK, Rows, Shared};
@@ -127,19 +129,26 @@ impl Activations {
         GROUPS_ABREAST.min(self.groups())
     }
 
-    /// The blocks of the groups that lie beside `index`, a multiple of [`Activations::abreast`]: `[blocks of a row, groups
-    /// abreast]`.
+    /// The rows of a group; none behind the last.
     #[inline(always)]
-    pub(crate) fn blocks_from(&self, index: usize) -> &[RowBlocks] {
+    pub(crate) fn rows_of(&self, group: usize) -> Range<usize> {
+        let first = group * self.per_group;
+        first..self.rows.min(first + self.per_group)
+    }
+
+    /// The blocks of all groups from `group` on, `[groups / abreast, blocks of a row, groups abreast]`, and how many those of the
+    /// groups abreast are; `group` is the first of such.
+    #[inline(always)]
+    pub(crate) fn blocks_from(&self, group: usize) -> (&[RowBlocks], usize) {
         let length = self.row_blocks() * self.abreast();
-        &self.blocks[index / self.abreast() * length..][..length]
+        (&self.blocks[group / self.abreast() * length..], length)
     }
 
     #[inline(always)]
     pub(crate) fn group(&self, index: usize) -> Group<'_> {
-        let (first, stride) = (index * self.per_group, self.abreast());
-        let blocks = &self.blocks_from(index)[index % stride..];
-        Group { first, rows: self.per_group.min(self.rows - first), blocks, stride }
+        let (rows, stride) = (self.rows_of(index), self.abreast());
+        let (blocks, length) = self.blocks_from(index);
+        Group { first: rows.start, rows: rows.len(), blocks: &blocks[..length][index % stride..], stride }
     }
 
     /// Makes it `rows` rows of any content. Memory is kept for the largest count so far.

@@ -9,6 +9,7 @@
 //! Four steps of a panel at a time stay in tile registers while all groups of the share pass over them. The products of
 //! some groups and the rescaling of those before take turns in the program, so that the CPU does both at once.
 
+use std::arch::asm;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -38,25 +39,21 @@ const HALF: usize = BLOCK / 2;
 /// # Safety
 /// This thread may use AMX int8 tiles and AVX-512 as in [`avx512::run`].
 pub(crate) unsafe fn multiply(share: Share<'_>) {
-    // SAFETY: the caller's promise.
-    unsafe { avx512::run(OnTiles(share)) }
-}
-
-/// A share of a thread that may use tiles.
-struct OnTiles<'a>(Share<'a>);
-
-impl Op for OnTiles<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let mut panels = self.0.panels.clone();
-        while !panels.is_empty() {
-            let (part, first) = self.0.matrix.part_of(panels.start);
-            let count = panels.len().min(part.panels() - first);
-            Stretch { share: &self.0, part, panels: first..first + count }.multiply(s);
-            panels.start += count;
+    let mut panels = share.panels.clone();
+    while !panels.is_empty() {
+        let (part, first) = share.matrix.part_of(panels.start);
+        let count = panels.len().min(part.panels() - first);
+        let stretch = Stretch { share: &share, part, panels: first..first + count };
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (part.encoding.group(), part.encoding.has_minima()) {
+                (BLOCK, false) => stretch.with_depth::<BLOCK, false>(),
+                (BLOCK, true) => stretch.with_depth::<BLOCK, true>(),
+                (_, false) => stretch.with_depth::<HALF, false>(),
+                (_, true) => stretch.with_depth::<HALF, true>(),
+            }
         }
+        panels.start += count;
     }
 }
 
@@ -68,205 +65,314 @@ struct Stretch<'a> {
 }
 
 impl Stretch<'_> {
-    #[inline(always)]
-    fn multiply<S: Simd>(&self, s: S) {
-        match (self.part.encoding.group(), self.part.encoding.has_minima()) {
-            (BLOCK, false) => self.with_depth::<S, BLOCK, false>(s),
-            (BLOCK, true) => self.with_depth::<S, BLOCK, true>(s),
-            (_, false) => self.with_depth::<S, HALF, false>(s),
-            (_, true) => self.with_depth::<S, HALF, true>(s),
-        }
-    }
-
     /// A step is `D` deep.
-    #[inline(always)]
-    fn with_depth<S: Simd, const D: usize, const MIN: bool>(&self, s: S) {
+    ///
+    /// # Safety
+    /// As for [`multiply`].
+    unsafe fn with_depth<const D: usize, const MIN: bool>(&self) {
         // An odd row more is computed for nothing: each of these is compiled for itself, and they are large.
-        match self.share.x.rows_of_a_group() {
-            4 => self.with_rows::<S, D, MIN, 4>(s),
-            5 | 6 => self.with_rows::<S, D, MIN, 6>(s),
-            _ => self.with_rows::<S, D, MIN, TOGETHER>(s),
-        }
-    }
-
-    #[inline(always)]
-    fn with_rows<S: Simd, const D: usize, const MIN: bool, const R: usize>(&self, s: S) {
-        // SAFETY: whoever made an `OnTiles` may use tiles.
-        let mut tiles = unsafe { Tiles::<D>::configure(self.share.x.abreast()) };
-        let mut scratch = Scratch::new();
-        for panel in self.panels.clone() {
-            scratch.multiply::<S, D, MIN, R>(s, &mut tiles, self, panel);
-            for (group, sums) in self.share.groups.clone().zip(&scratch.sums) {
-                let group = self.share.x.group(group);
-                // SAFETY: `multiply` has set the sums of the share's groups.
-                let sums = unsafe { sums.assume_init_ref() };
-                for (row, sum) in sums.iter().enumerate().take(group.rows) {
-                    let mut sum = s.load(&sum.0);
-                    if let Some(bias) = self.part.bias(panel) {
-                        sum = s.add(sum, s.load(bias));
-                    }
-                    // SAFETY: a row and a panel of the share.
-                    unsafe { self.share.write(s, group.first + row, (self.part, panel), sum) };
-                }
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (self.share.x.abreast(), self.share.x.rows_of_a_group()) {
+                (1, 4) => avx512::run(OnTiles::<D, MIN, 4, 1>(self)),
+                (1, 5 | 6) => avx512::run(OnTiles::<D, MIN, 6, 1>(self)),
+                (1, _) => avx512::run(OnTiles::<D, MIN, TOGETHER, 1>(self)),
+                // Nine rows are five and four.
+                (_, ..=6) => avx512::run(OnTiles::<D, MIN, 6, GROUPS_ABREAST>(self)),
+                _ => avx512::run(OnTiles::<D, MIN, TOGETHER, GROUPS_ABREAST>(self)),
             }
         }
     }
 }
 
-/// The sums of a group's rows and a panel.
-type Sums = [Line; TOGETHER];
+/// A stretch of a thread that may use tiles, `G` groups of at most `R` rows abreast.
+struct OnTiles<'a, const D: usize, const MIN: bool, const R: usize, const G: usize>(&'a Stretch<'a>);
+
+impl<const D: usize, const MIN: bool, const R: usize, const G: usize> Op for OnTiles<'_, D, MIN, R, G> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self(stretch) = self;
+        // SAFETY: whoever made an `OnTiles` may use tiles.
+        let mut tiles = unsafe { Tiles::<D>::configure(G) };
+        let mut scratch = Scratch::new();
+        let (x, length) = stretch.share.x.blocks_from(stretch.share.groups.start);
+        for index in stretch.panels.clone() {
+            let product = Product { stretch, index, panel: Panel::of(stretch.part, index), x, length };
+            scratch.multiply::<S, D, MIN, R, G>(s, &mut tiles, &product);
+        }
+    }
+}
 
 /// What a thread works with; it stays in the first level cache.
 struct Scratch {
-    weights: Unpacked,
-    /// Those of the steps that are multiplied, and of the steps before.
+    /// Those of the steps that are multiplied and of the steps that come next, in turn.
+    weights: [Unpacked; 2],
+    /// Likewise; until the products of the steps before are rescaled, theirs.
     scales: [Scales; 2],
-    /// Of the groups that are multiplied, and of those before.
+    /// Of the unit that is multiplied, and of the one before.
     dots: [Dots; 2],
-    /// Set for as many groups as the share has.
-    sums: [MaybeUninit<Sums>; GROUPS_PER_PASS],
+    /// Of the share's groups, between their units.
+    sums: [[MaybeUninit<Line>; TOGETHER]; GROUPS_PER_PASS],
 }
 
-/// Products that wait to be rescaled.
-struct Due<'a> {
-    /// The first group of the share, and how many.
+/// A panel that is multiplied by the rows of a share.
+struct Product<'a> {
+    stretch: &'a Stretch<'a>,
+    index: usize,
+    panel: Panel<'a>,
+    /// The share's rows: `[groups / abreast, blocks, groups abreast]`, and how many blocks those of the groups abreast are.
+    x: &'a [RowBlocks],
+    length: usize,
+}
+
+impl Product<'_> {
+    /// Fetches the lines that the outputs of a unit go to: they are not in a cache, and its turn to be written is the next.
+    #[inline(always)]
+    fn expect_writes(&self, unit: Unit<'_>, groups: usize) {
+        let Share { x, groups: all, .. } = self.stretch.share;
+        let first = all.start + unit.group;
+        for row in x.rows_of(first).start..x.rows_of(first + groups - 1).end {
+            let at = self.stretch.share.output(row, (self.stretch.part, self.index));
+            // SAFETY: a hint, which faults nowhere.
+            unsafe { asm!("prefetchw [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly)) };
+        }
+    }
+}
+
+/// Up to four steps of the groups abreast.
+#[derive(Clone, Copy)]
+struct Unit<'a> {
+    /// The first group of the share. Where fewer are left than go abreast, one is computed for nothing.
     group: usize,
-    groups: usize,
-    /// Index of the first step.
-    first: usize,
+    /// Which four steps, and how many of them there are.
+    chunk: usize,
     steps: usize,
     /// `[blocks, groups abreast]`, from the first step on.
     x: &'a [RowBlocks],
+    /// Which of the scratch's products are its own.
+    dots: usize,
 }
 
 impl Scratch {
     #[inline(always)]
     fn new() -> Self {
         Self {
-            weights: Unpacked::ZERO,
+            weights: [Unpacked::ZERO; 2],
             scales: [Scales::ZERO; 2],
             dots: [Dots::ZERO; 2],
-            sums: [MaybeUninit::uninit(); GROUPS_PER_PASS],
+            sums: [[MaybeUninit::uninit(); TOGETHER]; GROUPS_PER_PASS],
         }
     }
 
-    /// Sets the sums of all groups of the share.
+    /// Writes the products of a panel and the rows of the share, of which `G` groups go abreast.
     #[inline(always)]
-    fn multiply<S: Simd, const D: usize, const MIN: bool, const R: usize>(
+    fn multiply<S: Simd, const D: usize, const MIN: bool, const R: usize, const G: usize>(
         &mut self,
         s: S,
         tiles: &mut Tiles<D>,
-        stretch: &Stretch<'_>,
-        panel: usize,
+        product: &Product<'_>,
     ) {
-        let share = stretch.share;
-        let (groups, abreast) = (share.groups.len(), share.x.abreast());
-        for sums in &mut self.sums[..groups] {
-            sums.write([Line([0.0; LANES]); TOGETHER]);
-        }
-        let panel = Panel::of(stretch.part, panel);
-        let (mut before, mut turn): (Option<Due<'_>>, _) = (None, 0);
-        let (mut first, mut group) = (0, 0);
-        loop {
-            let mut now: Option<Due<'_>> = None;
-            if first < panel.steps() {
-                let steps = STEPS.min(panel.steps() - first);
-                if group == 0 {
-                    panel.read(s, first, steps, &mut self.scales[first / STEPS % 2]);
-                    panel.unpack::<D>(first, steps, &mut self.weights);
-                    tiles.load(&self.weights);
-                }
-                let x = &share.x.blocks_from(share.groups.start + group)[first * D / BLOCK * abreast..];
-                now = Some(Due { group, groups: abreast.min(groups - group), first, steps, x });
-            }
-            match (&now, &before) {
-                (Some(now), Some(due)) if now.steps == STEPS && due.steps == STEPS && due.groups == GROUPS_ABREAST => {
-                    self.step_by_step::<S, D, MIN, R>(s, tiles, now.x, due, turn);
-                }
-                _ => {
-                    if let Some(now) = &now {
-                        tiles.multiply(now.x, now.steps, &mut self.dots[turn]);
+        let steps = product.panel.steps();
+        let (chunks, pairs) = (steps.div_ceil(STEPS), product.stretch.share.groups.len().div_ceil(G));
+        let of_chunk = STEPS * D / BLOCK * G;
+        self.unpack::<S, D>(s, product, 0);
+        tiles.load_rows::<4>(product.x, 0);
+        let mut due: Option<Unit<'_>> = None;
+        for chunk in 0..chunks {
+            let steps = STEPS.min(steps - chunk * STEPS);
+            tiles.load(&self.weights[chunk % 2]);
+            for pair in 0..pairs {
+                let x = &product.x[pair * product.length + chunk * of_chunk..];
+                let now = Unit { group: pair * G, chunk, steps, x, dots: due.map_or(0, |due| 1 - due.dots) };
+                // After the last, whatever it is.
+                let next = if pair + 1 < pairs {
+                    &now.x[product.length..]
+                } else if chunk + 1 < chunks {
+                    &product.x[(chunk + 1) * of_chunk..]
+                } else {
+                    product.x
+                };
+                match due {
+                    Some(due) if steps == STEPS && due.steps == STEPS => {
+                        self.both::<S, D, MIN, R, G, STEPS>(s, tiles, product, (now, due, next));
                     }
-                    if let Some(due) = &before {
-                        for group in 0..due.groups {
-                            self.rescale::<S, D, MIN, R>(s, due, (group, abreast), 1 - turn);
+                    Some(due) if steps == 2 && due.steps == 2 => {
+                        self.both::<S, D, MIN, R, G, 2>(s, tiles, product, (now, due, next));
+                    }
+                    _ => {
+                        tiles.multiply_all(now.x, steps, &mut self.dots[now.dots]);
+                        tiles.load_rows::<4>(next, 0);
+                        if let Some(due) = due {
+                            self.rescale::<S, D, MIN, R, G>(s, product, due);
                         }
                     }
                 }
+                if pair == 0 && chunk + 1 < chunks {
+                    self.unpack::<S, D>(s, product, chunk + 1);
+                }
+                due = Some(now);
             }
-            if now.is_none() {
-                return;
-            }
-            before = now;
-            turn = 1 - turn;
-            group += abreast;
-            if group >= groups {
-                (first, group) = (first + STEPS, 0);
-            }
+        }
+        if let Some(due) = due {
+            self.rescale::<S, D, MIN, R, G>(s, product, due);
         }
     }
 
-    /// Multiplies four steps of `x`, and adds the products that are due to the sums of their two groups: a step of the one, then
-    /// a step of the other, because the CPU looks ahead no further than that. With one group it does.
+    /// Unpacks the weights of a chunk: long before they go to registers.
     #[inline(always)]
-    fn step_by_step<S: Simd, const D: usize, const MIN: bool, const R: usize>(
+    fn unpack<S: Simd, const D: usize>(&mut self, s: S, Product { panel, .. }: &Product<'_>, chunk: usize) {
+        let (first, to) = (chunk * STEPS, chunk % 2);
+        let steps = STEPS.min(panel.steps() - first);
+        panel.read(s, first, steps, &mut self.scales[to]);
+        panel.unpack::<D>(first, steps, &mut self.weights[to]);
+    }
+
+    /// Multiplies the `N` steps of a unit, whose first rows are in their register, and adds the products that are due to the
+    /// sums of their groups, step by step in turn. What an instruction on tiles waits for was begun a step before, because a
+    /// CPU that has another thread on the same core does not look ahead much further. At the end the first rows of `next` are
+    /// in theirs.
+    #[inline(always)]
+    fn both<S: Simd, const D: usize, const MIN: bool, const R: usize, const G: usize, const N: usize>(
         &mut self,
         s: S,
         tiles: &mut Tiles<D>,
-        x: &[RowBlocks],
-        due: &Due<'_>,
-        turn: usize,
+        product: &Product<'_>,
+        (now, due, next): (Unit<'_>, Unit<'_>, &[RowBlocks]),
     ) {
-        let scales = &self.scales[due.first / STEPS % 2];
+        let mut sums = [self.recall(s, due, 0), if G > 1 { self.recall(s, due, 1) } else { [s.splat(0.0); R] }];
+        if now.chunk * STEPS + N == product.panel.steps() {
+            product.expect_writes(now, G);
+        }
+        let scales = &self.scales[due.chunk % 2];
         let [low, high] = &mut self.dots;
-        let (to, dots) = if turn == 0 { (low, &*high) } else { (high, &*low) };
-        let mut sums = [[s.splat(0.0); R]; GROUPS_ABREAST];
-        for group in 0..GROUPS_ABREAST {
-            // SAFETY: `multiply` has set the sums of the share's groups.
-            let memory = unsafe { self.sums[due.group + group].assume_init_ref() };
-            for row in 0..R {
-                sums[group][row] = s.load(&memory[row].0);
-            }
+        let (to, dots) = if now.dots == 0 { (low, &*high) } else { (high, &*low) };
+        tiles.load_rows::<5>(now.x, 1);
+        tiles.multiply::<0, 4, 6>();
+        add_all::<S, D, MIN, R, G>(s, (scales, 0), dots, due.x, &mut sums);
+        tiles.load_rows::<4>(if N > 2 { &now.x[2 * D / BLOCK * G..] } else { next }, 0);
+        tiles.store::<6>(to, 0);
+        tiles.multiply::<1, 5, 7>();
+        add_all::<S, D, MIN, R, G>(s, (scales, 1), dots, due.x, &mut sums);
+        if N > 2 {
+            tiles.load_rows::<5>(now.x, 3);
+            tiles.store::<7>(to, 1);
+            tiles.multiply::<2, 4, 6>();
+            add_all::<S, D, MIN, R, G>(s, (scales, 2), dots, due.x, &mut sums);
+            tiles.load_rows::<4>(next, 0);
+            tiles.store::<6>(to, 2);
+            tiles.multiply::<3, 5, 7>();
+            add_all::<S, D, MIN, R, G>(s, (scales, 3), dots, due.x, &mut sums);
         }
-        for step in 0..STEPS {
-            tiles.multiply_step(x, step, to);
-            for group in 0..GROUPS_ABREAST {
-                let x = &due.x[step * D / BLOCK * GROUPS_ABREAST + group];
-                add_step::<S, D, MIN, R>(s, (scales, step), dots.of(s, step, group), x, &mut sums[group]);
-            }
-        }
-        for group in 0..GROUPS_ABREAST {
-            // SAFETY: as above.
-            let memory = unsafe { self.sums[due.group + group].assume_init_mut() };
-            for row in 0..R {
-                s.store(sums[group][row], &mut memory[row].0);
-            }
+        tiles.store::<7>(to, N - 1);
+        let [one, other] = sums;
+        self.keep(s, product, due, 0, one);
+        if G > 1 {
+            self.keep(s, product, due, 1, other);
         }
     }
 
-    /// Adds products to the sums of one of their groups.
+    /// Adds the products that are due to the sums of their groups.
     #[inline(always)]
-    fn rescale<S: Simd, const D: usize, const MIN: bool, const R: usize>(
+    fn rescale<S: Simd, const D: usize, const MIN: bool, const R: usize, const G: usize>(
         &mut self,
         s: S,
-        due: &Due<'_>,
-        (group, abreast): (usize, usize),
-        turn: usize,
+        product: &Product<'_>,
+        due: Unit<'_>,
     ) {
-        let (scales, dots) = (&self.scales[due.first / STEPS % 2], &self.dots[turn]);
-        // SAFETY: `multiply` has set the sums of the share's groups.
-        let memory = unsafe { self.sums[due.group + group].assume_init_mut() };
+        for group in 0..G {
+            let mut sums = self.recall::<S, R>(s, due, group);
+            let (scales, dots) = (&self.scales[due.chunk % 2], &self.dots[due.dots]);
+            for step in 0..due.steps {
+                let x = &due.x[step * D / BLOCK * G + group];
+                add_step::<S, D, MIN, R>(s, (scales, step), dots.of(s, step, group), x, &mut sums);
+            }
+            self.keep(s, product, due, group, sums);
+        }
+    }
+
+    /// The sums of a group of the unit before its steps.
+    #[inline(always)]
+    fn recall<S: Simd, const R: usize>(&self, s: S, due: Unit<'_>, group: usize) -> [S::F; R] {
         let mut sums = [s.splat(0.0); R];
-        for row in 0..R {
-            sums[row] = s.load(&memory[row].0);
+        if due.chunk > 0 {
+            for row in 0..R {
+                // SAFETY: it was kept after the steps before.
+                sums[row] = s.load(unsafe { &self.sums[due.group + group][row].assume_init_ref().0 });
+            }
         }
-        for step in 0..due.steps {
-            let x = &due.x[step * D / BLOCK * abreast + group];
-            add_step::<S, D, MIN, R>(s, (scales, step), dots.of(s, step, group), x, &mut sums);
+        sums
+    }
+
+    /// Keeps the sums of a group of the unit after its steps, or writes them where they belong.
+    #[inline(always)]
+    fn keep<S: Simd, const R: usize>(
+        &mut self,
+        s: S,
+        Product { stretch, index, panel, .. }: &Product<'_>,
+        due: Unit<'_>,
+        group: usize,
+        mut sums: [S::F; R],
+    ) {
+        let group = due.group + group;
+        if due.chunk * STEPS + due.steps < panel.steps() {
+            for row in 0..R {
+                s.store(sums[row], &mut self.sums[group][row].write(Line([0.0; LANES])).0);
+            }
+            return;
         }
-        for row in 0..R {
-            s.store(sums[row], &mut memory[row].0);
+        if let Some(bias) = stretch.part.bias(*index) {
+            let bias = s.load(bias);
+            for row in 0..R {
+                sums[row] = s.add(sums[row], bias);
+            }
         }
+        let rows = stretch.share.x.rows_of(stretch.share.groups.start + group);
+        // SAFETY: rows and a panel of the share.
+        unsafe { stretch.share.write(s, rows, (stretch.part, *index), &sums) };
+    }
+}
+
+/// Adds the products of one step to the sums of all groups.
+#[inline(always)]
+fn add_all<S: Simd, const D: usize, const MIN: bool, const R: usize, const G: usize>(
+    s: S,
+    (scales, step): (&Scales, usize),
+    dots: &Dots,
+    x: &[RowBlocks],
+    sums: &mut [[S::F; R]; GROUPS_ABREAST],
+) {
+    let x = pinned(x);
+    let [one, other] = sums;
+    add_pinned::<S, D, MIN, R>(s, (scales, step), dots.of(s, step, 0), &x[step * D / BLOCK * G], one);
+    if G > 1 {
+        add_pinned::<S, D, MIN, R>(s, (scales, step), dots.of(s, step, 1), &x[step * D / BLOCK * G + 1], other);
+    }
+}
+
+/// The same, but the compiler does not know that, and so reads nothing of it before this place in the program.
+#[inline(always)]
+fn pinned<T>(slice: &[T]) -> &[T] {
+    let mut at = slice.as_ptr();
+    // SAFETY: nothing happens.
+    unsafe { asm!("/* {at} */", at = inout(reg) at, options(nomem, nostack, preserves_flags)) };
+    // SAFETY: the same slice.
+    unsafe { std::slice::from_raw_parts(at, slice.len()) }
+}
+
+/// As [`add_step`], at this place in the program.
+#[inline(always)]
+fn add_pinned<S: Simd, const D: usize, const MIN: bool, const R: usize>(
+    s: S,
+    scales: (&Scales, usize),
+    dots: [S::I; R],
+    x: &RowBlocks,
+    sums: &mut [S::F; R],
+) {
+    add_step::<S, D, MIN, R>(s, scales, dots, x, sums);
+    for sum in sums {
+        *sum = s.pinned(*sum);
     }
 }
 

@@ -91,47 +91,78 @@ impl<const D: usize> Tiles<D> {
         }
     }
 
-    /// The products of the first `count` steps of `x`, `[blocks, groups abreast]`, and the weights that were loaded.
+    /// Takes the rows of step `step` of `x`, `[blocks, groups abreast]`, into register `ROWS`.
     #[inline(always)]
-    pub(super) fn multiply(&mut self, x: &[RowBlocks], count: usize, to: &mut Dots) {
-        for step in 0..count {
-            self.multiply_step(x, step, to);
-        }
-    }
-
-    /// One of them: step `step` of `x`.
-    #[inline(always)]
-    pub(super) fn multiply_step(&mut self, x: &[RowBlocks], step: usize, to: &mut Dots) {
-        match step {
-            0 => self.step::<0, 4, 6>(x, to),
-            1 => self.step::<1, 5, 7>(x, to),
-            2 => self.step::<2, 4, 6>(x, to),
-            _ => self.step::<3, 5, 7>(x, to),
-        }
-    }
-
-    /// Step `STEP`, whose weights are in the register of that number.
-    #[inline(always)]
-    fn step<const STEP: usize, const ROWS: usize, const PRODUCT: usize>(&mut self, x: &[RowBlocks], to: &mut Dots) {
-        assert!(x.len() >= (STEP * D / BLOCK + 1) * self.abreast, "blocks of the step");
+    pub(super) fn load_rows<const ROWS: usize>(&mut self, x: &[RowBlocks], step: usize) {
+        const { assert!(ROWS == 4 || ROWS == 5) };
+        assert!(x.len() >= (step * D / BLOCK + 1) * self.abreast, "blocks of the step");
         // Within its block, a half begins where the halves before end.
-        let quants = x.as_ptr().cast::<i8>().wrapping_add(STEP * D / BLOCK * self.abreast * size_of::<RowBlocks>());
-        let quants = quants.wrapping_add(STEP * D % BLOCK);
-        // SAFETY: the tiles are set up. D bytes are read of each row of the groups' blocks, and as many lines are written.
+        let quants = x.as_ptr().cast::<i8>().wrapping_add(step * D / BLOCK * self.abreast * size_of::<RowBlocks>());
+        let quants = quants.wrapping_add(step * D % BLOCK);
+        // SAFETY: the tiles are set up. D bytes are read of each row of the groups' blocks.
         unsafe {
             asm!(
                 "tileloadd tmm{rows}, [{quants} + {row}*1]",
-                "tilezero tmm{product}",
-                "tdpbssd tmm{product}, tmm{rows}, tmm{step}",
-                "tilestored [{to} + {line}*1], tmm{product}",
                 rows = const ROWS,
-                product = const PRODUCT,
-                step = const STEP,
                 quants = in(reg) quants,
                 row = in(reg) ROW_BLOCK,
-                to = in(reg) &raw mut to.dots[STEP],
+                out("tmm4") _, out("tmm5") _,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+    }
+
+    /// Register `PRODUCT` becomes the products of the rows in `ROWS` and the weights in `STEP`.
+    #[inline(always)]
+    pub(super) fn multiply<const STEP: usize, const ROWS: usize, const PRODUCT: usize>(&mut self) {
+        const { assert!(STEP < STEPS && (ROWS == 4 || ROWS == 5) && (PRODUCT == 6 || PRODUCT == 7)) };
+        // SAFETY: the tiles are set up, with shapes that fit each other.
+        unsafe {
+            asm!(
+                "tilezero tmm{product}",
+                "tdpbssd tmm{product}, tmm{rows}, tmm{step}",
+                product = const PRODUCT,
+                rows = const ROWS,
+                step = const STEP,
+                out("tmm6") _, out("tmm7") _,
+                options(nostack, preserves_flags, nomem)
+            );
+        }
+    }
+
+    /// The products of the first `count` steps of `x`, whose first rows are in register 4, and the weights that were loaded.
+    #[inline(always)]
+    pub(super) fn multiply_all(&mut self, x: &[RowBlocks], count: usize, to: &mut Dots) {
+        self.multiply::<0, 4, 6>();
+        self.store::<6>(to, 0);
+        if count > 1 {
+            self.load_rows::<5>(x, 1);
+            self.multiply::<1, 5, 7>();
+            self.store::<7>(to, 1);
+        }
+        if count > 2 {
+            self.load_rows::<4>(x, 2);
+            self.multiply::<2, 4, 6>();
+            self.store::<6>(to, 2);
+        }
+        if count > 3 {
+            self.load_rows::<5>(x, 3);
+            self.multiply::<3, 5, 7>();
+            self.store::<7>(to, 3);
+        }
+    }
+
+    /// Writes the products in register `PRODUCT` to those of step `step`.
+    #[inline(always)]
+    pub(super) fn store<const PRODUCT: usize>(&mut self, to: &mut Dots, step: usize) {
+        const { assert!(PRODUCT == 6 || PRODUCT == 7) };
+        // SAFETY: the tiles are set up; as many lines are written as a step has, at most.
+        unsafe {
+            asm!(
+                "tilestored [{to} + {line}*1], tmm{product}",
+                product = const PRODUCT,
+                to = in(reg) &raw mut to.0[step],
                 line = in(reg) LINE,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack, preserves_flags)
             );
         }
@@ -156,22 +187,16 @@ impl<const D: usize> Drop for Tiles<D> {
 /// Dot products of the rows of the groups abreast with a panel, `[steps, groups, rows, outputs]`: bits of i32.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(super) struct Dots {
-    dots: [[[Line; TOGETHER]; GROUPS_ABREAST]; STEPS],
-    /// What is stored to one of two such must not seem to be what is loaded from the other: a CPU compares the last twelve bits of
-    /// addresses first, and waits where they are equal. So the same step of both is half of 4096 bytes apart.
-    apart: [u8; 2048],
-}
+pub(super) struct Dots([[[Line; TOGETHER]; GROUPS_ABREAST]; STEPS]);
 
 impl Dots {
-    pub(super) const ZERO: Self =
-        Self { dots: [[[Line([0.0; LINE / 4]); TOGETHER]; GROUPS_ABREAST]; STEPS], apart: [0; 2048] };
+    pub(super) const ZERO: Self = Self([[[Line([0.0; LINE / 4]); TOGETHER]; GROUPS_ABREAST]; STEPS]);
 
     /// Those of one step and the first `R` rows of a group.
     #[inline(always)]
     pub(super) fn of<S: Simd, const R: usize>(&self, s: S, step: usize, group: usize) -> [S::I; R] {
         let mut dots = [s.splat_i(0); R];
-        for (dot, row) in dots.iter_mut().zip(&self.dots[step][group]) {
+        for (dot, row) in dots.iter_mut().zip(&self.0[step][group]) {
             *dot = s.bits(s.load(&row.0));
         }
         dots

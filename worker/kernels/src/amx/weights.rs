@@ -10,6 +10,7 @@ const LINES: usize = BLOCK / 4;
 const HALF: usize = LINES / 2;
 
 /// The weights of up to four steps as signed bytes, each step from a place of its own on.
+#[derive(Clone, Copy)]
 pub(super) struct Unpacked([[Bytes; LINES]; STEPS]);
 
 impl Unpacked {

@@ -98,24 +98,34 @@ struct Shape {
 }
 
 impl Shape {
-    /// Writes what one row and panel `panel` of a part give.
+    /// Writes what rows, at most `R`, and panel `panel` of a part give.
     ///
     /// # Safety
-    /// They are the row and the panel of a [`Share`] that goes to `y`, and only this thread has it.
+    /// They are rows and the panel of a [`Share`] that goes to `y`, and only this thread has it.
     #[inline(always)]
-    unsafe fn write<S: Simd>(self, s: S, y: &Shared<f32>, row: usize, (part, panel): (&Part, usize), sum: S::F) {
+    unsafe fn write<S: Simd, const R: usize>(
+        self,
+        s: S,
+        y: &Shared<f32>,
+        rows: Range<usize>,
+        (part, panel): (&Part, usize),
+        sums: &[S::F; R],
+    ) {
         let Self { stride, limit, write } = self;
         let column = part.at + panel * PANEL;
-        // SAFETY: inside the row, and no other share has this row and panel.
-        let to = unsafe { y.part(row * stride + column, PANEL.min(limit - column)) };
-        if let Ok(to) = <&mut [f32; LANES]>::try_from(&mut *to) {
-            let sum = if write == Write::Add { s.add(s.load(to), sum) } else { sum };
-            s.store(sum, to);
-        } else {
-            let mut lanes = [0.0; LANES];
-            s.store(sum, &mut lanes);
-            for (to, lane) in to.iter_mut().zip(lanes) {
-                *to = if write == Write::Add { *to + lane } else { lane };
+        let count = PANEL.min(limit - column);
+        for (row, &sum) in rows.zip(sums) {
+            // SAFETY: inside the row, and no other share has this row and panel.
+            let to = unsafe { y.part(row * stride + column, count) };
+            if let Ok(to) = <&mut [f32; LANES]>::try_from(&mut *to) {
+                let sum = if write == Write::Add { s.add(s.load(to), sum) } else { sum };
+                s.store(sum, to);
+            } else {
+                let mut lanes = [0.0; LANES];
+                s.store(sum, &mut lanes);
+                for (to, lane) in to.iter_mut().zip(lanes) {
+                    *to = if write == Write::Add { *to + lane } else { lane };
+                }
             }
         }
     }
@@ -141,15 +151,28 @@ impl Share<'_> {
         dispatch(isa, self);
     }
 
-    /// Writes what one row and panel `panel` of a part give.
+    /// Where a row's outputs of panel `panel` of a part go.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[inline(always)]
+    pub(crate) fn output(&self, row: usize, (part, panel): (&Part, usize)) -> *const f32 {
+        self.y.start().wrapping_add(row * self.shape.stride + part.at + panel * PANEL)
+    }
+
+    /// Writes what rows, at most `R`, and panel `panel` of a part give.
     ///
     /// # Safety
     /// They are in this share.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[inline(always)]
-    pub(crate) unsafe fn write<S: Simd>(&self, s: S, row: usize, panel: (&Part, usize), sum: S::F) {
+    pub(crate) unsafe fn write<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        rows: Range<usize>,
+        panel: (&Part, usize),
+        sums: &[S::F; R],
+    ) {
         // SAFETY: the caller's promise; a share is one thread's.
-        unsafe { self.shape.write(s, self.y, row, panel, sum) }
+        unsafe { self.shape.write(s, self.y, rows, panel, sums) }
     }
 }
 
@@ -240,9 +263,8 @@ impl Tile<'_> {
                 *sum = s.add(*sum, bias);
             }
         }
-        for (row, sum) in sums.into_iter().enumerate() {
-            // SAFETY: the tile is in a share of this thread's.
-            unsafe { self.shape.write(s, self.y, self.group.first + first + row, (self.part, self.panel), sum) };
-        }
+        let first = self.group.first + first;
+        // SAFETY: the tile is in a share of this thread's.
+        unsafe { self.shape.write(s, self.y, first..first + R, (self.part, self.panel), &sums) };
     }
 }

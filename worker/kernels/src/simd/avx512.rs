@@ -1,5 +1,6 @@
 //! AVX-512 with VNNI: a vector is one register.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{LANES, MOST_SUMS, Op, Simd};
@@ -17,6 +18,14 @@ pub(crate) unsafe fn run<O: Op>(op: O) -> O::Output {
     op.run(Avx512(()))
 }
 
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pinned(mut x: __m512) -> __m512 {
+    // SAFETY: nothing happens.
+    unsafe { asm!("/* {x} */", x = inout(zmm_reg) x, options(nomem, nostack, preserves_flags)) };
+    x
+}
+
 // In all of these: the instructions are there, because `self` exists.
 impl Simd for Avx512 {
     const SUMS: usize = MOST_SUMS;
@@ -26,6 +35,11 @@ impl Simd for Avx512 {
     type W = __m512i;
     type D = __m512i;
 
+    #[inline(always)]
+    fn pinned(self, x: __m512) -> __m512 {
+        // SAFETY: see the top.
+        unsafe { pinned(x) }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         // SAFETY: see the top.

@@ -35,6 +35,12 @@ pub(crate) trait Simd: Copy {
     /// Sixteen sums of [`Simd::dot_nibbles`] under way, a part of which may be kept narrow.
     type D: Copy;
 
+    /// The same. Where it is more than that, the compiler computes it before what follows in the program that is pinned, too:
+    /// it does not know the order in which a CPU can do most at once, nor that of the tile instructions.
+    #[inline(always)]
+    fn pinned(self, x: Self::F) -> Self::F {
+        x
+    }
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
     /// Lane by lane from memory.
