@@ -226,7 +226,7 @@ impl Scratch {
         let (first, to) = (chunk * STEPS, chunk % 2);
         let steps = STEPS.min(panel.steps() - first);
         panel.read(s, first, steps, &mut self.scales[to]);
-        panel.unpack::<D>(first, steps, &mut self.weights[to]);
+        panel.unpack::<S, D>(s, first, steps, &mut self.weights[to]);
     }
 
     /// Multiplies the `N` steps of a unit, whose first rows are in their register, and adds the products that are due to the

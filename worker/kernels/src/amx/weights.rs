@@ -9,6 +9,9 @@ use crate::simd::{LANES, Simd};
 const LINES: usize = BLOCK / 4;
 const HALF: usize = LINES / 2;
 
+/// Bytes that weights are asked for ahead of their use: with few rows they come from memory as fast as they are used.
+const PREFETCH: usize = 4096;
+
 /// The weights of up to four steps as signed bytes, each step from a place of its own on.
 #[derive(Clone, Copy)]
 pub(super) struct Unpacked([[Bytes; LINES]; STEPS]);
@@ -69,10 +72,15 @@ impl<'a> Panel<'a> {
 
     /// Unpacks `count` steps of `D` inputs from step `first` on.
     #[inline(always)]
-    pub(super) fn unpack<const D: usize>(&self, first: usize, count: usize, to: &mut Unpacked) {
+    pub(super) fn unpack<S: Simd, const D: usize>(&self, s: S, first: usize, count: usize, to: &mut Unpacked) {
         let lines = self.encoding.lines();
         for (step, to) in (first..first + count).zip(&mut to.0) {
             let (tile, half) = (&self.tiles[step * D / BLOCK * lines..][..lines], step % (BLOCK / D));
+            if half == 0 {
+                for line in tile {
+                    s.prefetch_far(line.0.as_ptr().wrapping_add(PREFETCH));
+                }
+            }
             match self.encoding {
                 Encoding::Nibbles => nibbles(tile, 8, to),
                 Encoding::NibblesMin | Encoding::NibblesWideMin => nibbles(tile, 0, to),
