@@ -10,7 +10,7 @@ const LINES: usize = BLOCK / 4;
 const HALF: usize = LINES / 2;
 
 /// Bytes that weights are asked for ahead of their use: with few rows they come from memory as fast as they are used.
-const PREFETCH: usize = 4096;
+const PREFETCH: usize = 8192;
 
 /// The weights of up to four steps as signed bytes, each step from a place of its own on.
 #[derive(Clone, Copy)]
