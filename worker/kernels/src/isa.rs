@@ -1,6 +1,7 @@
 //! Which instruction sets this CPU has. Asked once, when a [`crate::Pool`] is made; kernels are told, they never ask.
 
 use std::fmt;
+use std::num::NonZero;
 
 /// An instruction set that kernels are written for and that this CPU has. The bits of their results are the same on each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,15 @@ impl Isa {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     pub(crate) unsafe fn amx() -> Self {
         Self(Kind::Amx)
+    }
+
+    /// Rows of which a product costs about as much together as one of them does: tiles have as many lines.
+    pub fn rows_together(self) -> NonZero<usize> {
+        match self.0 {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Kind::Amx => const { NonZero::new(crate::activations::TOGETHER).expect("not zero") },
+            _ => NonZero::<usize>::MIN,
+        }
     }
 
     /// Whether products may use AMX tiles.

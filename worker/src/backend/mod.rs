@@ -19,6 +19,7 @@ pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
 
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -188,6 +189,11 @@ pub trait Backend: Send {
     /// more, by [`Backend::launch`] and [`Backend::collect`], for the backend is several machines.
     fn depth(&self) -> usize {
         1
+    }
+
+    /// Rows of a step that cost about as much together as one of them.
+    fn rows_together(&self) -> NonZero<usize> {
+        NonZero::<usize>::MIN
     }
 
     /// Whom to wake when a launched step is back. Told once, before the first one.

@@ -145,6 +145,10 @@ impl Backend for Cpu {
         self.model.shape.hidden
     }
 
+    fn rows_together(&self) -> NonZero<usize> {
+        self.pool.isa().rows_together()
+    }
+
     fn reserve(&mut self, blocks: usize) -> Result<(), BackendError> {
         self.check.reserve(blocks);
         self.kv = Some(KvPool::new(self.model.kv_shape(), blocks).map_err(Refused::from)?);

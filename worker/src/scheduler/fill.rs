@@ -2,12 +2,13 @@
 //! with them. Everything that is served is picked first, and the plan is written at the end from what still runs: a
 //! sequence that was picked may be preempted for an older one in the same step.
 
+use std::num::NonZero;
 use std::ops::Range;
 
 use shoal_common::ids::BranchIndex;
 
 use super::Policy;
-use super::group::{Flow, Group, GroupId, Life, Rows};
+use super::group::{Chunk, Flow, Group, GroupId, Life, Rows};
 use super::pace::{Pace, Spare};
 use super::plan::{BlockCopy, Draw, Phase, PlannedSlice, Row, StepPlan};
 use super::sequence::{Draws, Sequence, SequenceId};
@@ -24,6 +25,9 @@ struct Draft<'a> {
     spare: Spare,
     tokens_left: usize,
     score_rows_left: usize,
+    /// Rows so far, and how many of them cost about as much together as one.
+    rows: usize,
+    together: NonZero<usize>,
 }
 
 impl Draft<'_> {
@@ -32,15 +36,29 @@ impl Draft<'_> {
         self.tokens_left == 0 || self.spare.is_used_up()
     }
 
-    /// Tokens from `start` on that can be added.
-    fn fits(&self, start: usize, rows: Rows) -> usize {
-        let most = self.tokens_left.min(self.pace.fits(&self.spare, start));
-        if rows == Rows::Scored { most.min(self.score_rows_left) } else { most }
+    /// How many of a chunk's tokens, from `start` on, can be added.
+    fn fits(&self, start: usize, chunk: Chunk) -> usize {
+        let paced = self.pace.fits(&self.spare, start);
+        let paced = if paced < chunk.count { self.whole(paced) } else { chunk.count };
+        let most = self.tokens_left.min(paced);
+        if chunk.rows == Rows::Scored { most.min(self.score_rows_left) } else { most }
+    }
+
+    /// About as many tokens, after which the rows of the step are whole groups of those that are computed together: one more
+    /// would cost as much as a group, and what is missing from one costs little.
+    fn whole(&self, tokens: usize) -> usize {
+        let (end, together) = (self.rows + tokens, self.together.get());
+        match end / together * together {
+            _ if tokens == 0 => 0,
+            whole if whole > self.rows => whole - self.rows,
+            _ => end.next_multiple_of(together) - self.rows,
+        }
     }
 
     /// The positions `chunk` are added.
     fn charge(&mut self, chunk: Range<usize>, rows: Rows) {
         self.tokens_left -= chunk.len();
+        self.rows += chunk.len();
         self.score_rows_left -= if rows == Rows::Scored { chunk.len() } else { 0 };
         self.pace.charge(&mut self.spare, chunk);
     }
@@ -87,6 +105,8 @@ impl Policy {
             spare: Spare::UNLIMITED,
             tokens_left: self.bounds.step_tokens.div_ceil(self.spread.get()),
             score_rows_left: SCORE_ROWS,
+            rows: 0,
+            together: self.rows_together,
         };
         let decodes = self.decode(&mut draft);
         draft.spare = pace.spare(decodes, self.prompts());
@@ -218,7 +238,7 @@ impl Policy {
         let (Some(sequence), Some(group)) = (self.running.get(id), self.groups.get(&id.group)) else { return false };
         let (key, start) = (group.share_key, sequence.computed);
         let chunk = group.chunk(id.branch, start);
-        let count = match chunk.count.min(draft.fits(start, chunk.rows)) {
+        let count = match draft.fits(start, chunk) {
             0 => 0,
             count => self.make_room(id, count, draft.copies),
         };

@@ -79,6 +79,8 @@ pub struct Policy {
     pub(super) totals: Totals,
     /// Steps that are to be under way at once.
     pub(super) spread: NonZero<usize>,
+    /// Rows that cost about as much together as one.
+    pub(super) rows_together: NonZero<usize>,
     /// Memory of `fill`, used again.
     pub(super) candidates: Vec<SequenceId>,
 }
@@ -97,6 +99,7 @@ impl Policy {
             served: 0,
             totals: Totals::default(),
             spread: NonZero::<usize>::MIN,
+            rows_together: NonZero::<usize>::MIN,
             candidates: Vec::new(),
         }
     }
@@ -104,6 +107,11 @@ impl Policy {
     /// From now on as many steps as `steps` are to be under way at once, with about as many tokens in each.
     pub fn spread_over(&mut self, steps: NonZero<usize>) {
         self.spread = steps;
+    }
+
+    /// From now on so many rows of a step cost about as much together as one.
+    pub fn compute_together(&mut self, rows: NonZero<usize>) {
+        self.rows_together = rows;
     }
 
     /// Takes a group in. `id` must be new; later ids are younger.

@@ -1,5 +1,7 @@
 //! The policy's promises, one test each. Those about cached prefixes and about preemption have files of their own.
 
+use std::num::NonZero;
+
 use shoal_common::ids::BranchIndex;
 
 use super::world::{Ask, ROOMY, World, ask};
@@ -102,6 +104,27 @@ fn a_prompt_begins_though_there_is_always_somebody_to_be_computed_again() {
             resumed.start
         );
     }
+}
+
+#[test]
+fn prompts_fill_the_rows_that_are_computed_together() {
+    let mut world = World::new(Bounds { slots: 16, step_tokens: 512, ..ROOMY }, usize::MAX);
+    world.policy.compute_together(NonZero::new(8).unwrap());
+    for stream in 0..5 {
+        world.admit(stream, ask(0, 4, 500, 1)).unwrap();
+    }
+    (0..40).for_each(|_| assert!(world.step()));
+    let long = world.admit(9, ask(0, 4000, 1, 1)).unwrap();
+    let mut with_prompt = 0;
+    for _ in 0..60 {
+        world.step();
+        let prefill = world.plan.tokens_of(Phase::Prefill);
+        if prefill > 0 && world.computed_of(long) < 4000 {
+            assert_eq!(world.plan.tokens() % 8, 0, "5 streams and {prefill} tokens");
+            with_prompt += 1;
+        }
+    }
+    assert!(with_prompt > 20);
 }
 
 #[test]
