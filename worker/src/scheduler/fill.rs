@@ -39,8 +39,7 @@ impl Draft<'_> {
     /// How many of a chunk's tokens, from `start` on, can be added.
     fn fits(&self, start: usize, chunk: Chunk) -> usize {
         let paced = self.pace.fits(&self.spare, start);
-        let paced = if paced < chunk.count { self.whole(paced) } else { chunk.count };
-        let most = self.tokens_left.min(paced);
+        let most = self.whole(paced.min(self.tokens_left)).min(self.tokens_left).min(chunk.count);
         if chunk.rows == Rows::Scored { most.min(self.score_rows_left) } else { most }
     }
 

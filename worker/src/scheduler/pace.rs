@@ -72,6 +72,7 @@ struct Marginal {
 /// What prefills may add to a step, and what is left of it while the step is filled.
 #[derive(Clone, Copy, Debug)]
 pub struct Spare {
+    /// Less than none where more was added than it had room for.
     seconds: f64,
     /// Tokens that may be added whatever they take.
     floor: usize,
@@ -87,11 +88,10 @@ impl Spare {
         self.seconds <= 0.0 && self.floor == 0
     }
 
-    /// Takes half of it out and returns that.
+    /// Takes half of its time out and returns that.
     pub fn split(&mut self) -> Self {
-        let half = Self { seconds: self.seconds / 2.0, floor: self.floor / 2 };
-        *self = Self { seconds: self.seconds / 2.0, floor: self.floor - half.floor };
-        half
+        self.seconds /= 2.0;
+        Self { seconds: self.seconds, floor: 0 }
     }
 
     /// What is left of it when what was taken from `other` since it was `before` is taken from it, too.
@@ -233,7 +233,7 @@ impl Pace {
     /// `chunk` was added.
     pub fn charge(&self, spare: &mut Spare, chunk: Range<usize>) {
         let takes = self.token_takes(chunk.start).unwrap_or(0.0) * chunk.len() as f64;
-        spare.seconds = (spare.seconds - takes).max(0.0);
+        spare.seconds -= takes;
         spare.floor = spare.floor.saturating_sub(chunk.len());
     }
 

@@ -1,7 +1,5 @@
 //! The policy's promises, one test each. Those about cached prefixes and about preemption have files of their own.
 
-use std::num::NonZero;
-
 use shoal_common::ids::BranchIndex;
 
 use super::world::{Ask, ROOMY, World, ask};
@@ -108,8 +106,7 @@ fn a_prompt_begins_though_there_is_always_somebody_to_be_computed_again() {
 
 #[test]
 fn prompts_fill_the_rows_that_are_computed_together() {
-    let mut world = World::new(Bounds { slots: 16, step_tokens: 512, ..ROOMY }, usize::MAX);
-    world.policy.compute_together(NonZero::new(8).unwrap());
+    let mut world = World::new(Bounds { slots: 16, step_tokens: 512, ..ROOMY }, usize::MAX).computing_together(8);
     for stream in 0..5 {
         world.admit(stream, ask(0, 4, 500, 1)).unwrap();
     }

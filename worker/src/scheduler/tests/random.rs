@@ -58,8 +58,9 @@ proptest! {
         asks in prop::collection::vec(any_ask(), 1..20),
         early_end in 1..40usize,
         at_once in 1..5usize,
+        together in 1..10usize,
     ) {
-        let mut world = World::new(bounds, early_end).overlapping(at_once);
+        let mut world = World::new(bounds, early_end).overlapping(at_once).computing_together(together);
         let admitted: Vec<_> = asks.into_iter().zip(0..).filter_map(|(ask, id)| world.admit(id, ask).ok()).collect();
         world.run();
         world.assert_idle();
@@ -75,8 +76,9 @@ proptest! {
         bounds in any_bounds(),
         disturbances in prop::collection::vec(any_disturbance(), 0..150),
         at_once in 1..5usize,
+        together in 1..10usize,
     ) {
-        let mut world = World::new(bounds, usize::MAX).overlapping(at_once);
+        let mut world = World::new(bounds, usize::MAX).overlapping(at_once).computing_together(together);
         let mut next = 0;
         for disturbance in disturbances {
             match disturbance {

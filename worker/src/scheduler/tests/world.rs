@@ -135,6 +135,12 @@ impl World {
         self
     }
 
+    /// So many rows cost as much together as one.
+    pub(super) fn computing_together(mut self, rows: usize) -> Self {
+        self.policy.compute_together(NonZero::new(rows).unwrap());
+        self
+    }
+
     /// A group of which every id has a story of its own, unless it asks for one.
     pub(super) fn admit(&mut self, id: u64, ask: Ask) -> Result<GroupId, Refused> {
         let id = GroupId(id);
