@@ -5,6 +5,7 @@
 //! [`Simd::sum`] does; values are added in ascending positions; the sum divides last. Positions that are masked have the
 //! weight zero, and adding zero times a finite value changes nothing, so queries that share a tile do not show.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::kv::{BLOCK_POSITIONS, KvPool, KvShape, Span, Spans};
@@ -99,8 +100,7 @@ impl Attention {
             let weights = blocks_of(span, span.rows) * size_of::<[f32; LANES]>();
             let together = together.min((WEIGHT_BYTES / weights).max(FEWEST_SUMS));
             let rows_together = (together / shared).max(1);
-            // The last rows look at the most: they come first, so that no thread is left with a long one at the end.
-            for first in (0..span.rows).step_by(rows_together).rev() {
+            for first in (0..span.rows).step_by(rows_together) {
                 let rows = rows_together.min(span.rows - first);
                 for kv_head in 0..kv {
                     for within in (0..shared).step_by(together) {
@@ -110,6 +110,9 @@ impl Attention {
                 }
             }
         }
+        // The longest come first, so that no thread is left with one at the end.
+        let work = |task: &Task| Reverse(lines(&spans.spans[task.span], task));
+        self.tasks.sort_unstable_by_key(|task| (work(task), task.span, task.first, task.kv_head, task.head));
     }
 
     /// Computes `out`, `[rows, heads x head_dim]`, from the queries in `projections` and what `layer` of `kv` holds. `spans`

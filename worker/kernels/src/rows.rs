@@ -105,6 +105,7 @@ impl<T> Shared<T> {
     }
 
     /// Where the slice begins.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[inline(always)]
     pub(crate) fn start(&self) -> *const T {
         self.0

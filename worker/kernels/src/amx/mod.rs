@@ -6,8 +6,10 @@
 //! are unpacked to signed bytes first, so the sums of a tile are the portable code's dot products as they are; `matmul`'s
 //! own functions rescale them, step by step in ascending order: the bits are the same.
 //!
-//! Four steps of a panel at a time stay in tile registers while all groups of the share pass over them. The products of
-//! some groups and the rescaling of those before take turns in the program, so that the CPU does both at once.
+//! Four steps of a panel at a time, a **chunk**, stay in tile registers while all groups of the share pass over them; a chunk
+//! and the groups abreast are a **unit**. The products of a unit and the rescaling of the one before take turns in the program,
+//! so that the CPU does both at once. The compiler is kept from moving the additions: it moved them all to the end, and what
+//! they need to the stack.
 
 use std::arch::asm;
 use std::mem::MaybeUninit;
@@ -351,11 +353,11 @@ fn add_all<S: Simd, const D: usize, const MIN: bool, const R: usize, const G: us
     }
 }
 
-/// The same, but the compiler does not know that, and so reads nothing of it before this place in the program.
+/// The same slice, but the compiler does not know that, and so reads nothing of it before this place in the program.
 #[inline(always)]
 fn pinned<T>(slice: &[T]) -> &[T] {
     let mut at = slice.as_ptr();
-    // SAFETY: nothing happens.
+    // SAFETY: no instruction.
     unsafe { asm!("/* {at} */", at = inout(reg) at, options(nomem, nostack, preserves_flags)) };
     // SAFETY: the same slice.
     unsafe { std::slice::from_raw_parts(at, slice.len()) }

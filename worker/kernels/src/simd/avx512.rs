@@ -1,6 +1,5 @@
 //! AVX-512 with VNNI: a vector is one register.
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{LANES, MOST_SUMS, Op, Simd};
@@ -18,11 +17,13 @@ pub(crate) unsafe fn run<O: Op>(op: O) -> O::Output {
     op.run(Avx512(()))
 }
 
+/// In a function of its own, because registers of this kind can only be named where there are such.
+#[cfg(target_os = "linux")]
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn pinned(mut x: __m512) -> __m512 {
-    // SAFETY: nothing happens.
-    unsafe { asm!("/* {x} */", x = inout(zmm_reg) x, options(nomem, nostack, preserves_flags)) };
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("/* {x} */", x = inout(zmm_reg) x, options(nomem, nostack, preserves_flags)) };
     x
 }
 
@@ -35,6 +36,7 @@ impl Simd for Avx512 {
     type W = __m512i;
     type D = __m512i;
 
+    #[cfg(target_os = "linux")]
     #[inline(always)]
     fn pinned(self, x: __m512) -> __m512 {
         // SAFETY: see the top.

@@ -35,12 +35,6 @@ pub(crate) trait Simd: Copy {
     /// Sixteen sums of [`Simd::dot_nibbles`] under way, a part of which may be kept narrow.
     type D: Copy;
 
-    /// The same. Where it is more than that, the compiler computes it before what follows in the program that is pinned, too:
-    /// it does not know the order in which a CPU can do most at once, nor that of the tile instructions.
-    #[inline(always)]
-    fn pinned(self, x: Self::F) -> Self::F {
-        x
-    }
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
     /// Lane by lane from memory.
@@ -120,6 +114,13 @@ pub(crate) trait Simd: Copy {
     unsafe fn quad(self, from: *const i8) -> Self::W;
     /// Bytes of 0 to 15 with two more bits on top: the lowest two of `high`, the next, the third or the fourth, by `which`.
     fn six_bits(self, nibbles: Self::W, high: Self::W, which: usize) -> Self::W;
+    /// `x` as it is. Where the order of instructions matters, the compiler is kept from computing it later than here: it does not
+    /// know in which order a CPU can do most at once.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[inline(always)]
+    fn pinned(self, x: Self::F) -> Self::F {
+        x
+    }
     /// Asks for the cache line at `from` ahead of its use. Any address may be given.
     fn prefetch(self, from: *const u8);
     /// The same, as far as the second cache: of what the first one waits for there can be few at a time, so that long
