@@ -354,6 +354,7 @@ fn add_all<S: Simd, const D: usize, const MIN: bool, const R: usize, const G: us
 }
 
 /// The same slice, but the compiler does not know that, and so reads nothing of it before this place in the program.
+#[expect(clippy::pointers_in_nomem_asm_block, reason = "there is no instruction that could read what it points to")]
 #[inline(always)]
 fn pinned<T>(slice: &[T]) -> &[T] {
     let mut at = slice.as_ptr();
