@@ -254,7 +254,7 @@ impl Policy {
     /// Starts branches that are `wanted`, in fair turns, until there is no room or the step is full.
     fn start(&mut self, draft: &mut Draft<'_>, wanted: impl Fn(&Group, BranchIndex) -> bool) {
         let wanted = |group: &Group| group.first_waiting().is_some_and(|branch| wanted(group, branch));
-        while let Some(id) = self.next_to_start(draft, &wanted) {
+        while let Some(id) = self.next_to_start(draft, wanted) {
             self.next = Some(id);
             let Some(branch) = self.groups[&id].first_waiting() else { return };
             let sequence = SequenceId { group: id, branch };
