@@ -10,6 +10,7 @@ mod panels;
 use std::ops::Range;
 
 use self::panels::{Halves, Panel, SixBits, Wide};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use self::panels::{WHOLE, add_dots, add_minimum};
 use crate::Isa;
 use crate::activations::{Activations, Group, TOGETHER};
