@@ -81,7 +81,11 @@ impl Attention {
                 break;
             }
         }
-        let lines = self.tasks.iter().map(|task| lines(&spans.spans[task.span], task)).max().unwrap_or(0);
+        // The longest come first, so that no thread is left with one at the end; then as they were laid out, which is where their
+        // keys and values lie.
+        let lines = |task: &Task| lines(&spans.spans[task.span], task);
+        self.tasks.sort_unstable_by_key(|task| (Reverse(lines(task)), task.span, task.first, task.kv_head, task.head));
+        let lines = self.tasks.first().map_or(0, lines);
         self.scratch.resize_with(threads, Scratch::default);
         for scratch in &mut self.scratch {
             scratch.queries.resize(self.heads.dim * MOST_SUMS, 0.0);
@@ -110,9 +114,6 @@ impl Attention {
                 }
             }
         }
-        // The longest come first, so that no thread is left with one at the end.
-        let work = |task: &Task| Reverse(lines(&spans.spans[task.span], task));
-        self.tasks.sort_unstable_by_key(|task| (work(task), task.span, task.first, task.kv_head, task.head));
     }
 
     /// Computes `out`, `[rows, heads x head_dim]`, from the queries in `projections` and what `layer` of `kv` holds. `spans`

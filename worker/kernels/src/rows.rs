@@ -104,13 +104,6 @@ impl<T> Shared<T> {
         unsafe { self.0.add(at) }
     }
 
-    /// Where the slice begins.
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    #[inline(always)]
-    pub(crate) fn start(&self) -> *const T {
-        self.0
-    }
-
     /// # Safety
     /// `at..at + length` is inside the slice it was made of, which is still borrowed, and nobody else uses that part.
     #[expect(clippy::mut_from_ref, reason = "the caller promises that parts are disjoint")]

@@ -136,9 +136,11 @@ impl Product<'_> {
         let Share { x, groups: all, .. } = self.stretch.share;
         let first = all.start + unit.group;
         for row in x.rows_of(first).start..x.rows_of(first + groups - 1).end {
-            let at = self.stretch.share.output(row, (self.stretch.part, self.index));
-            // SAFETY: a hint, which faults nowhere.
-            unsafe { asm!("prefetchw [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly)) };
+            // SAFETY: a row and a panel of the share; and a hint.
+            unsafe {
+                let at = self.stretch.share.output(row, (self.stretch.part, self.index));
+                asm!("prefetchw [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly));
+            }
         }
     }
 }
@@ -203,6 +205,7 @@ impl Scratch {
                     Some(due) if steps == 2 && due.steps == 2 => {
                         self.both::<S, D, MIN, R, G, 2>(s, tiles, product, (now, due, next));
                     }
+                    // The first of a panel, the first of its last few steps, and any of three steps or one.
                     _ => {
                         tiles.multiply_all(now.x, steps, &mut self.dots[now.dots]);
                         tiles.load_rows::<4>(next, 0);

@@ -7,7 +7,7 @@
 //! | 4 and 5, in turn | the rows of a step | `[rows, D bytes]` |
 //! | 6 and 7, in turn | their products | `[rows, 16 outputs]` i32 |
 //!
-//! The rows are those of one group, or of two that lie side by side: sixteen rows take the unit no longer than eight.
+//! The rows are those of one group, or of two that lie side by side: sixteen rows take the multiplier no longer than eight.
 
 use std::arch::asm;
 use std::marker::PhantomData;
@@ -130,26 +130,25 @@ impl<const D: usize> Tiles<D> {
         }
     }
 
-    /// The products of the first `count` steps of `x`, whose first rows are in register 4, and the weights that were loaded.
+    /// The products of the first `count` steps of `x`, `[blocks, groups abreast]`, and the weights that were loaded.
     #[inline(always)]
     pub(super) fn multiply_all(&mut self, x: &[RowBlocks], count: usize, to: &mut Dots) {
-        self.multiply::<0, 4, 6>();
-        self.store::<6>(to, 0);
-        if count > 1 {
-            self.load_rows::<5>(x, 1);
-            self.multiply::<1, 5, 7>();
-            self.store::<7>(to, 1);
+        for step in 0..count {
+            match step {
+                0 => self.step::<0, 4, 6>(x, to),
+                1 => self.step::<1, 5, 7>(x, to),
+                2 => self.step::<2, 4, 6>(x, to),
+                _ => self.step::<3, 5, 7>(x, to),
+            }
         }
-        if count > 2 {
-            self.load_rows::<4>(x, 2);
-            self.multiply::<2, 4, 6>();
-            self.store::<6>(to, 2);
-        }
-        if count > 3 {
-            self.load_rows::<5>(x, 3);
-            self.multiply::<3, 5, 7>();
-            self.store::<7>(to, 3);
-        }
+    }
+
+    /// Step `STEP`, from its rows to its products.
+    #[inline(always)]
+    fn step<const STEP: usize, const ROWS: usize, const PRODUCT: usize>(&mut self, x: &[RowBlocks], to: &mut Dots) {
+        self.load_rows::<ROWS>(x, STEP);
+        self.multiply::<STEP, ROWS, PRODUCT>();
+        self.store::<PRODUCT>(to, STEP);
     }
 
     /// Writes the products in register `PRODUCT` to those of step `step`.

@@ -89,6 +89,12 @@ const PANEL_BYTES: usize = 128 << 10;
 /// Panels that are claimed at once, at most.
 const MOST_PANELS: usize = 64;
 
+/// Where the outputs of panel `panel` of a part begin in a row.
+#[inline(always)]
+fn column((part, panel): (&Part, usize)) -> usize {
+    part.at + panel * PANEL
+}
+
 /// How outputs lie in memory.
 #[derive(Clone, Copy)]
 struct Shape {
@@ -109,11 +115,11 @@ impl Shape {
         s: S,
         y: &Shared<f32>,
         rows: Range<usize>,
-        (part, panel): (&Part, usize),
+        panel: (&Part, usize),
         sums: &[S::F; R],
     ) {
         let Self { stride, limit, write } = self;
-        let column = part.at + panel * PANEL;
+        let column = column(panel);
         let count = PANEL.min(limit - column);
         for (row, &sum) in rows.zip(sums) {
             // SAFETY: inside the row, and no other share has this row and panel.
@@ -153,10 +159,14 @@ impl Share<'_> {
     }
 
     /// Where a row's outputs of panel `panel` of a part go.
+    ///
+    /// # Safety
+    /// They are in this share.
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[inline(always)]
-    pub(crate) fn output(&self, row: usize, (part, panel): (&Part, usize)) -> *const f32 {
-        self.y.start().wrapping_add(row * self.shape.stride + part.at + panel * PANEL)
+    pub(crate) unsafe fn output(&self, row: usize, panel: (&Part, usize)) -> *const f32 {
+        // SAFETY: the caller's promise: inside the outputs.
+        unsafe { self.y.pointer(row * self.shape.stride + column(panel)) }
     }
 
     /// Writes what rows, at most `R`, and panel `panel` of a part give.
