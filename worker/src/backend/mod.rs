@@ -191,7 +191,7 @@ pub trait Backend: Send {
         1
     }
 
-    /// Rows of a step that cost about as much together as one of them.
+    /// Rows of a step that cost about as much together as one of them. Asked once, before the first step.
     fn rows_together(&self) -> NonZero<usize> {
         NonZero::<usize>::MIN
     }

@@ -1,6 +1,5 @@
 //! A backend whose panics are errors: whatever a backend does, the thread that drives it lives.
 
-use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -30,10 +29,6 @@ impl Guarded {
 
     pub(super) fn plays_for(&self) -> Duration {
         self.0.plays_for()
-    }
-
-    pub(super) fn rows_together(&self) -> NonZero<usize> {
-        self.0.rows_together()
     }
 
     pub(super) fn depth(&self) -> usize {

@@ -57,7 +57,6 @@ impl Engine {
         let mut scratch = std::mem::take(&mut self.scratch);
         let depth = NonZero::new(self.backend.depth().min(overlap::MOST)).unwrap_or(NonZero::<usize>::MIN);
         self.policy.spread_over(depth);
-        self.policy.compute_together(self.backend.rows_together());
         let turn = if depth.get() == 1 && self.flights.are_landed() {
             self.step_with(&mut scratch)
         } else {

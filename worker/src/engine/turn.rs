@@ -81,11 +81,13 @@ pub(super) enum Inbox {
 
 impl Engine {
     pub(super) fn new(bounds: Bounds, backend: Box<dyn Backend>, links: Links) -> Self {
+        let mut policy = Policy::new(bounds);
+        policy.compute_together(backend.rows_together());
         let mut backend = Guarded::new(backend);
         Self {
             epoch: backend.pin_epoch(),
             links,
-            policy: Policy::new(bounds),
+            policy,
             backend,
             sampler: Sampler::new(),
             logits: LogitsBuffer::default(),

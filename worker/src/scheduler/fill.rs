@@ -108,9 +108,10 @@ impl Policy {
             together: self.rows_together,
         };
         let decodes = self.decode(&mut draft);
-        draft.spare = pace.spare(decodes, self.prompts());
+        let prompts = self.prompts();
+        draft.spare = pace.spare(decodes, prompts);
         if decodes > 0 {
-            self.resume(decodes, &mut draft);
+            self.resume(decodes, prompts, &mut draft);
         }
         // Those who are computed again beside decodes have had their turn, and more than there is now.
         let wanted = |group: &Group, branch| decodes == 0 || !group.has_generated(branch);
@@ -123,12 +124,13 @@ impl Policy {
 
     /// Sequences in the middle of their answers are computed again before all other prompts, and may add more to the time of the
     /// step: somebody has them on a screen. They have come together, when their worker was lost, and it helps nobody if all of
-    /// them go on at the same late moment: one is done after the other. What they take is not there for the others, but for what
-    /// a single prompt always gets: where workers are lost faster than this catches up, nobody would begin any more.
-    fn resume(&mut self, decodes: usize, draft: &mut Draft<'_>) {
+    /// them go on at the same late moment: one is done after the other. What they take is not there for the others, but for the
+    /// time that a single prompt always gets, and an eighth of the tokens: where workers are lost faster than this catches up,
+    /// nobody would begin any more.
+    fn resume(&mut self, decodes: usize, prompts: usize, draft: &mut Draft<'_>) {
         let more = draft.pace.spare_for_resumed(decodes);
         let usual = std::mem::replace(&mut draft.spare, more);
-        let tokens = if self.prompts() > 0 { draft.tokens_left / 8 } else { 0 };
+        let tokens = if prompts > 0 { draft.tokens_left / 8 } else { 0 };
         draft.tokens_left -= tokens;
         self.prefill(draft, Turns::ShortestFirst, Group::has_generated);
         self.start(draft, Group::has_generated);

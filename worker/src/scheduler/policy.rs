@@ -79,7 +79,7 @@ pub struct Policy {
     pub(super) totals: Totals,
     /// Steps that are to be under way at once.
     pub(super) spread: NonZero<usize>,
-    /// Rows that cost about as much together as one.
+    /// Rows of a step that cost about as much together as one.
     pub(super) rows_together: NonZero<usize>,
     /// Memory of `fill`, used again.
     pub(super) candidates: Vec<SequenceId>,

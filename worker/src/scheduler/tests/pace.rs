@@ -177,6 +177,22 @@ fn spare_time_is_shared_between_prompts() {
 }
 
 #[test]
+fn what_is_added_beyond_the_spare_time_is_owed_by_the_next_prompt() {
+    let machine = MACHINES[4];
+    let mut pace = Pace::new(8);
+    for _ in 0..1000 {
+        let chunk = chunk(&pace, 4, 0, usize::MAX);
+        observe(&mut pace, 4, chunk.clone(), machine.step(4, &chunk));
+    }
+    let mut spare = pace.spare(4, 1);
+    let kept = spare.split();
+    let fits = pace.fits(&spare, 0);
+    pace.charge(&mut spare, 0..2 * fits + 2);
+    spare.join(kept);
+    assert!(spare.is_used_up(), "half of the time was overdrawn by as much: {spare:?}");
+}
+
+#[test]
 fn the_last_tokens_of_a_prompt_do_not_make_the_others_dearer() {
     let machine = MACHINES[0];
     let mut pace = Pace::new(8);
