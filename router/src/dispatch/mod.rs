@@ -32,7 +32,8 @@ use budget::{InFlight, SharedBudget};
 use route::Route;
 use setbacks::{Loss, Setbacks, Stay, Verdict};
 
-/// How long a replay waits for a fitting replica to appear: a link's idle timeout and a worker's restart fit in.
+/// How long a replay waits for a fitting replica to appear: a link's idle timeout and a worker's restart fit in. And how long a
+/// group stays with an engine that stands still, if nobody else could take it.
 const REPLAY_WAIT: Duration = Duration::from_secs(5);
 
 /// Silence of a group that is always in order, with the default of `stall_ms` five times over: a worker's engine that stands
@@ -193,7 +194,7 @@ impl GroupRun {
 
     async fn submit_along(&mut self, route: &mut Route) -> Result<(), DispatchError> {
         let replays = self.setbacks.replays();
-        let wait = if replays > 0 { REPLAY_WAIT } else { Duration::ZERO };
+        let mut wait = if replays > 0 { REPLAY_WAIT } else { Duration::ZERO };
         let began = tokio::time::Instant::now();
         loop {
             let choice = route.choose(wait).await.map_err(|none| route.dead_end(none, replays))?;
@@ -205,6 +206,10 @@ impl GroupRun {
                 }
                 Err(Trouble::Group(failure)) => return Err(DispatchError::Failed(failure)),
                 Err(trouble) => {
+                    if matches!(trouble, Trouble::Stuck) {
+                        // Perhaps it only has to wait longer than it would have had to.
+                        wait = REPLAY_WAIT;
+                    }
                     route.avoid(choice.replica.seat, &trouble, began.elapsed() < wait);
                     self.blame(&choice.replica, &trouble)?;
                 }
@@ -237,8 +242,21 @@ impl GroupRun {
                 Ok(Some(event)) => return Ok(Some(event)),
                 Ok(None) => {}
                 Err(Trouble::Group(failure)) => return Err(DispatchError::Failed(failure)),
-                Err(trouble) => self.replay(&trouble).await?,
+                Err(trouble) => {
+                    if !(matches!(trouble, Trouble::Stuck) && self.moves_again().await) {
+                        self.replay(&trouble).await?;
+                    }
+                }
             }
+        }
+    }
+
+    /// Whether the engine that stands still moves again while nobody else could take the group. Leaving it would help nobody
+    /// then, and cost what it has computed: a machine may only have been busy with something else.
+    async fn moves_again(&self) -> bool {
+        match (&self.attempt, &self.route) {
+            (Some(attempt), Some(route)) => route.outlasts(&attempt.replica, REPLAY_WAIT).await,
+            _ => false,
         }
     }
 

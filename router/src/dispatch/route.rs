@@ -161,6 +161,30 @@ impl Route {
         back.await.ok().flatten()
     }
 
+    /// Whether the engine of `replica`, which stands still, moves within `wait`, and before another one could take the group.
+    pub(super) async fn outlasts(&self, replica: &Replica, wait: Duration) -> bool {
+        let mut view = self.dispatcher.view.clone();
+        let waited = tokio::time::timeout(wait, async {
+            loop {
+                let now = view.now();
+                if !now.replicas.iter().any(|there| there.seat == replica.seat) {
+                    return false;
+                }
+                if let Ok(choice) = self.pick(&now) {
+                    return choice.replica.seat == replica.seat;
+                }
+                tokio::select! {
+                    biased;
+                    changed = view.changed() => if !changed {
+                        return false;
+                    },
+                    () = replica.vital.moves() => return true,
+                }
+            }
+        });
+        waited.await.unwrap_or(false)
+    }
+
     /// What the caller is told when no replica is left after `replays`.
     pub(super) fn dead_end(&self, unroutable: Unroutable, replays: u32) -> DispatchError {
         let view = &self.dispatcher.view;

@@ -168,11 +168,19 @@ impl FleetState {
 }
 
 /// An engine got stuck, or moves again.
-fn tell_health(worker: &Name, health: Health) {
+fn tell_health(health: Health, worker: &Name, replica: Option<&Replica>) {
     match health {
         Health::Stuck => {
             metrics::counter!("shoal_worker_stalls_total", "worker" => worker.to_string()).increment(1);
-            tracing::warn!(%worker, "a worker's engine stands still: its groups go on elsewhere");
+            let silence = replica.map(|replica| ambient::since(replica.pulse.moved()));
+            let (status, prompt_tokens) =
+                replica.map_or((None, 0), |replica| (replica.status, replica.outstanding.prompts()));
+            let running = status.map_or(0, |status| status.running);
+            let tokens_per_second = status.map_or(0, |status| status.tokens_per_second);
+            tracing::warn!(
+                %worker, ?silence, running, prompt_tokens, tokens_per_second,
+                "a worker's engine stands still: its groups go on elsewhere, if there is another that could take them"
+            );
         }
         Health::Moving => tracing::info!(%worker, "a worker's engine moves again"),
     }
@@ -204,7 +212,7 @@ impl Actor for FleetActor {
             }
             FleetMessage::Report { worker, seat, status } => {
                 if let Some(health) = state.roster.report(&worker, seat, status, ambient::now()) {
-                    tell_health(&worker, health);
+                    tell_health(health, &worker, state.roster.member(&worker));
                 }
                 gauges::tell_load(&worker, Some(&status));
                 state.publish();
@@ -224,7 +232,7 @@ impl Actor for FleetActor {
             FleetMessage::Order { model, order } => state.roster.order(model.as_ref(), order),
             FleetMessage::Leave { worker, seat } => {
                 let stages = state.roster.leave(&worker, seat);
-                if !state.roster.has(&worker) {
+                if state.roster.member(&worker).is_none() {
                     gauges::tell_load(&worker, None);
                     gauges::stages_gone(&worker, &stages);
                 }

@@ -78,8 +78,17 @@ impl Vital {
 
     /// Resolves once the engine is stuck. Cancel-safe.
     pub async fn stuck(&self) {
+        self.is(Health::Stuck).await;
+    }
+
+    /// Resolves once the engine is not, or no longer, stuck. Cancel-safe.
+    pub async fn moves(&self) {
+        self.is(Health::Moving).await;
+    }
+
+    async fn is(&self, health: Health) {
         // Its sender lives as long as this.
-        let _ = self.beat.subscribe().wait_for(|beat| beat.health == Health::Stuck).await;
+        let _ = self.beat.subscribe().wait_for(|beat| beat.health == health).await;
     }
 
     /// Notes what the last status said; whether the health is news.

@@ -156,9 +156,9 @@ impl Roster {
         left.map_or_else(Arc::default, |replica| replica.stages)
     }
 
-    /// Whether a worker of this name is a member.
-    pub fn has(&self, worker: &Name) -> bool {
-        self.replicas.contains_key(worker)
+    /// The member of this name.
+    pub fn member(&self, worker: &Name) -> Option<&Replica> {
+        self.replicas.get(worker)
     }
 
     /// Where the orders to a worker wait.

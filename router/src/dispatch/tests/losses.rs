@@ -112,6 +112,57 @@ async fn a_group_goes_on_elsewhere_when_its_worker_s_engine_stands_still_and_lat
 }
 
 #[tokio::test]
+async fn a_group_stays_with_an_engine_that_stands_still_for_a_while_if_nobody_else_could_take_it() {
+    let mut stage = Stage::new();
+    let only = stage.worker("a").await;
+    let (mut run, _stop) = stage.group(1, None);
+    let mut group = only.has_said_two_tokens(&mut run).await;
+    stage.gets_stuck("a");
+    let plays = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        stage.tells("a", 8, Health::Moving);
+        group.tokens(0, 2..6).await;
+        group.writer.finish().unwrap();
+        group
+    };
+    let (_kept, seen) = tokio::join!(plays, rest(&mut run));
+    assert_eq!(seen.unwrap(), tokens_of(0)[2..]);
+    assert_eq!(run.setbacks.replays(), 0, "it was computed again");
+}
+
+#[tokio::test]
+async fn a_group_leaves_an_engine_that_stands_still_as_soon_as_another_could_take_it() {
+    let mut stage = Stage::new();
+    let first = stage.worker("a").await;
+    let (mut run, _stop) = stage.group(1, None);
+    let _stuck = first.has_said_two_tokens(&mut run).await;
+    stage.gets_stuck("a");
+    let plays = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let second = stage.worker("b").await;
+        (second.goes_on_to_the_end(2).await, second)
+    };
+    let (_kept, seen) = tokio::join!(plays, rest(&mut run));
+    assert_eq!(seen.unwrap(), tokens_of(0)[2..]);
+}
+
+#[tokio::test]
+async fn a_group_that_waits_for_the_only_engine_s_word_waits_until_it_moves() {
+    let mut stage = Stage::new();
+    let only = stage.worker("a").await;
+    let (mut run, _stop) = stage.group(1, None);
+    let plays = async {
+        let silent = only.group().await;
+        stage.gets_stuck("a");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        stage.tells("a", 8, Health::Moving);
+        (silent, only.goes_on_to_the_end(0).await)
+    };
+    let (_kept, seen) = tokio::join!(plays, whole(&mut run));
+    assert_eq!(seen, tokens_of(0));
+}
+
+#[tokio::test]
 async fn a_group_that_is_forgotten_on_a_worker_whose_engine_moves_goes_on_elsewhere() {
     let mut stage = Stage::new();
     stage.dispatcher.patience = Duration::from_millis(50);
