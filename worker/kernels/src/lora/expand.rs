@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::FOUR;
 use super::low_rank::{LowRank, PANEL, Panel};
 use super::numbers::{Numbers, Vector};
 use crate::rows::Shared;
@@ -56,12 +57,19 @@ impl Expand<'_> {
     #[inline(always)]
     fn panel<S: Simd, V: Vector, const P: usize>(&self, s: S, b: &[V], panel: &Panel<'_>) {
         let (b, _) = b.as_chunks::<P>();
-        let (pairs, last) = self.rows.as_chunks::<2>();
-        for (pair, rows) in pairs.iter().enumerate() {
-            self.rows(s, b, panel, (2 * pair, rows));
+        let (mut slot, mut rows) = (0, self.rows);
+        if S::SUMS >= FOUR * PANEL {
+            while let Some((four, others)) = rows.split_first_chunk::<FOUR>() {
+                self.rows(s, b, panel, (slot, four));
+                (slot, rows) = (slot + FOUR, others);
+            }
         }
-        if let [row] = last {
-            self.rows(s, b, panel, (2 * pairs.len(), &[*row]));
+        while let Some((pair, others)) = rows.split_first_chunk::<2>() {
+            self.rows(s, b, panel, (slot, pair));
+            (slot, rows) = (slot + 2, others);
+        }
+        if let [row] = rows {
+            self.rows(s, b, panel, (slot, &[*row]));
         }
     }
 

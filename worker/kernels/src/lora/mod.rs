@@ -28,6 +28,10 @@ use crate::simd::{LANES, dispatch};
 /// twice, of 2,048 half a second level cache of 512 KiB.
 const ROWS_PER_PASS: usize = 32;
 
+/// Rows that meet a tile or a panel together where there are registers for their sums: numbers that are kept in 16 bits are
+/// widened once for all of them.
+const FOUR: usize = 4;
+
 /// Rows of an adapter at most whose update is worked off in one go: with more of them what counts is not how it is read, but
 /// how the rows' inputs and outputs are.
 const ROWS_OF_WHOLE: usize = 8;

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::FOUR;
 use super::low_rank::{LowRank, TILE};
 use super::numbers::{Numbers, Vector};
 use crate::rows::{Rows, Shared};
@@ -56,12 +57,20 @@ impl Reduce<'_> {
     #[inline(always)]
     fn tile<S: Simd, V: Vector, const T: usize>(&self, s: S, a: &[V], first: usize) {
         let (a, _) = a.as_chunks::<T>();
-        let (pairs, last) = self.rows.as_chunks::<2>();
-        for (pair, rows) in pairs.iter().enumerate() {
-            self.rows(s, a, self.first + 2 * pair * self.stride + first, rows);
+        let mut to = self.first + first;
+        let mut rows = self.rows;
+        if S::SUMS >= FOUR * TILE {
+            while let Some((four, others)) = rows.split_first_chunk::<FOUR>() {
+                self.rows(s, a, to, four);
+                (to, rows) = (to + FOUR * self.stride, others);
+            }
         }
-        if let [row] = last {
-            self.rows(s, a, self.first + 2 * pairs.len() * self.stride + first, &[*row]);
+        while let Some((pair, others)) = rows.split_first_chunk::<2>() {
+            self.rows(s, a, to, pair);
+            (to, rows) = (to + 2 * self.stride, others);
+        }
+        if let [row] = rows {
+            self.rows(s, a, to, &[*row]);
         }
     }
 
@@ -90,9 +99,16 @@ impl Reduce<'_> {
             }
         }
         for row in 0..R {
-            for t in 0..T {
-                // SAFETY: the operator has made room for every rank of every row; this tile of these rows is one thread's.
-                unsafe { self.to.pointer(to + row * self.stride + t).write(s.sum(sums[row][t])) };
+            // SAFETY: the operator has made room for every rank of every row; this tile of these rows is one thread's.
+            let to = unsafe { self.to.pointer(to + row * self.stride) };
+            if let Ok(four) = <[S::F; TILE]>::try_from(&sums[row][..]) {
+                // SAFETY: as above.
+                unsafe { to.cast::<[f32; TILE]>().write(s.sum_four(four)) };
+            } else {
+                for t in 0..T {
+                    // SAFETY: as above.
+                    unsafe { to.add(t).write(s.sum(sums[row][t])) };
+                }
             }
         }
     }

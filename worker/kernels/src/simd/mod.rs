@@ -96,6 +96,11 @@ pub(crate) trait Simd: Copy {
     fn sum_i(self, value: Self::I) -> i32;
     /// Lane i plus lane i + 8, then i + 4, i + 2, i + 1.
     fn sum(self, value: Self::F) -> f32;
+    /// [`Simd::sum`] of each.
+    #[inline(always)]
+    fn sum_four(self, [a, b, c, d]: [Self::F; 4]) -> [f32; 4] {
+        [self.sum(a), self.sum(b), self.sum(c), self.sum(d)]
+    }
 
     /// 64 bytes, lane by lane.
     ///

@@ -50,6 +50,8 @@ impl Op for Everything {
         s.store(s.load_i16(&wholes), &mut lanes);
         assert_eq!(lanes, wholes.map(f32::from));
         out.push(s.sum(small).to_bits().cast_signed());
+        out.extend(s.sum_four([a, small, b, c]).map(|sum| sum.to_bits().cast_signed()));
+        assert_eq!(s.sum_four([a, small, b, c])[1].to_bits(), s.sum(small).to_bits());
         out.push(s.greatest_i(s.max_i(s.bits(a), s.bits(b))));
         out.push(s.sum_i(s.add_i(s.bits(a), s.bits(b))));
         let mut bytes = [0; LANES];
