@@ -17,8 +17,8 @@ use crate::vector::exp;
 
 /// Up to here there is a kernel for every number of queries.
 const EVERY_NUMBER: usize = 8;
-/// Sums that hide the latency of a multiply-add: fewer queries have several each.
-const CHAINS: usize = 8;
+/// Sums that hide the latency of a multiply-add, twice over: fewer queries have several each.
+const CHAINS: usize = 16;
 
 /// Tasks for each thread, at least, or they are made smaller: three tasks of equal length take two threads as long as four.
 const TASKS_PER_THREAD: usize = 2;
@@ -183,26 +183,29 @@ impl Op for Attend<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         match padded_to(self.task.rows * self.task.heads) {
-            1 => self.queries::<S, 1>(s),
-            2 => self.queries::<S, 2>(s),
-            3 => self.queries::<S, 3>(s),
-            4 => self.queries::<S, 4>(s),
-            5 => self.queries::<S, 5>(s),
-            6 => self.queries::<S, 6>(s),
+            1 => self.queries::<S, 1, 1>(s),
+            2 => self.queries::<S, 2, 2>(s),
+            3 => self.queries::<S, 3, 3>(s),
+            4 => self.queries::<S, 4, 4>(s),
+            5 => self.queries::<S, 5, 5>(s),
+            6 => self.queries::<S, 6, 6>(s),
             more if S::SUMS < MOST_SUMS => unreachable!("{more} sums of {}", S::SUMS),
-            7 => self.queries::<S, 7>(s),
-            8 => self.queries::<S, 8>(s),
-            12 => self.queries::<S, 12>(s),
-            16 => self.queries::<S, 16>(s),
-            20 => self.queries::<S, 20>(s),
-            _ => self.queries::<S, MOST_SUMS>(s),
+            7 => self.queries::<S, 7, 7>(s),
+            8 => self.queries::<S, 8, 8>(s),
+            12 => self.queries::<S, 12, 12>(s),
+            16 => self.queries::<S, 16, 8>(s),
+            20 => self.queries::<S, 20, 10>(s),
+            _ => self.queries::<S, MOST_SUMS, 12>(s),
         }
     }
 }
 
 impl Attend<'_> {
+    /// The task as `Q` queries, of which `H` have their sums in registers at a time: each element of theirs is read once for
+    /// two sums or more, or reading would be what takes the time.
     #[inline(always)]
-    fn queries<S: Simd, const Q: usize>(mut self, s: S) {
+    fn queries<S: Simd, const Q: usize, const H: usize>(mut self, s: S) {
+        const { assert!(Q.is_multiple_of(H), "parts of equal size") };
         self.gather::<Q>();
         // Position of each query: it looks at as many before it, and at itself.
         let mut limits = [0; Q];
@@ -210,9 +213,9 @@ impl Attend<'_> {
             *limit = self.span.position + self.task.first + self.row_of(query);
         }
         let blocks = blocks_of(&self.span, self.task.first + self.task.rows);
-        let largest = self.score(s, &limits, blocks);
+        let largest = self.score::<S, Q, H>(s, &limits, blocks);
         let sums = self.weigh(s, &largest, blocks);
-        self.mix(s, &sums, blocks);
+        self.mix::<S, Q, H>(s, &sums, blocks);
     }
 
     /// The row of a query within the task. Queries beyond the task's are computed like those of its last row.
@@ -242,16 +245,20 @@ impl Attend<'_> {
 
     /// Writes the scores and returns the largest of each query.
     #[inline(always)]
-    fn score<S: Simd, const Q: usize>(&mut self, s: S, limits: &[usize; Q], blocks: usize) -> [f32; Q] {
+    fn score<S: Simd, const Q: usize, const H: usize>(&mut self, s: S, limits: &[usize; Q], blocks: usize) -> [f32; Q] {
         let mut largest = [s.splat(f32::NEG_INFINITY); Q];
         let mut block = 0;
         // Few queries are few chains of multiply-adds, each of which waits for the last: two blocks hide that.
-        while Q * 2 <= CHAINS.min(S::SUMS) && block + 2 <= blocks {
-            self.score_blocks::<S, Q, 2>(s, limits, block..blocks, &mut largest);
+        while H * 2 <= S::SUMS && block + 2 <= blocks {
+            for first in (0..Q).step_by(H) {
+                self.score_blocks::<S, Q, H, 2>(s, limits, (block..blocks, first), &mut largest);
+            }
             block += 2;
         }
         while block < blocks {
-            self.score_blocks::<S, Q, 1>(s, limits, block..blocks, &mut largest);
+            for first in (0..Q).step_by(H) {
+                self.score_blocks::<S, Q, H, 1>(s, limits, (block..blocks, first), &mut largest);
+            }
             block += 1;
         }
         let mut lanes = [0.0; LANES];
@@ -263,17 +270,18 @@ impl Attend<'_> {
         best
     }
 
+    /// The first `B` of the blocks that are left, for the `H` queries from `query` on.
     #[inline(always)]
-    fn score_blocks<S: Simd, const Q: usize, const B: usize>(
+    fn score_blocks<S: Simd, const Q: usize, const H: usize, const B: usize>(
         &mut self,
         s: S,
         limits: &[usize; Q],
-        left: Range<usize>,
+        (left, first_query): (Range<usize>, usize),
         largest: &mut [S::F; Q],
     ) {
         let first = left.start;
         let scale = s.splat(1.0 / (self.shape.head_dim as f32).sqrt());
-        let mut scores = [[s.splat(0.0); Q]; B];
+        let mut scores = [[s.splat(0.0); H]; B];
         let dim = self.shape.head_dim;
         let mut keys: [&[[u16; LANES]]; B] = [&[]; B];
         let mut ahead: [&[[u16; LANES]]; B] = [&[]; B];
@@ -287,16 +295,25 @@ impl Attend<'_> {
                 if (element * size_of::<[u16; LANES]>()).is_multiple_of(CACHE_LINE) {
                     s.prefetch_far(ahead[within][element].as_ptr().cast());
                 }
-                let keys = s.load_f16(&keys[within][element]);
-                for query in 0..Q {
-                    scores[within][query] = s.fma(keys, s.splat(queries[element][query]), scores[within][query]);
+            }
+            let mut wide = [s.splat(0.0); B];
+            for within in 0..B {
+                wide[within] = s.load_f16(&keys[within][element]);
+            }
+            let queries: &[f32; H] = queries[element][first_query..].first_chunk().expect("whole parts");
+            for query in 0..H {
+                let value = s.splat(queries[query]);
+                for within in 0..B {
+                    scores[within][query] = s.fma(wide[within], value, scores[within][query]);
                 }
             }
         }
+        let limits: &[usize; H] = limits[first_query..].first_chunk().expect("whole parts");
+        let largest: &mut [S::F; H] = largest[first_query..].first_chunk_mut().expect("whole parts");
         for within in 0..B {
             let block = first + within;
-            let to = &mut self.scratch.weights[block * Q..][..Q];
-            for query in 0..Q {
+            let to = &mut self.scratch.weights[block * Q + first_query..][..H];
+            for query in 0..H {
                 let score = mask(s, s.mul(scores[within][query], scale), limits[query] + 1, block);
                 largest[query] = s.max(score, largest[query]);
                 s.store(score, &mut to[query]);
@@ -325,50 +342,69 @@ impl Attend<'_> {
 
     /// The weighted values, divided by the sums of the weights.
     #[inline(always)]
-    fn mix<S: Simd, const Q: usize>(&self, s: S, sums: &[f32; Q], blocks: usize) {
+    fn mix<S: Simd, const Q: usize, const H: usize>(&self, s: S, sums: &[f32; Q], blocks: usize) {
         let columns = self.shape.value_stride() / LANES;
         let mut column = 0;
         // As many accumulators as hide the latency of a multiply-add, and as fit the registers.
-        while Q * 4 <= S::SUMS.min(2 * CHAINS) && column + 4 <= columns {
-            self.mix_columns::<S, Q, 4>(s, sums, blocks, column);
+        while H * 4 <= S::SUMS.min(CHAINS) && column + 4 <= columns {
+            for query in (0..Q).step_by(H) {
+                self.mix_columns::<S, Q, H, 4>(s, sums, blocks, (column, query));
+            }
             column += 4;
         }
-        while Q * 2 <= S::SUMS && column + 2 <= columns {
-            self.mix_columns::<S, Q, 2>(s, sums, blocks, column);
+        while H * 2 <= S::SUMS && column + 2 <= columns {
+            for query in (0..Q).step_by(H) {
+                self.mix_columns::<S, Q, H, 2>(s, sums, blocks, (column, query));
+            }
             column += 2;
         }
         while column < columns {
-            self.mix_columns::<S, Q, 1>(s, sums, blocks, column);
+            for query in (0..Q).step_by(H) {
+                self.mix_columns::<S, Q, H, 1>(s, sums, blocks, (column, query));
+            }
             column += 1;
         }
     }
 
+    /// `C` columns from `first` on, of the `H` queries from `first_query` on.
     #[inline(always)]
-    fn mix_columns<S: Simd, const Q: usize, const C: usize>(&self, s: S, sums: &[f32; Q], blocks: usize, first: usize) {
+    fn mix_columns<S: Simd, const Q: usize, const H: usize, const C: usize>(
+        &self,
+        s: S,
+        sums: &[f32; Q],
+        blocks: usize,
+        (first, first_query): (usize, usize),
+    ) {
         let (dim, columns) = (self.shape.head_dim, self.shape.value_stride() / LANES);
-        let mut mixed = [[s.splat(0.0); Q]; C];
+        let mut mixed = [[s.splat(0.0); H]; C];
         for block in 0..blocks {
             let values = self.block(block)[dim * BLOCK_POSITIONS..].as_chunks::<LANES>().0;
             let ahead = self.block((block + AHEAD).min(blocks - 1))[dim * BLOCK_POSITIONS..].as_chunks::<LANES>().0;
-            let weights = &self.scratch.weights[block * Q..][..Q];
+            let weights: &[_; H] =
+                self.scratch.weights[block * Q + first_query..].first_chunk().expect("lines of all queries");
             for (position, values) in values.chunks_exact(columns).take(BLOCK_POSITIONS).enumerate() {
                 for column in (first..first + C).step_by(CACHE_LINE / size_of::<[u16; LANES]>()) {
                     s.prefetch_far(ahead[position * columns + column].as_ptr().cast());
                 }
                 let values = &values[first..first + C];
+                let mut wide = [s.splat(0.0); C];
                 for within in 0..C {
-                    let value = s.load_f16(&values[within]);
-                    for query in 0..Q {
-                        mixed[within][query] = s.fma(value, s.splat(weights[query][position]), mixed[within][query]);
+                    wide[within] = s.load_f16(&values[within]);
+                }
+                for query in 0..H {
+                    let weight = s.splat(weights[query][position]);
+                    for within in 0..C {
+                        mixed[within][query] = s.fma(wide[within], weight, mixed[within][query]);
                     }
                 }
             }
         }
-        for query in 0..Q {
+        for within in 0..H {
+            let query = first_query + within;
             if query < self.task.rows * self.task.heads {
                 let share = s.splat(1.0 / sums[query]);
-                for within in 0..C {
-                    self.write(s, query, first + within, s.mul(mixed[within][query], share));
+                for column in 0..C {
+                    self.write(s, query, first + column, s.mul(mixed[column][within], share));
                 }
             }
         }
