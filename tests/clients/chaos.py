@@ -62,6 +62,8 @@ class Report:
     unequal: int = 0
     faults: list = dataclasses.field(default_factory=list)
     stalls: list = dataclasses.field(default_factory=list)
+    # (Seconds, of which request) of the longest silence.
+    longest: tuple = (0.0, None)
 
     def quantile(self, of):
         ordered = sorted(self.stalls)
@@ -146,6 +148,7 @@ class Chaos:
             felt = max((length for at, length in silences if any(at - length <= death <= at for death in deaths)), default=0)
             if felt >= FELT:
                 self.report.stalls.append(felt)
+                self.report.longest = max(self.report.longest, (felt, str(body)))
             if fault:
                 setattr(self.report, kind, getattr(self.report, kind) + 1)
                 self.report.faults.append(f"{kind}: {fault}: {body}")
@@ -250,6 +253,8 @@ def main():
         counts = {"kills": chosen.kills, "streams": chosen.streams, "tokens": chosen.tokens, "step_ms": chosen.step_ms}
         report = play(Rules(pathlib.Path(directory) / "fleet", weights=weights, seed=chosen.seed, **counts))
     print(report)
+    if report.stalls:
+        print(f"the longest was felt by: {report.longest[1]}")
     for fault in report.faults[:20]:
         print(f"fault: {fault}")
     return 1 if report.faults else 0

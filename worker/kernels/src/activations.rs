@@ -215,6 +215,9 @@ impl Activations {
     }
 }
 
+/// Blocks of a row that are quantised together: the lanes of several vectors are folded in little more time than those of one.
+const AT_ONCE: usize = 4;
+
 /// Elements of rows that one thread quantises in one go, at least.
 const ROW_GRAIN: usize = 2048;
 
@@ -251,75 +254,156 @@ impl Op for Quantise<'_> {
     fn run<S: Simd>(mut self, s: S) {
         let (x, _) = self.x.as_chunks::<LANES>();
         match self.source {
-            Source::Plain => {
-                for (block, x) in x.chunks_exact(2).enumerate().take(self.row_blocks) {
-                    self.to.write(s, block, s.load(&x[0]), s.load(&x[1]));
-                }
-            }
+            Source::Plain => self.with(s, &Plain(x)),
             Source::Norm { weights, length, eps } => {
-                let scale = s.splat(vector::rms_scale(s, x, length, eps));
-                let (weights, _) = weights.as_chunks::<LANES>();
-                for block in 0..self.row_blocks {
-                    let low = s.mul(s.mul(s.load(&x[2 * block]), scale), s.load(&weights[2 * block]));
-                    let high = s.mul(s.mul(s.load(&x[2 * block + 1]), scale), s.load(&weights[2 * block + 1]));
-                    self.to.write(s, block, low, high);
-                }
+                let scale = vector::rms_scale(s, x, length, eps);
+                self.with(s, &Normed { x, weights: weights.as_chunks().0, scale });
             }
             Source::Gated => {
                 let (gates, ups) = x.split_at(2 * self.row_blocks);
-                for block in 0..self.row_blocks {
-                    let low = vector::swiglu(s, s.load(&gates[2 * block]), s.load(&ups[2 * block]));
-                    let high = vector::swiglu(s, s.load(&gates[2 * block + 1]), s.load(&ups[2 * block + 1]));
-                    self.to.write(s, block, low, high);
-                }
+                self.with(s, &Gated { gates, ups });
             }
         }
     }
 }
 
-impl Target<'_> {
-    /// Quantises block `block` of the row.
+impl Quantise<'_> {
     #[inline(always)]
-    fn write<S: Simd>(&mut self, s: S, block: usize, low: S::F, high: S::F) {
+    fn with<S: Simd, V: Values>(&mut self, s: S, values: &V) {
+        let mut block = 0;
+        while block + AT_ONCE <= self.row_blocks {
+            let mut of_blocks = [[s.splat(0.0); 2]; AT_ONCE];
+            for within in 0..AT_ONCE {
+                of_blocks[within] = values.block(s, block + within);
+            }
+            self.to.write(s, block, of_blocks);
+            block += AT_ONCE;
+        }
+        while block < self.row_blocks {
+            self.to.write(s, block, [values.block(s, block)]);
+            block += 1;
+        }
+    }
+}
+
+/// The values of a row.
+trait Values {
+    /// Those of a block.
+    fn block<S: Simd>(&self, s: S, block: usize) -> [S::F; 2];
+}
+
+struct Plain<'a>(&'a [[f32; LANES]]);
+
+impl Values for Plain<'_> {
+    #[inline(always)]
+    fn block<S: Simd>(&self, s: S, block: usize) -> [S::F; 2] {
+        [s.load(&self.0[2 * block]), s.load(&self.0[2 * block + 1])]
+    }
+}
+
+struct Normed<'a> {
+    x: &'a [[f32; LANES]],
+    weights: &'a [[f32; LANES]],
+    scale: f32,
+}
+
+impl Normed<'_> {
+    #[inline(always)]
+    fn vector<S: Simd>(&self, s: S, at: usize) -> S::F {
+        s.mul(s.mul(s.load(&self.x[at]), s.splat(self.scale)), s.load(&self.weights[at]))
+    }
+}
+
+impl Values for Normed<'_> {
+    #[inline(always)]
+    fn block<S: Simd>(&self, s: S, block: usize) -> [S::F; 2] {
+        [self.vector(s, 2 * block), self.vector(s, 2 * block + 1)]
+    }
+}
+
+struct Gated<'a> {
+    gates: &'a [[f32; LANES]],
+    ups: &'a [[f32; LANES]],
+}
+
+impl Gated<'_> {
+    #[inline(always)]
+    fn vector<S: Simd>(&self, s: S, at: usize) -> S::F {
+        vector::swiglu(s, s.load(&self.gates[at]), s.load(&self.ups[at]))
+    }
+}
+
+impl Values for Gated<'_> {
+    #[inline(always)]
+    fn block<S: Simd>(&self, s: S, block: usize) -> [S::F; 2] {
+        [self.vector(s, 2 * block), self.vector(s, 2 * block + 1)]
+    }
+}
+
+/// What a block of `amax` as its largest value is scaled with: its scale, and what its values are multiplied by.
+#[inline(always)]
+fn scale_of(amax: f32) -> (f32, f32) {
+    if !amax.is_finite() {
+        (f32::NAN, 0.0)
+    } else if amax < SMALLEST {
+        (0.0, 0.0)
+    } else {
+        (amax / 127.0, 127.0 / amax)
+    }
+}
+
+impl Target<'_> {
+    /// Quantises `N` blocks of the row, from block `first` on.
+    #[inline(always)]
+    fn write<S: Simd, const N: usize>(&mut self, s: S, first: usize, values: [[S::F; 2]; N]) {
         if let Some(kept) = &mut self.kept {
             let (kept, _) = kept.as_chunks_mut::<LANES>();
-            s.store(low, &mut kept[2 * block]);
-            s.store(high, &mut kept[2 * block + 1]);
+            for within in 0..N {
+                s.store(values[within][0], &mut kept[2 * (first + within)]);
+                s.store(values[within][1], &mut kept[2 * (first + within) + 1]);
+            }
         }
-        // SAFETY: a block of the row's group. The pointer is narrowed to the row's slot before anything is borrowed, because
-        // other threads write to other slots of the same block.
-        let to = unsafe { self.blocks.pointer(self.first + block * self.stride).cast::<RowBlock>().add(self.slot) };
         let size = s.splat_i(0x7fff_ffff);
-        let largest = s.greatest_i(s.max_i(s.and_i(s.bits(low), size), s.and_i(s.bits(high), size)));
-        let amax = f32::from_bits(largest.cast_unsigned());
-        let (scale, inverse) = if !amax.is_finite() {
-            (f32::NAN, 0.0)
-        } else if amax < SMALLEST {
-            (0.0, 0.0)
-        } else {
-            (amax / 127.0, 127.0 / amax)
-        };
-        let inverse = s.splat(inverse);
-        let (mut low, mut high) = (s.round(s.mul(low, inverse)), s.round(s.mul(high, inverse)));
-        if !amax.is_finite() {
-            (low, high) = (s.splat_i(0), s.splat_i(0));
+        let mut sizes = [s.splat_i(0); N];
+        for within in 0..N {
+            let [low, high] = values[within];
+            sizes[within] = s.max_i(s.and_i(s.bits(low), size), s.and_i(s.bits(high), size));
         }
-        let sums = [s.sum_i(low), s.sum_i(high)];
-        let sum = sums[0] + sums[1];
-        let mut quants = [0; BLOCK];
-        let (halves, _) = quants.as_chunks_mut::<LANES>();
-        s.store_i8(low, &mut halves[0]);
-        s.store_i8(high, &mut halves[1]);
-        let made = RowBlock {
-            quants,
-            scale,
-            sum: scale * sum as f32,
-            half_sums: [scale * sums[0] as f32, scale * sums[1] as f32],
-            minus8: -8 * sum,
-            minus128: -128 * sum,
-            half_minus128: [-128 * sums[0], -128 * sums[1]],
-        };
-        // SAFETY: nobody else writes to the row's slot.
-        unsafe { to.write(made) };
+        let largest = s.greatest_of_each(sizes);
+        let (mut scales, mut quants, mut halves) = ([0.0; N], [[0; BLOCK]; N], [[s.splat_i(0); N]; 2]);
+        for within in 0..N {
+            let amax = f32::from_bits(largest[within].cast_unsigned());
+            let (scale, inverse) = scale_of(amax);
+            scales[within] = scale;
+            let (to, _) = quants[within].as_chunks_mut::<LANES>();
+            for half in 0..2 {
+                let mut rounded = s.round(s.mul(values[within][half], s.splat(inverse)));
+                if !amax.is_finite() {
+                    rounded = s.splat_i(0);
+                }
+                halves[half][within] = rounded;
+                s.store_i8(rounded, &mut to[half]);
+            }
+        }
+        let sums = [s.sum_of_each(halves[0]), s.sum_of_each(halves[1])];
+        for within in 0..N {
+            let (scale, sums) = (scales[within], [sums[0][within], sums[1][within]]);
+            let sum = sums[0] + sums[1];
+            let made = RowBlock {
+                quants: quants[within],
+                scale,
+                sum: scale * sum as f32,
+                half_sums: [scale * sums[0] as f32, scale * sums[1] as f32],
+                minus8: -8 * sum,
+                minus128: -128 * sum,
+                half_minus128: [-128 * sums[0], -128 * sums[1]],
+            };
+            let block = first + within;
+            // SAFETY: a block of the row's group. The pointer is narrowed to the row's slot before anything is written, because
+            // other threads write to other slots of the same block, and nobody else writes to this one.
+            unsafe {
+                self.blocks.pointer(self.first + block * self.stride).cast::<RowBlock>().add(self.slot).write(made);
+            }
+        }
     }
 }

@@ -3,7 +3,8 @@
 //! instructions.
 //!
 //! `cargo bench -p shoal-kernels --bench kernels`; numbers after `--` choose the rows (default 1 8 32 512); 0 is
-//! attention alone, `lora` low-rank updates alone, and an instruction set by its name (`amx-int8`) its products alone.
+//! attention alone, `lora` low-rank updates alone, `quantise` what makes rows into left sides of products alone, and an
+//! instruction set by its name (`amx-int8`) its products alone.
 
 use std::hint::black_box;
 use std::num::NonZero;
@@ -40,6 +41,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         lora::measure(&mut Pool::new(NonZero::<usize>::MIN, Isa::best())?, &rows, &limits);
         return Ok(());
     }
+    if std::env::args().any(|argument| argument == "quantise") {
+        quantise(&mut Pool::new(threads, Isa::best())?, &rows, &limits);
+        return Ok(());
+    }
     let is_named = |isa: &Isa| std::env::args().any(|argument| argument == isa.to_string());
     let (mut isas, named): (Vec<_>, Vec<_>) = Isa::available().into_iter().partition(|isa| !is_named(isa));
     let has_named = !named.is_empty();
@@ -67,6 +72,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     if rows != [0] {
         lora::measure(&mut pool, &rows, &limits);
+        quantise(&mut pool, &rows, &limits);
     }
     let mut one = Pool::new(NonZero::<usize>::MIN, Isa::best())?;
     splits(&mut pool);
@@ -142,6 +148,26 @@ fn matmul(
         );
     }
     println!();
+}
+
+/// What comes before each product of a layer: norms of the hidden rows, and gated rows of the inner ones, of SmolLM2-135M and of
+/// a 1B llama.
+fn quantise(pool: &mut Pool, rows: &[usize], limits: &limits::Limits) {
+    for (hidden, inner) in [(576, 1536), (2048, 8192)] {
+        for &rows in rows {
+            let weights = vec![0.5; hidden];
+            let (x, mut normed) = (rows_of(rows, hidden), Activations::new(hidden));
+            let norms = time(|| normed.quantise_normed(pool, &x, (&weights, 1e-5), None));
+            let (x, mut gated) = (rows_of(rows, 2 * inner), Activations::new(inner));
+            let gates = time(|| gated.quantise_gated(pool, &x, None));
+            let read = |values: usize, seconds: f64| {
+                let read = (size_of::<f32>() * values * rows) as f64 / seconds / 1e9;
+                format!("{:.1} us, {read:.1} GB/s ({:.0} %)", seconds * 1e6, 100.0 * read / limits.read)
+            };
+            let (norms, gates) = (read(hidden, norms), read(2 * inner, gates));
+            println!("quantise {rows} rows: norms of {hidden} {norms}, gated of {inner} {gates}");
+        }
+    }
 }
 
 /// `streams` sequences of as many positions, `rows` of each at `position`; layer after layer, so that no cache holds what is

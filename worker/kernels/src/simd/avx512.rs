@@ -27,6 +27,38 @@ fn pinned(mut x: __m512) -> __m512 {
     x
 }
 
+/// The second two of four lanes, and the second of two, where the first are.
+const SECOND_TWO: i32 = 0b11_10_11_10;
+const SECOND: i32 = 0b01;
+
+// Parts of vectors side by side, so that one instruction folds the lanes of several.
+impl Avx512 {
+    /// The lower halves of both, and the upper halves.
+    #[inline(always)]
+    fn halves(self, a: __m512i, b: __m512i) -> [__m512i; 2] {
+        // SAFETY: the instructions are there, because `self` exists.
+        unsafe { [_mm512_shuffle_i32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b)] }
+    }
+    /// The first and third quarters of both, and the second and fourth.
+    #[inline(always)]
+    fn quarters(self, a: __m512i, b: __m512i) -> [__m512i; 2] {
+        // SAFETY: as above.
+        unsafe { [_mm512_shuffle_i32x4::<0b10_00_10_00>(a, b), _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b)] }
+    }
+    /// The first lane of each quarter.
+    #[inline(always)]
+    fn firsts(self, value: __m512i) -> [i32; 4] {
+        let mut firsts = [0; 4];
+        // SAFETY: as above; 16 bytes are writable, and the store needs no alignment.
+        unsafe {
+            let lanes = _mm512_castsi128_si512(_mm_setr_epi32(0, 4, 8, 12));
+            let value = _mm512_castsi512_si128(_mm512_permutexvar_epi32(lanes, value));
+            _mm_storeu_si128(firsts.as_mut_ptr().cast(), value);
+        }
+        firsts
+    }
+}
+
 // In all of these: the instructions are there, because `self` exists.
 impl Simd for Avx512 {
     const SUMS: usize = MOST_SUMS;
@@ -189,6 +221,46 @@ impl Simd for Avx512 {
         unsafe { _mm512_reduce_add_epi32(value) }
     }
     #[inline(always)]
+    fn greatest_of_each<const N: usize>(self, values: [__m512i; N]) -> [i32; N] {
+        let mut greatest = [0; N];
+        let (of_fours, _) = greatest.as_chunks_mut::<4>();
+        let (fours, _) = values.as_chunks::<4>();
+        for (to, &[a, b, c, d]) in of_fours.iter_mut().zip(fours) {
+            // SAFETY: see the top.
+            unsafe {
+                let [[a, b], [c, d]] = [self.halves(a, b), self.halves(c, d)];
+                let [even, odd] = self.quarters(_mm512_max_epi32(a, b), _mm512_max_epi32(c, d));
+                let four = _mm512_max_epi32(even, odd);
+                let two = _mm512_max_epi32(four, _mm512_shuffle_epi32::<SECOND_TWO>(four));
+                *to = self.firsts(_mm512_max_epi32(two, _mm512_shuffle_epi32::<SECOND>(two)));
+            }
+        }
+        for at in N / 4 * 4..N {
+            greatest[at] = self.greatest_i(values[at]);
+        }
+        greatest
+    }
+    #[inline(always)]
+    fn sum_of_each<const N: usize>(self, values: [__m512i; N]) -> [i32; N] {
+        let mut sums = [0; N];
+        let (of_fours, _) = sums.as_chunks_mut::<4>();
+        let (fours, _) = values.as_chunks::<4>();
+        for (to, &[a, b, c, d]) in of_fours.iter_mut().zip(fours) {
+            // SAFETY: see the top.
+            unsafe {
+                let [[a, b], [c, d]] = [self.halves(a, b), self.halves(c, d)];
+                let [even, odd] = self.quarters(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
+                let four = _mm512_add_epi32(even, odd);
+                let two = _mm512_add_epi32(four, _mm512_shuffle_epi32::<SECOND_TWO>(four));
+                *to = self.firsts(_mm512_add_epi32(two, _mm512_shuffle_epi32::<SECOND>(two)));
+            }
+        }
+        for at in N / 4 * 4..N {
+            sums[at] = self.sum_i(values[at]);
+        }
+        sums
+    }
+    #[inline(always)]
     fn sum(self, value: __m512) -> f32 {
         // SAFETY: see the top.
         unsafe {
@@ -202,16 +274,18 @@ impl Simd for Avx512 {
     fn sum_four(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
         // SAFETY: see the top.
         unsafe {
-            // Halves of two side by side, then quarters of four.
-            let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
-            let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
-            let four = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
-            let two = _mm512_add_ps(four, _mm512_permute_ps::<0b11_10_11_10>(four));
-            let one = _mm512_add_ps(two, _mm512_permute_ps::<1>(two));
-            let firsts = _mm512_permutexvar_ps(_mm512_castsi128_si512(_mm_setr_epi32(0, 4, 8, 12)), one);
-            let mut sums = [0.0; 4];
-            _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(firsts));
-            sums
+            let [[a, b], [c, d]] = [
+                self.halves(_mm512_castps_si512(a), _mm512_castps_si512(b)),
+                self.halves(_mm512_castps_si512(c), _mm512_castps_si512(d)),
+            ];
+            let ab = _mm512_add_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b));
+            let cd = _mm512_add_ps(_mm512_castsi512_ps(c), _mm512_castsi512_ps(d));
+            let [even, odd] = self.quarters(_mm512_castps_si512(ab), _mm512_castps_si512(cd));
+            let four = _mm512_add_ps(_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd));
+            let two = _mm512_add_ps(four, _mm512_permute_ps::<SECOND_TWO>(four));
+            let one = _mm512_add_ps(two, _mm512_permute_ps::<SECOND>(two));
+            let firsts = self.firsts(_mm512_castps_si512(one));
+            [0, 1, 2, 3].map(|at: usize| f32::from_bits(firsts[at].cast_unsigned()))
         }
     }
     #[inline(always)]

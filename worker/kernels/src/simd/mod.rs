@@ -94,6 +94,24 @@ pub(crate) trait Simd: Copy {
     fn greatest_i(self, value: Self::I) -> i32;
     /// The wrapping sum of all lanes.
     fn sum_i(self, value: Self::I) -> i32;
+    /// [`Simd::greatest_i`] of each.
+    #[inline(always)]
+    fn greatest_of_each<const N: usize>(self, values: [Self::I; N]) -> [i32; N] {
+        let mut greatest = [0; N];
+        for at in 0..N {
+            greatest[at] = self.greatest_i(values[at]);
+        }
+        greatest
+    }
+    /// [`Simd::sum_i`] of each.
+    #[inline(always)]
+    fn sum_of_each<const N: usize>(self, values: [Self::I; N]) -> [i32; N] {
+        let mut sums = [0; N];
+        for at in 0..N {
+            sums[at] = self.sum_i(values[at]);
+        }
+        sums
+    }
     /// Lane i plus lane i + 8, then i + 4, i + 2, i + 1.
     fn sum(self, value: Self::F) -> f32;
     /// [`Simd::sum`] of each.

@@ -54,6 +54,9 @@ impl Op for Everything {
         assert_eq!(s.sum_four([a, small, b, c])[1].to_bits(), s.sum(small).to_bits());
         out.push(s.greatest_i(s.max_i(s.bits(a), s.bits(b))));
         out.push(s.sum_i(s.add_i(s.bits(a), s.bits(b))));
+        let [a_bits, b_bits, c_bits] = [s.bits(a), s.bits(b), s.bits(c)];
+        out.extend(s.greatest_of_each([a_bits, b_bits, c_bits, s.max_i(a_bits, b_bits), b_bits]));
+        out.extend(s.sum_of_each([a_bits, b_bits, c_bits, s.add_i(a_bits, b_bits), b_bits]));
         let mut bytes = [0; LANES];
         s.store_i8(s.round(s.max(s.min(a, s.splat(127.0)), s.splat(-127.0))), &mut bytes);
         out.extend(bytes.map(i32::from));
