@@ -63,7 +63,19 @@ class Report:
     faults: list = dataclasses.field(default_factory=list)
     stalls: list = dataclasses.field(default_factory=list)
     # (Seconds, of which request) of the longest silence.
-    longest: tuple = (0.0, None)
+    longest: tuple = (0.0, "")
+
+    def __add__(self, other):
+        both = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name, mine in both.items():
+            theirs = getattr(other, name)
+            if name == "longest":
+                both[name] = max(mine, theirs)
+            elif name == "refused":
+                both[name] = {why: mine.get(why, 0) + theirs.get(why, 0) for why in mine | theirs}
+            else:
+                both[name] = mine + theirs
+        return Report(**both)
 
     def quantile(self, of):
         ordered = sorted(self.stalls)
@@ -242,16 +254,23 @@ def main():
     parser.add_argument("--streams", type=int, default=32, help="requests at once (default 32)")
     parser.add_argument("--tokens", type=int, default=120, help="tokens of an answer, about (default 120)")
     parser.add_argument("--step-ms", type=int, default=5, help="a step of the scripted engine (default 5)")
-    parser.add_argument("--real", action="store_true", help="real weights ($SHOAL_TEST_MODEL) instead of the scripted engine")
+    parser.add_argument(
+        "--real", type=int, nargs="?", const=-1, default=0, metavar="N",
+        help="real weights ($SHOAL_TEST_MODEL) instead of the scripted engine, for N of the kills (default: for all)",
+    )
     parser.add_argument("--seed", type=int, default=1, help="who dies when (default 1)")
     parser.add_argument("--keep", type=pathlib.Path, help="a new directory for the logs, which are thrown away otherwise")
     chosen = parser.parse_args()
     if chosen.keep:
         chosen.keep.mkdir(parents=True)
     with contextlib.nullcontext(chosen.keep) if chosen.keep else tempfile.TemporaryDirectory(prefix="shoal-chaos-") as directory:
-        weights = real_model() if chosen.real else None
-        counts = {"kills": chosen.kills, "streams": chosen.streams, "tokens": chosen.tokens, "step_ms": chosen.step_ms}
-        report = play(Rules(pathlib.Path(directory) / "fleet", weights=weights, seed=chosen.seed, **counts))
+        counts = {"streams": chosen.streams, "tokens": chosen.tokens, "step_ms": chosen.step_ms, "seed": chosen.seed}
+        real = min(chosen.real, chosen.kills) if chosen.real >= 0 else chosen.kills
+        report = Report()
+        for name, weights, kills in [("real", real_model, real), ("scripted", lambda: None, chosen.kills - real)]:
+            if kills:
+                rules = Rules(pathlib.Path(directory) / name, weights=weights(), kills=kills, **counts)
+                report += play(rules)
     print(report)
     if report.stalls:
         print(f"the longest was felt by: {report.longest[1]}")

@@ -133,7 +133,7 @@ impl Sizes {
             slots: section.integer("slots", 1..=4096, report).unwrap_or(32),
             groups: section.integer("groups", 1..=65_536, report).unwrap_or(128),
             kv_tokens: section.integer("kv_tokens", 1..=1 << 40, report),
-            step_tokens: section.integer("step_tokens", 1..=65_536, report).unwrap_or(512),
+            step_tokens: section.integer("step_tokens", 1..=65_536, report).unwrap_or(256),
             threads: section.integer("threads", 1..=1024, report),
             adapter_slots: section.integer("adapter_slots", 0..=4096, report).unwrap_or(32),
             adapter_bytes: section.integer("adapter_bytes", 1..=1 << 50, report),

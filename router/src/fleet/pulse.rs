@@ -18,7 +18,7 @@ const STEPS: u32 = 20;
 const INERTIA: u32 = 8;
 /// Of the time between two statuses, at most this counts: twice what it may be.
 const COUNTED: Duration = Duration::from_millis(2 * STATUS_EVERY_MS);
-/// A step computes no more tokens of prompts than this many, with the default of `step_tokens` twice over.
+/// A step computes no more tokens of prompts than this many, with the default of `step_tokens` four times over.
 const PROMPT_TOKENS: u64 = 1024;
 /// A prompt's token takes no longer than this on a machine that is of use.
 const SLOWEST_TOKEN: Duration = Duration::from_millis(100);

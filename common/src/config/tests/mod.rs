@@ -47,7 +47,7 @@ fn nothing_but_a_model_path_runs() {
     assert_eq!(config.router.data_dir, Path::new("/home/user/.local/share/shoal"));
     assert_eq!(config.models[0].source, files(model.path()));
     let [worker] = config.workers.as_slice() else { panic!("{} workers", config.workers.len()) };
-    assert_eq!((worker.slots, worker.groups, worker.step_tokens), (32, 128, 512));
+    assert_eq!((worker.slots, worker.groups, worker.step_tokens), (32, 128, 256));
     assert_eq!(worker.model, config.models[0].name);
     assert_eq!((config.limits, config.cluster.timers), (Limits::default(), Timers::default()));
 }
