@@ -270,7 +270,7 @@ impl Attend<'_> {
         best
     }
 
-    /// The first `B` of the blocks that are left, for the `H` queries from `query` on.
+    /// The first `B` of the blocks that are left, for the `H` queries from `first_query` on.
     #[inline(always)]
     fn score_blocks<S: Simd, const Q: usize, const H: usize, const B: usize>(
         &mut self,
