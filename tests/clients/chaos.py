@@ -4,6 +4,7 @@ is, and each answer is compared with the one given at rest. `scripts/chaos` runs
 import argparse
 import concurrent.futures
 import contextlib
+import copy
 import dataclasses
 import pathlib
 import random
@@ -123,25 +124,28 @@ class Chaos:
         self.clients = [threading.Thread(target=self.client, daemon=True) for _ in range(rules.streams)]
 
     def client(self):
+        # Of its own: threads that share a client close each other's connections, once in ten thousand requests.
+        router = copy.copy(self.fleet.router)
+        router.http = router.client()
         while not self.over.is_set():
             with self.lock:
                 body, is_streamed, expected = self.cases[self.next % len(self.cases)]
                 self.next += 1
             began = time.monotonic()
             try:
-                answer, silences = self.ask(body, is_streamed)
+                answer, silences = self.ask(router, body, is_streamed)
             except Exception as error:
                 self.note(began, body, [], f"{type(error).__name__}: {error}", "failed")
                 continue
             self.note(began, body, silences, *judged(answer, expected))
 
-    def ask(self, body, is_streamed):
+    def ask(self, router, body, is_streamed):
         """The answer, and for a stream that tells as it goes: (when, how long) of its silences."""
         if not is_streamed:
-            return whole(self.fleet.router, **body), []
+            return whole(router, **body), []
         silences, documents, last = [], [], None
         asked = {"model": self.fleet.served, "stream": True, **body}
-        with self.fleet.router.http.stream("POST", "/v1/completions", json=asked) as response:
+        with router.http.stream("POST", "/v1/completions", json=asked) as response:
             assert response.status_code == 200, response.read()
             for document in chunks(response):
                 now = time.monotonic()

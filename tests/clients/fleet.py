@@ -48,10 +48,14 @@ class Router(Server):
         self.fleet, self.name = fleet, name
         self.port, self.quic = free_port(), free_port(socket.SOCK_DGRAM)
         self.url = f"http://127.0.0.1:{self.port}"
+        self.http = self.client()
+        self.models = [fleet.served]
+
+    def client(self):
+        """Another way to reach it."""
         # A connection that is kept may be closed by the router just when it is used again.
         limits = httpx.Limits(max_connections=256, max_keepalive_connections=0)
-        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False, limits=limits)
-        self.models = [fleet.served]
+        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, limits=limits)
 
     def start(self):
         directory = self.fleet.directory / f"{self.name}-{time.monotonic_ns()}"
