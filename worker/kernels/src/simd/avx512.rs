@@ -57,6 +57,59 @@ impl Avx512 {
         }
         firsts
     }
+    /// The fold of all lanes of each, of four at a time.
+    #[inline(always)]
+    fn fold_each<F: Fold, const N: usize>(self, values: [__m512i; N]) -> [i32; N] {
+        let mut folded = [0; N];
+        let (of_fours, _) = folded.as_chunks_mut::<4>();
+        let (fours, _) = values.as_chunks::<4>();
+        for (to, &[a, b, c, d]) in of_fours.iter_mut().zip(fours) {
+            let [[a, b], [c, d]] = [self.halves(a, b), self.halves(c, d)];
+            let [even, odd] = self.quarters(F::two(self, a, b), F::two(self, c, d));
+            let four = F::two(self, even, odd);
+            // SAFETY: as above.
+            let two = F::two(self, four, unsafe { _mm512_shuffle_epi32::<SECOND_TWO>(four) });
+            // SAFETY: as above.
+            *to = self.firsts(F::two(self, two, unsafe { _mm512_shuffle_epi32::<SECOND>(two) }));
+        }
+        for at in N / 4 * 4..N {
+            folded[at] = F::all(self, values[at]);
+        }
+        folded
+    }
+}
+
+/// What lanes of i32 are folded with.
+trait Fold {
+    /// Lane by lane.
+    fn two(simd: Avx512, a: __m512i, b: __m512i) -> __m512i;
+    /// All lanes of one.
+    fn all(simd: Avx512, value: __m512i) -> i32;
+}
+
+struct Greatest;
+struct Sum;
+
+impl Fold for Greatest {
+    #[inline(always)]
+    fn two(simd: Avx512, a: __m512i, b: __m512i) -> __m512i {
+        simd.max_i(a, b)
+    }
+    #[inline(always)]
+    fn all(simd: Avx512, value: __m512i) -> i32 {
+        simd.greatest_i(value)
+    }
+}
+
+impl Fold for Sum {
+    #[inline(always)]
+    fn two(simd: Avx512, a: __m512i, b: __m512i) -> __m512i {
+        simd.add_i(a, b)
+    }
+    #[inline(always)]
+    fn all(simd: Avx512, value: __m512i) -> i32 {
+        simd.sum_i(value)
+    }
 }
 
 // In all of these: the instructions are there, because `self` exists.
@@ -222,43 +275,11 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn greatest_of_each<const N: usize>(self, values: [__m512i; N]) -> [i32; N] {
-        let mut greatest = [0; N];
-        let (of_fours, _) = greatest.as_chunks_mut::<4>();
-        let (fours, _) = values.as_chunks::<4>();
-        for (to, &[a, b, c, d]) in of_fours.iter_mut().zip(fours) {
-            // SAFETY: see the top.
-            unsafe {
-                let [[a, b], [c, d]] = [self.halves(a, b), self.halves(c, d)];
-                let [even, odd] = self.quarters(_mm512_max_epi32(a, b), _mm512_max_epi32(c, d));
-                let four = _mm512_max_epi32(even, odd);
-                let two = _mm512_max_epi32(four, _mm512_shuffle_epi32::<SECOND_TWO>(four));
-                *to = self.firsts(_mm512_max_epi32(two, _mm512_shuffle_epi32::<SECOND>(two)));
-            }
-        }
-        for at in N / 4 * 4..N {
-            greatest[at] = self.greatest_i(values[at]);
-        }
-        greatest
+        self.fold_each::<Greatest, N>(values)
     }
     #[inline(always)]
     fn sum_of_each<const N: usize>(self, values: [__m512i; N]) -> [i32; N] {
-        let mut sums = [0; N];
-        let (of_fours, _) = sums.as_chunks_mut::<4>();
-        let (fours, _) = values.as_chunks::<4>();
-        for (to, &[a, b, c, d]) in of_fours.iter_mut().zip(fours) {
-            // SAFETY: see the top.
-            unsafe {
-                let [[a, b], [c, d]] = [self.halves(a, b), self.halves(c, d)];
-                let [even, odd] = self.quarters(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d));
-                let four = _mm512_add_epi32(even, odd);
-                let two = _mm512_add_epi32(four, _mm512_shuffle_epi32::<SECOND_TWO>(four));
-                *to = self.firsts(_mm512_add_epi32(two, _mm512_shuffle_epi32::<SECOND>(two)));
-            }
-        }
-        for at in N / 4 * 4..N {
-            sums[at] = self.sum_i(values[at]);
-        }
-        sums
+        self.fold_each::<Sum, N>(values)
     }
     #[inline(always)]
     fn sum(self, value: __m512) -> f32 {
