@@ -207,7 +207,7 @@ impl GroupRun {
                 Err(Trouble::Group(failure)) => return Err(DispatchError::Failed(failure)),
                 Err(trouble) => {
                     if matches!(trouble, Trouble::Stuck) {
-                        // Perhaps it only has to wait longer than it would have had to.
+                        // It had the group: to wait until it moves, or somebody else is there, beats a refusal.
                         wait = REPLAY_WAIT;
                     }
                     route.avoid(choice.replica.seat, &trouble, began.elapsed() < wait);

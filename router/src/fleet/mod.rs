@@ -168,17 +168,15 @@ impl FleetState {
 }
 
 /// An engine got stuck, or moves again.
-fn tell_health(health: Health, worker: &Name, replica: Option<&Replica>) {
+fn tell_health(health: Health, replica: &Replica) {
+    let worker = &replica.worker;
     match health {
         Health::Stuck => {
             metrics::counter!("shoal_worker_stalls_total", "worker" => worker.to_string()).increment(1);
-            let silence = replica.map(|replica| ambient::since(replica.pulse.moved()));
-            let (status, prompt_tokens) =
-                replica.map_or((None, 0), |replica| (replica.status, replica.outstanding.prompts()));
-            let running = status.map_or(0, |status| status.running);
-            let tokens_per_second = status.map_or(0, |status| status.tokens_per_second);
+            let silence = ambient::since(replica.pulse.moved());
+            let (status, prompt_tokens) = (&replica.status, replica.outstanding.prompts());
             tracing::warn!(
-                %worker, ?silence, running, prompt_tokens, tokens_per_second,
+                %worker, ?silence, prompt_tokens, ?status,
                 "a worker's engine stands still: its groups go on elsewhere, if there is another that could take them"
             );
         }
@@ -211,8 +209,9 @@ impl Actor for FleetActor {
                 let _ = reply.send(state.join(*offer, myself));
             }
             FleetMessage::Report { worker, seat, status } => {
-                if let Some(health) = state.roster.report(&worker, seat, status, ambient::now()) {
-                    tell_health(health, &worker, state.roster.member(&worker));
+                let news = state.roster.report(&worker, seat, status, ambient::now());
+                if let (Some(health), Some(replica)) = (news, state.roster.member(&worker)) {
+                    tell_health(health, replica);
                 }
                 gauges::tell_load(&worker, Some(&status));
                 state.publish();
