@@ -126,7 +126,10 @@ class Chaos:
     def client(self):
         # Of its own: threads that share a client close each other's connections, once in ten thousand requests.
         router = copy.copy(self.fleet.router)
-        router.http = router.client()
+        with router.client() as router.http:
+            self.keep_asking(router)
+
+    def keep_asking(self, router):
         while not self.over.is_set():
             with self.lock:
                 body, is_streamed, expected = self.cases[self.next % len(self.cases)]
