@@ -8,7 +8,7 @@
 //! 3. [`Rows`]: rows of f32. [`Activations`]: rows quantised to int8, normed or gated on the way.
 //! 4. [`Arena`]: where weights lie. [`Matrix`]: packed weights, and the product of the two. `matmul` computes it on vectors, `amx` on tiles.
 //! 5. [`KvPool`]: keys and values in blocks. [`Rope`] writes it, [`Attention`] reads it.
-//! 6. [`LowRank`]: an adapter's update of linear layers. [`Lora`] adds to each row what its own adapter makes of it.
+//! 6. [`LowRank`]: an adapter's update of linear layers. [`Lora`]: which rows have which; products add to each what its own makes of it.
 
 mod activations;
 mod ahead;
@@ -31,7 +31,7 @@ pub use activations::{Activations, Kept};
 pub use attention::Attention;
 pub use isa::Isa;
 pub use kv::{BLOCK_POSITIONS, KvPool, KvShape, OutOfMemory, Spans};
-pub use lora::{Factors, Lora, LowRank, Precision, Unpacked};
+pub use lora::{Factors, Lora, LowRank, Precision, Unpacked, Updates};
 pub use matmul::Write;
 pub use matrix::{Encoding, Matrix, SUPER_BLOCK, Weights};
 pub use memory::Arena;

@@ -112,4 +112,12 @@ impl<T> Shared<T> {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(at), length) }
     }
+
+    /// # Safety
+    /// `at..at + length` is inside the slice it was made of, which is still borrowed, and nobody writes to that part.
+    #[inline(always)]
+    pub(crate) unsafe fn read(&self, at: usize, length: usize) -> &[T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.0.add(at), length) }
+    }
 }

@@ -1,7 +1,7 @@
 //! The adapters of a step on the kernels: which rows have which, and their updates at every site. Called by the walk in
 //! `model`, which it costs nothing where no slice has an adapter.
 
-use shoal_kernels::{Kept, Lora, Pool, Rows};
+use shoal_kernels::{Kept, Lora, Rows, Updates};
 
 use crate::adapters::Site;
 use crate::backend::Slice;
@@ -39,18 +39,14 @@ impl Adapters {
         (!self.lora.is_idle()).then_some(Kept { rows, lora: &self.lora })
     }
 
-    /// Adds to `y` what the adapters of `slices`, which are the planned ones, make of `x` at a layer's site.
-    pub(super) fn add(
-        &mut self,
-        pool: &mut Pool,
-        slices: &[Slice<'_>],
+    /// What the adapters of `slices`, which are the planned ones, make of `x` at a layer's site.
+    pub(super) fn at<'a>(
+        &'a mut self,
+        slices: &[Slice<'a>],
         (layer, site): (usize, Site),
-        x: &Rows,
-        y: &mut Rows,
-    ) {
-        if !self.lora.is_idle() {
-            let first = &self.first;
-            self.lora.add(pool, |number| slices[first[number]].adapter?.update(layer, site), x, y);
-        }
+        x: &'a Rows,
+    ) -> Option<Updates<'a>> {
+        let Self { lora, first, .. } = self;
+        (!lora.is_idle()).then(|| lora.updates(|number| slices[first[number]].adapter?.update(layer, site), x))
     }
 }

@@ -151,20 +151,20 @@ impl Model {
         let eps = self.shape.rms_eps;
         for (index, layer) in self.layers.iter().enumerate() {
             hidden.quantise_normed(pool, x, (&layer.attn_norm, eps), adapters.keep(normed));
-            layer.qkv.multiply(pool, hidden, projections, Write::Set);
-            adapters.add(pool, slices, (index, Site::Qkv), normed, projections);
+            let updates = adapters.at(slices, (index, Site::Qkv), normed);
+            layer.qkv.multiply_adapted(pool, hidden, projections, Write::Set, updates);
             let norms = layer.head_norms.as_ref();
             self.rope.store(pool, projections, &work.spans, self.heads, norms, (kv, index));
             work.attention.compute(pool, projections, &work.spans, (kv, index), mixed);
             work.mixed_quants.quantise(pool, mixed);
-            layer.out.multiply(pool, &work.mixed_quants, x, Write::Add);
-            adapters.add(pool, slices, (index, Site::Out), mixed, x);
+            let updates = adapters.at(slices, (index, Site::Out), mixed);
+            layer.out.multiply_adapted(pool, &work.mixed_quants, x, Write::Add, updates);
             hidden.quantise_normed(pool, x, (&layer.ffn_norm, eps), adapters.keep(normed));
-            layer.gate_up.multiply(pool, hidden, gate_up, Write::Set);
-            adapters.add(pool, slices, (index, Site::GateUp), normed, gate_up);
+            let updates = adapters.at(slices, (index, Site::GateUp), normed);
+            layer.gate_up.multiply_adapted(pool, hidden, gate_up, Write::Set, updates);
             work.gated.quantise_gated(pool, gate_up, adapters.keep(gated_rows));
-            layer.down.multiply(pool, &work.gated, x, Write::Add);
-            adapters.add(pool, slices, (index, Site::Down), gated_rows, x);
+            let updates = adapters.at(slices, (index, Site::Down), gated_rows);
+            layer.down.multiply_adapted(pool, &work.gated, x, Write::Add, updates);
         }
     }
 }

@@ -3,7 +3,7 @@
 //! instructions.
 //!
 //! `cargo bench -p shoal-kernels --bench kernels`; numbers after `--` choose the rows (default 1 8 32 512); 0 is
-//! attention alone, `lora` low-rank updates alone, `quantise` what makes rows into left sides of products alone, and an
+//! attention alone, `lora` products with low-rank updates beside products alone, `quantise` what makes rows into left sides of products alone, and an
 //! instruction set by its name (`amx-int8`) its products alone.
 
 use std::hint::black_box;
@@ -109,6 +109,25 @@ fn rows_of(count: usize, width: usize) -> Rows {
     rows
 }
 
+/// As many matrices as are passed over before any is read again.
+fn cold_matrices(pool: &mut Pool, inputs: usize, parts: &[usize], encoding: Encoding) -> Vec<Matrix> {
+    let (mut matrices, arena) = (Vec::new(), Arena::default());
+    while matrices.iter().map(Matrix::bytes).sum::<usize>() < COLD_BYTES {
+        let mut matrix = Matrix::new(inputs, &arena);
+        for &outputs in parts {
+            matrix.push(pool, encoding, outputs, None, |output, weights| {
+                let mut seed = output as u32;
+                weights.quants.iter_mut().for_each(|quant| *quant = (noise(&mut seed) & 15) as u8);
+                weights.scales.fill(1.0);
+                weights.supers.fill(0.01);
+                weights.minima.fill(-0.05);
+            });
+        }
+        matrices.push(matrix);
+    }
+    matrices
+}
+
 fn matmul(
     pool: &mut Pool,
     (inputs, outputs): (usize, usize),
@@ -116,18 +135,7 @@ fn matmul(
     rows: &[usize],
     limits: &limits::Limits,
 ) {
-    let (mut matrices, arena) = (Vec::new(), Arena::default());
-    while matrices.iter().map(Matrix::bytes).sum::<usize>() < COLD_BYTES {
-        let mut matrix = Matrix::new(inputs, &arena);
-        matrix.push(pool, encoding, outputs, None, |output, weights| {
-            let mut seed = output as u32;
-            weights.quants.iter_mut().for_each(|quant| *quant = (noise(&mut seed) & 15) as u8);
-            weights.scales.fill(1.0);
-            weights.supers.fill(0.01);
-            weights.minima.fill(-0.05);
-        });
-        matrices.push(matrix);
-    }
+    let matrices = cold_matrices(pool, inputs, &[outputs], encoding);
     print!("{:12} {inputs:5} x {outputs:5} {encoding:?}:", pool.isa().to_string());
     for &rows in rows {
         let (x, mut y) = (rows_of(rows, inputs), Rows::new(outputs));

@@ -1,20 +1,18 @@
-//! `y += scale reduced Bᵀ` of some rows and some panels of B.
+//! `y += scale reduced Bᵀ` of some rows and some of their outputs.
 
 use std::ops::Range;
 
 use super::FOUR;
-use super::low_rank::{LowRank, PANEL, Panel};
+use super::low_rank::{LowRank, PANEL, Run};
 use super::numbers::{Numbers, Vector};
 use crate::rows::Shared;
 use crate::simd::{LANES, Op, Simd};
 
-/// Bytes that B is asked for ahead of its use.
-const PREFETCH: usize = 4096;
-
-/// Some rows and some panels.
+/// Some rows and some of their outputs.
 pub(super) struct Expand<'a> {
     pub(super) low_rank: &'a LowRank,
-    pub(super) panels: Range<usize>,
+    /// Of a row of `y`. They begin at a vector, and end at one or with the row.
+    pub(super) columns: Range<usize>,
     /// Rows of `y`.
     pub(super) rows: &'a [u32],
     /// What [`super::reduce`] made of them, `stride` from row to row.
@@ -42,34 +40,37 @@ impl Op for Expand<'_> {
 impl Expand<'_> {
     #[inline(always)]
     fn panels<S: Simd, V: Vector>(&self, s: S, b: &[V]) {
-        for panel in self.panels.clone() {
-            let panel = self.low_rank.panel(panel);
-            let b = &b[panel.begin..][..panel.part.rank * panel.vectors];
-            match panel.vectors {
-                1 => self.panel::<S, V, 1>(s, b, &panel),
-                2 => self.panel::<S, V, 2>(s, b, &panel),
-                3 => self.panel::<S, V, 3>(s, b, &panel),
-                _ => self.panel::<S, V, PANEL>(s, b, &panel),
+        for part in self.low_rank.parts() {
+            let mut vectors = part.vectors_of(&self.columns);
+            while !vectors.is_empty() {
+                let run = part.run(&vectors);
+                let b = &b[run.begin..run.end];
+                vectors.start += run.vectors;
+                match run.vectors {
+                    1 => self.run::<S, V, 1>(s, b, &run),
+                    2 => self.run::<S, V, 2>(s, b, &run),
+                    3 => self.run::<S, V, 3>(s, b, &run),
+                    _ => self.run::<S, V, PANEL>(s, b, &run),
+                }
             }
         }
     }
 
     #[inline(always)]
-    fn panel<S: Simd, V: Vector, const P: usize>(&self, s: S, b: &[V], panel: &Panel<'_>) {
-        let (b, _) = b.as_chunks::<P>();
+    fn run<S: Simd, V: Vector, const P: usize>(&self, s: S, b: &[V], run: &Run<'_>) {
         let (mut slot, mut rows) = (0, self.rows);
         if S::SUMS >= FOUR * PANEL {
             while let Some((four, others)) = rows.split_first_chunk::<FOUR>() {
-                self.rows(s, b, panel, (slot, four));
+                self.rows::<S, V, P, FOUR>(s, b, run, (slot, four));
                 (slot, rows) = (slot + FOUR, others);
             }
         }
         while let Some((pair, others)) = rows.split_first_chunk::<2>() {
-            self.rows(s, b, panel, (slot, pair));
+            self.rows::<S, V, P, 2>(s, b, run, (slot, pair));
             (slot, rows) = (slot + 2, others);
         }
         if let [row] = rows {
-            self.rows(s, b, panel, (slot, &[*row]));
+            self.rows::<S, V, P, 1>(s, b, run, (slot, &[*row]));
         }
     }
 
@@ -77,21 +78,17 @@ impl Expand<'_> {
     fn rows<S: Simd, V: Vector, const P: usize, const R: usize>(
         &self,
         s: S,
-        b: &[[V; P]],
-        panel: &Panel<'_>,
+        b: &[V],
+        run: &Run<'_>,
         (slot, rows): (usize, &[u32; R]),
     ) {
         let mut reduced: [&[f32]; R] = [&[]; R];
         for row in 0..R {
-            reduced[row] = &self.reduced[(slot + row) * self.stride + panel.part.first_rank..][..b.len()];
+            reduced[row] = &self.reduced[(slot + row) * self.stride + run.part.first_rank..][..run.part.rank];
         }
         let mut sums = [[s.splat(0.0); P]; R];
-        for (rank, b) in b.iter().enumerate() {
-            if self.rows.len() <= 2 {
-                for vector in b {
-                    s.prefetch(std::ptr::from_ref(vector).cast::<u8>().wrapping_add(PREFETCH));
-                }
-            }
+        for (rank, b) in b.chunks(run.stride).enumerate() {
+            let b: &[V; P] = b.first_chunk().expect("a run has its vectors of every rank");
             let mut values = [s.splat(0.0); R];
             for row in 0..R {
                 values[row] = s.splat(reduced[row][rank]);
@@ -105,8 +102,8 @@ impl Expand<'_> {
         }
         for row in 0..R {
             for p in 0..P {
-                // SAFETY: the row is one of the step's, and no other thread has this panel of it.
-                unsafe { self.write(s, rows[row] as usize, panel, p, sums[row][p]) };
+                // SAFETY: the row is one of the step's, and no other thread has these columns of it.
+                unsafe { self.write(s, rows[row] as usize, run, p, sums[row][p]) };
             }
         }
     }
@@ -116,8 +113,8 @@ impl Expand<'_> {
     /// # Safety
     /// The row is below the count of rows of `y`, and nobody else has this vector of it.
     #[inline(always)]
-    unsafe fn write<S: Simd>(&self, s: S, row: usize, panel: &Panel<'_>, p: usize, sum: S::F) {
-        let (part, first) = (panel.part, (panel.vector + p) * LANES);
+    unsafe fn write<S: Simd>(&self, s: S, row: usize, run: &Run<'_>, p: usize, sum: S::F) {
+        let (part, first) = (run.part, (run.vector + p) * LANES);
         let length = LANES.min(part.outputs - first);
         // SAFETY: the operator has seen that the part ends inside the row; the rest is the caller's promise.
         let to = unsafe { self.y.part(row * self.row_width + part.at + first, length) };

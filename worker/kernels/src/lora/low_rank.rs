@@ -4,6 +4,8 @@
 //! then the next 16. B lies in **panels** of up to 64 outputs of a layer: all outputs of the first rank, then of the next.
 //! A tile or a panel is one run of memory, and so are all of them; ranks are never padded.
 
+use std::ops::Range;
+
 use super::numbers::{Format, Numbers, Precision};
 use crate::memory::Arena;
 use crate::rows::Rows;
@@ -14,7 +16,7 @@ use crate::simd::LANES;
 pub(super) const TILE: usize = 4;
 
 /// Vectors of outputs of a panel: as many sums.
-pub(super) const PANEL: usize = 4;
+pub(crate) const PANEL: usize = 4;
 
 /// The update of one linear layer, to be packed.
 #[derive(Clone, Copy, Debug)]
@@ -56,19 +58,20 @@ pub(super) struct Part {
     steps: [f32; 2],
     /// Rows of A above its own.
     pub(super) first_rank: usize,
-    /// Panels before its own, and vectors of B.
-    first_panel: usize,
+    /// Vectors of B before its own.
     first_vector: usize,
 }
 
-/// Outputs that are computed together.
-pub(super) struct Panel<'a> {
+/// Vectors of outputs that are computed together: a panel of B, or a part of one.
+pub(super) struct Run<'a> {
     pub(super) part: &'a Part,
-    /// The first vector of outputs within the part, and how many.
+    /// The first one within the part, and how many.
     pub(super) vector: usize,
     pub(super) vectors: usize,
-    /// Where it begins in B.
+    /// Where they lie in B: those of the first rank from `begin` on, those of the next `stride` further.
     pub(super) begin: usize,
+    pub(super) end: usize,
+    pub(super) stride: usize,
 }
 
 impl LowRank {
@@ -88,12 +91,12 @@ impl LowRank {
             let end = parts.last().map_or(0, |part| part.at + part.outputs);
             assert!(rank > 0 && at >= end && at.is_multiple_of(LANES), "rank and place");
             assert_eq!((a.len(), b.len()), (rank * inputs, outputs * rank), "sizes of A and B");
-            let [first_rank, first_panel, first_vector] = parts.last().map_or([0; 3], Part::ends);
+            let [first_rank, first_vector] = parts.last().map_or([0; 2], Part::ends);
             let steps = [format_of_a.step_of(a), format_of_b.step_of(b)];
             let scale = scale * (steps[0] * steps[1]);
-            parts.push(Part { at, outputs, rank, scale, steps, first_rank, first_panel, first_vector });
+            parts.push(Part { at, outputs, rank, scale, steps, first_rank, first_vector });
         }
-        let [ranks, _, vectors] = parts.last().map_or([0; 3], Part::ends);
+        let [ranks, vectors] = parts.last().map_or([0; 2], Part::ends);
         let mut packed = Self {
             inputs,
             parts,
@@ -154,15 +157,11 @@ impl LowRank {
 
     /// What it takes of memory.
     pub fn bytes(&self) -> usize {
-        self.bytes_of_a() + self.bytes_of_b()
+        self.bytes_of_a() + self.b.bytes()
     }
 
     pub(super) fn bytes_of_a(&self) -> usize {
         self.a.bytes()
-    }
-
-    pub(super) fn bytes_of_b(&self) -> usize {
-        self.b.bytes()
     }
 
     /// Refuses rows that it does not fit; its ranks, all layers together.
@@ -195,16 +194,8 @@ impl LowRank {
         self.ranks().div_ceil(TILE)
     }
 
-    /// Panels of B, those of all layers.
-    pub(super) fn panels(&self) -> usize {
-        self.parts.last().map_or(0, |part| part.ends()[1])
-    }
-
-    pub(super) fn panel(&self, panel: usize) -> Panel<'_> {
-        let part = self.parts.iter().rfind(|part| part.first_panel <= panel).expect("the first part begins at zero");
-        let vector = (panel - part.first_panel) * PANEL;
-        let vectors = PANEL.min(part.vectors() - vector);
-        Panel { part, vector, vectors, begin: part.first_vector + vector * part.rank }
+    pub(super) fn parts(&self) -> &[Part] {
+        &self.parts
     }
 }
 
@@ -229,11 +220,31 @@ impl Part {
         self.outputs.div_ceil(LANES)
     }
 
-    /// Rows of A, panels and vectors of B up to its end.
-    fn ends(&self) -> [usize; 3] {
-        let vectors = self.vectors();
-        let panels = self.first_panel + vectors.div_ceil(PANEL);
-        [self.first_rank + self.rank, panels, self.first_vector + vectors * self.rank]
+    /// Rows of A and vectors of B up to its end.
+    fn ends(&self) -> [usize; 2] {
+        [self.first_rank + self.rank, self.first_vector + self.vectors() * self.rank]
+    }
+
+    /// Its vectors of outputs in `columns` of a row of outputs.
+    pub(super) fn vectors_of(&self, columns: &Range<usize>) -> Range<usize> {
+        let vector = |column: usize| column.saturating_sub(self.at).div_ceil(LANES).min(self.vectors());
+        vector(columns.start)..vector(columns.end)
+    }
+
+    /// What `vectors` begin with that lies side by side.
+    pub(super) fn run(&self, vectors: &Range<usize>) -> Run<'_> {
+        let vector = vectors.start;
+        let (first, within) = (vector / PANEL * PANEL, vector % PANEL);
+        let stride = PANEL.min(self.vectors() - first);
+        let panel = self.first_vector + first * self.rank;
+        Run {
+            part: self,
+            vector,
+            vectors: vectors.len().min(stride - within),
+            begin: panel + within,
+            end: panel + stride * self.rank,
+            stride,
+        }
     }
 
     /// Vector and lane of an element of B.

@@ -14,6 +14,7 @@ use self::panels::{Halves, Panel, SixBits, Wide};
 pub(crate) use self::panels::{WHOLE, add_dots, add_minimum};
 use crate::Isa;
 use crate::activations::{Activations, Group, TOGETHER};
+use crate::lora::{self, Adding, Updates};
 use crate::matrix::{Encoding, Matrix, PANEL, Part};
 use crate::pool::Pool;
 use crate::rows::{Rows, Shared};
@@ -38,35 +39,73 @@ pub enum Write {
 impl Matrix {
     /// `y = x W` or `y += x W`: `x` is `[rows, inputs]`, `y` becomes `[rows, width]`.
     pub fn multiply(&self, pool: &mut Pool, x: &Activations, y: &mut Rows, write: Write) {
+        self.multiply_adapted(pool, x, y, write, None);
+    }
+
+    /// [`Matrix::multiply`], and then `y` plus what the updates make of their own inputs.
+    pub fn multiply_adapted(
+        &self,
+        pool: &mut Pool,
+        x: &Activations,
+        y: &mut Rows,
+        write: Write,
+        mut updates: Option<Updates<'_>>,
+    ) {
         assert_eq!(y.width(), self.width(), "width of the outputs");
         assert_eq!(y.count(), x.rows(), "rows of the outputs");
+        let adding = updates.as_mut().and_then(|updates| updates.begin(pool, y));
         let (stride, limit) = (y.stride(), y.stride());
-        self.run(pool, x, y.values_mut(), Shape { stride, limit, write });
+        self.run(pool, x, y.values_mut(), Shape { stride, limit, write }, adding.as_ref());
     }
 
     /// `y = x W` into rows without padding, `[rows, width]`.
     pub fn multiply_into(&self, pool: &mut Pool, x: &Activations, y: &mut [f32]) {
         let width = self.width();
         assert_eq!(y.len(), x.rows() * width, "size of the outputs");
-        self.run(pool, x, y, Shape { stride: width, limit: width, write: Write::Set });
+        self.run(pool, x, y, Shape { stride: width, limit: width, write: Write::Set }, None);
     }
 
-    fn run(&self, pool: &mut Pool, x: &Activations, y: &mut [f32], shape: Shape) {
+    fn run(&self, pool: &mut Pool, x: &Activations, y: &mut [f32], shape: Shape, adding: Option<&Adding<'_>>) {
         assert_eq!(x.width(), self.inputs(), "width of the inputs");
         let isa = pool.isa();
         let panels: usize = self.parts().iter().map(Part::panels).sum();
         let passes = x.groups().div_ceil(GROUPS_PER_PASS);
-        let grain = panels.div_ceil(pool.threads() * SHARES_PER_THREAD).clamp(1, MOST_PANELS);
-        let shares = panels.div_ceil(grain);
+        let mut grain = panels.div_ceil(pool.threads() * SHARES_PER_THREAD).clamp(1, MOST_PANELS);
+        if adding.is_some() {
+            grain = (grain / lora::PANEL * lora::PANEL).max(lora::PANEL);
+        }
+        let (pieces, shares) = (adding.map_or(0, Adding::pieces), panels.div_ceil(grain));
         let y = Shared::new(y);
-        pool.split(passes * shares, 1, |_, items| {
+        pool.split(pieces + passes * shares, 1, |_, items| {
             for item in items {
+                let Some(item) = item.checked_sub(pieces) else {
+                    // SAFETY: an item is one thread's.
+                    adding.inspect(|adding| unsafe { adding.reduce(item) });
+                    continue;
+                };
                 let (pass, share) = (item / shares, item % shares);
                 let groups = pass * GROUPS_PER_PASS..x.groups().min((pass + 1) * GROUPS_PER_PASS);
                 let panels = share * grain..panels.min((share + 1) * grain);
+                let rows = x.rows_of(groups.start).start..x.rows_of(groups.end - 1).end;
+                let columns = self.column_of(panels.start)..self.column_of(panels.end);
                 Share { matrix: self, panels, x, groups, y: &y, shape }.multiply(isa);
+                if let Some(adding) = adding {
+                    // SAFETY: an item is one thread's; pieces were claimed before shares.
+                    unsafe { adding.add(rows, &columns, (&y, shape.stride)) };
+                }
             }
         });
+    }
+
+    /// Where the outputs of a panel begin in a row; beyond the last panel, the end of all rows.
+    fn column_of(&self, mut panel: usize) -> usize {
+        for part in self.parts() {
+            if panel < part.panels() {
+                return column((part, panel));
+            }
+            panel -= part.panels();
+        }
+        usize::MAX
     }
 
     pub(crate) fn part_of(&self, mut panel: usize) -> (&Part, usize) {

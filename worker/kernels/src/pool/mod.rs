@@ -20,7 +20,7 @@ use crate::Isa;
 /// Looks of a helper for new work before it sleeps: about 50 µs, longer than any pause within a step and short enough to
 /// leave the cores to the network between steps.
 const LOOKS_BEFORE_SLEEP: u32 = 4_000;
-/// Looks of the caller for the last helper before it lets other threads of the machine run.
+/// Looks for what another thread is about to end before other threads of the machine may run.
 const LOOKS_BEFORE_YIELD: u32 = 20_000;
 
 /// Bit of [`Shared::state`]: helpers may enter.
@@ -161,11 +161,16 @@ impl<'a> Open<'a> {
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.0.state.fetch_and(!OPEN, Ordering::AcqRel);
-        let mut looks = 0;
-        while self.0.state.load(Ordering::Acquire) & INSIDE > 0 {
-            looks += 1;
-            if looks < LOOKS_BEFORE_YIELD { spin_loop() } else { thread::yield_now() }
-        }
+        wait_until(|| self.0.state.load(Ordering::Acquire) & INSIDE == 0);
+    }
+}
+
+/// Waits for what another thread does at this moment.
+pub(crate) fn wait_until(is_so: impl Fn() -> bool) {
+    let mut looks = 0;
+    while !is_so() {
+        looks += 1;
+        if looks < LOOKS_BEFORE_YIELD { spin_loop() } else { thread::yield_now() }
     }
 }
 

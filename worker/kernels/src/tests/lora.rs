@@ -3,9 +3,12 @@
 use half::{bf16, f16};
 use proptest::prelude::*;
 
+use super::matmul::matrix;
 use super::{bits, numbers, pools, rows};
 use crate::simd::LANES;
-use crate::{Activations, Arena, Factors, Kept, Lora, LowRank, Precision, Rows, Unpacked, padded};
+use crate::{
+    Activations, Arena, Encoding, Factors, Kept, Lora, LowRank, Matrix, Pool, Precision, Rows, Unpacked, Write, padded,
+};
 
 /// How wide the numbers of an update are before it is packed.
 #[derive(Clone, Copy, Debug)]
@@ -50,12 +53,6 @@ fn update_in(precision: Precision, seed: u64, width: Width, inputs: usize, layer
     LowRank::pack(&Arena::default(), precision, inputs, &parts)
 }
 
-/// Width of the outputs' rows.
-fn width(layers: &[(usize, usize)]) -> usize {
-    let before: usize = layers[..layers.len() - 1].iter().map(|(outputs, _)| padded(*outputs)).sum();
-    before + layers[layers.len() - 1].0
-}
-
 /// What the kernel's file says, written out for one row.
 fn written_out(update: &LowRank, x: &[f32], y: &mut [f32]) {
     for Unpacked { at, rank, scale, a, b } in update.unpack() {
@@ -78,29 +75,52 @@ fn reduce(x: &[f32], a: &[f32]) -> f32 {
     lanes[0]
 }
 
+/// The weights beside updates of `layers`.
+fn weights(pool: &mut Pool, inputs: usize, layers: &[(usize, usize)]) -> Matrix {
+    let outputs: Vec<usize> = layers.iter().map(|(outputs, _)| *outputs).collect();
+    matrix(pool, Encoding::Bytes, inputs, &outputs, None)
+}
+
 /// The outputs of a step whose rows have these adapters.
-fn add(pool: &mut crate::Pool, updates: &[LowRank], of_rows: &[Option<usize>], x: &Rows, y: &Rows) -> Rows {
+fn add(
+    pool: &mut Pool,
+    matrix: &Matrix,
+    updates: &[LowRank],
+    of_rows: &[Option<usize>],
+    (x, quants): (&Rows, &Activations),
+    (y, write): (&Rows, Write),
+) -> Rows {
     let (mut lora, mut y) = (Lora::default(), y.clone());
     lora.plan(of_rows.iter().map(|adapter| (1, *adapter)));
-    lora.add(pool, |adapter| Some(&updates[adapter]), x, &mut y);
+    let updates = lora.updates(|adapter| updates.get(adapter), x);
+    matrix.multiply_adapted(pool, quants, &mut y, write, Some(updates));
     y
 }
 
-/// Every row is what is written out for it, on every instruction set and number of threads.
-fn assert_written_out(updates: &[LowRank], of_rows: &[Option<usize>], inputs: usize, outputs: usize) {
+fn quantised(pool: &mut Pool, x: &Rows) -> Activations {
+    let mut quants = Activations::new(x.width());
+    quants.quantise(pool, x);
+    quants
+}
+
+/// Every row is the product and then what is written out for it, on every instruction set and number of threads.
+fn assert_written_out(updates: &[LowRank], of_rows: &[Option<usize>], inputs: usize, layers: &[(usize, usize)]) {
     let x = numbers(7, of_rows.len() * inputs);
-    let y = numbers(8, of_rows.len() * outputs);
-    let mut expected = y.clone();
-    for (row, adapter) in of_rows.iter().enumerate() {
-        if let Some(adapter) = adapter {
-            let y = &mut expected[row * outputs..(row + 1) * outputs];
-            written_out(&updates[*adapter], &x[row * inputs..(row + 1) * inputs], y);
-        }
-    }
-    let expected: Vec<u32> = expected.iter().map(|value| value.to_bits()).collect();
+    let rows_of_x = rows(&x, inputs);
     for pool in &mut pools() {
-        let ours = add(pool, updates, of_rows, &rows(&x, inputs), &rows(&y, outputs));
-        assert_eq!(bits(&ours), expected, "{pool:?}, {of_rows:?}");
+        let (matrix, quants) = (weights(pool, inputs, layers), quantised(pool, &rows_of_x));
+        let y = rows(&numbers(8, of_rows.len() * matrix.width()), matrix.width());
+        for write in [Write::Set, Write::Add] {
+            let mut expected = y.clone();
+            matrix.multiply(pool, &quants, &mut expected, write);
+            for (row, adapter) in of_rows.iter().enumerate() {
+                if let Some(update) = adapter.and_then(|adapter| updates.get(adapter)) {
+                    written_out(update, &x[row * inputs..(row + 1) * inputs], expected.row_mut(row));
+                }
+            }
+            let ours = add(pool, &matrix, updates, of_rows, (&rows_of_x, &quants), (&y, write));
+            assert_eq!(bits(&ours), bits(&expected), "{pool:?}, {of_rows:?}");
+        }
     }
 }
 
@@ -110,7 +130,7 @@ fn every_rank_is_what_is_written_out() {
         let layers = [(75, rank)];
         let updates = WIDTHS.map(|width| update(3, width, 83, &layers));
         for which in 0..3 {
-            assert_written_out(&updates, &[Some(0), None, Some(which), Some(which), Some(which)], 83, width(&layers));
+            assert_written_out(&updates, &[Some(0), None, Some(which), Some(which), Some(which)], 83, &layers);
         }
     }
 }
@@ -120,7 +140,7 @@ fn layers_that_share_inputs_may_have_any_ranks_or_none() {
     for ranks in [[8, 8, 8], [3, 0, 5], [0, 0, 1], [0, 6, 0], [1, 2, 4], [70, 1, 0]] {
         let layers = [(576, ranks[0]), (192, ranks[1]), (33, ranks[2])];
         let updates = [update(5, Width::Single, 64, &layers)];
-        assert_written_out(&updates, &[None, Some(0), Some(0), Some(0)], 64, width(&layers));
+        assert_written_out(&updates, &[None, Some(0), Some(0), Some(0)], 64, &layers);
     }
 }
 
@@ -138,7 +158,7 @@ proptest! {
         let layers = |adapter: usize| [(first.0, (first.1 + adapter) % 20), (second.0, second.1)];
         let update = |adapter| update(adapter as u64, WIDTHS[widths[adapter]], inputs, &layers(adapter));
         let updates: Vec<LowRank> = (0..5).map(update).collect();
-        assert_written_out(&updates, &of_rows, inputs, width(&layers(0)));
+        assert_written_out(&updates, &of_rows, inputs, &layers(0));
     }
 }
 
@@ -147,7 +167,7 @@ fn many_rows_of_one_adapter_are_what_they_are_alone() {
     let layers = [(130, 9), (40, 2)];
     let updates = [update(1, Width::Single, 100, &layers), update(2, Width::UpperHalf, 100, &layers)];
     let of_rows: Vec<Option<usize>> = (0..150).map(|row| [Some(0), None, Some(0), Some(1)][row % 4]).collect();
-    assert_written_out(&updates, &of_rows, 100, width(&layers));
+    assert_written_out(&updates, &of_rows, 100, &layers);
 }
 
 /// Updates that are worth more threads than one: whether these take them whole or in pieces depends on how many there are,
@@ -158,30 +178,36 @@ fn however_threads_share_updates_every_row_is_what_is_written_out() {
     let updates: Vec<LowRank> = (0..6).map(|seed| update(seed, Width::Single, 576, &layers)).collect();
     for (adapters, rows_of_each) in [(3, 1), (6, 2), (5, 2), (6, 8), (3, 9), (2, 40)] {
         let of_rows: Vec<Option<usize>> = (0..adapters * rows_of_each).map(|row| Some(row % adapters)).collect();
-        assert_written_out(&updates, &of_rows, 576, width(&layers));
+        assert_written_out(&updates, &of_rows, 576, &layers);
     }
 }
 
 #[test]
 fn rows_without_an_adapter_are_not_read_and_not_written() {
-    let updates = [update(1, Width::Single, 40, &[(50, 4)])];
+    let layers = [(50, 4)];
+    let updates = [update(1, Width::Single, 40, &layers)];
     for pool in &mut pools() {
-        let x = rows(&[[f32::NAN; 40], [1.0; 40]].concat(), 40);
-        let y = add(pool, &updates, &[None, Some(0)], &x, &rows(&[-0.0; 100], 50));
-        assert!(y.row(0).iter().all(|value| value.to_bits() == (-0.0f32).to_bits()));
-        assert!(y.row(1).iter().all(|value| value.is_finite() && *value != 0.0));
+        let (matrix, quants) = (weights(pool, 40, &layers), quantised(pool, &rows(&numbers(3, 80), 40)));
+        let (x, zeros) = (rows(&[[f32::NAN; 40], [1.0; 40]].concat(), 40), rows(&[0.0; 100], 50));
+        let mut product = zeros.clone();
+        matrix.multiply(pool, &quants, &mut product, Write::Set);
+        let y = add(pool, &matrix, &updates, &[None, Some(0)], (&x, &quants), (&zeros, Write::Set));
+        assert_eq!(y.row(0), product.row(0));
+        assert!(y.row(1).iter().zip(product.row(1)).all(|(y, product)| y.is_finite() && y != product));
     }
 }
 
 #[test]
 fn what_is_not_finite_harms_its_own_row_only_and_nothing_beyond_the_outputs() {
-    let updates = [update(1, Width::Single, 64, &[(20, 4), (20, 4)])];
+    let layers = [(20, 4), (20, 4)];
+    let updates = [update(1, Width::Single, 64, &layers)];
     for pool in &mut pools() {
         let mut values = numbers(1, 3 * 64);
-        let zeros = rows(&[0.0; 3 * 52], 52);
-        let clean = add(pool, &updates, &[Some(0); 3], &rows(&values, 64), &zeros);
+        let (matrix, quants) = (weights(pool, 64, &layers), quantised(pool, &rows(&values, 64)));
+        let zeros = (&rows(&[0.0; 3 * 52], 52), Write::Set);
+        let clean = add(pool, &matrix, &updates, &[Some(0); 3], (&rows(&values, 64), &quants), zeros);
         values[64 + 7] = f32::INFINITY;
-        let y = add(pool, &updates, &[Some(0); 3], &rows(&values, 64), &zeros);
+        let y = add(pool, &matrix, &updates, &[Some(0); 3], (&rows(&values, 64), &quants), zeros);
         assert_eq!((y.row(0), y.row(2)), (clean.row(0), clean.row(2)));
         assert!(y.row(1)[..20].iter().all(|value| !value.is_finite()));
         assert!(y.padded_row(1)[20..32].iter().chain(&y.padded_row(1)[52..]).all(|value| *value == 0.0));
@@ -229,7 +255,7 @@ fn numbers_of_sixteen_bits_are_read_back_as_they_were_packed() {
 fn what_is_kept_in_sixteen_bits_is_computed_with_as_it_is_read_back() {
     let layers = [(75, 9), (40, 3)];
     let updates = WIDTHS.map(|width| update_in(Precision::Fixed16, 3, width, 83, &layers));
-    assert_written_out(&updates, &[Some(0), None, Some(1), Some(0), Some(2), Some(0)], 83, width(&layers));
+    assert_written_out(&updates, &[Some(0), None, Some(1), Some(0), Some(2), Some(0)], 83, &layers);
 }
 
 proptest! {
@@ -261,10 +287,7 @@ fn what_is_far_too_large_for_a_layer_keeps_all_of_its_bits() {
 
 #[test]
 fn a_step_without_adapters_adds_nothing() {
-    let pool = &mut pools().pop().unwrap();
-    let (x, y) = (rows(&numbers(1, 80), 40), rows(&numbers(2, 20), 10));
-    let after = add(pool, &[], &[None, None], &x, &y);
-    assert_eq!(bits(&after), bits(&y));
+    assert_written_out(&[], &[None, None], 40, &[(10, 0)]);
     let mut lora = Lora::default();
     assert!(lora.is_idle());
     lora.plan([(3, None), (2, Some(0))].into_iter());
@@ -274,14 +297,29 @@ fn a_step_without_adapters_adds_nothing() {
 }
 
 #[test]
-#[should_panic = "always the same"]
-fn an_update_that_changes_under_a_step_is_refused() {
-    let updates = [update(1, Width::Single, 40, &[(50, 1)]), update(1, Width::Single, 40, &[(50, 64)])];
-    let asked = std::sync::atomic::AtomicUsize::new(0);
+fn an_adapter_may_have_nothing_to_add_somewhere() {
+    let layers = [(50, 4)];
+    assert_written_out(&[], &[Some(0), None], 40, &layers);
+    assert_written_out(&[update(1, Width::Single, 40, &layers)], &[Some(1), Some(0), None, Some(1)], 40, &layers);
+}
+
+#[test]
+fn the_same_room_serves_one_product_after_the_other() {
+    let pool = &mut pools()[0];
+    let layers = [(50, 4)];
+    let (few, many) = (update(1, Width::Single, 40, &layers), update(2, Width::Single, 40, &[(50, 70)]));
+    let x = rows(&numbers(3, 80), 40);
+    let (matrix, quants) = (weights(pool, 40, &layers), quantised(pool, &x));
     let mut lora = Lora::default();
-    lora.plan([(1, Some(0))].into_iter());
-    let update_of = |_| updates.get(asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed).min(1));
-    lora.add(&mut pools()[0], update_of, &rows(&[1.0; 40], 40), &mut rows(&[0.0; 50], 50));
+    lora.plan([(2, Some(0))].into_iter());
+    let mut outputs = |update| {
+        let mut y = rows(&[0.0; 100], 50);
+        matrix.multiply_adapted(pool, &quants, &mut y, Write::Set, Some(lora.updates(|_| Some(update), &x)));
+        bits(&y)
+    };
+    let first = outputs(&few);
+    assert_ne!(outputs(&many), first);
+    assert_eq!(outputs(&few), first);
 }
 
 #[test]
@@ -305,8 +343,11 @@ fn layers_whose_outputs_overlap_are_refused() {
 #[test]
 #[should_panic = "outputs of an update"]
 fn outputs_beyond_the_row_are_refused() {
+    let pool = &mut pools()[0];
+    let (x, y) = (rows(&[1.0; 40], 40), rows(&[0.0; 49], 49));
+    let (matrix, quants) = (weights(pool, 40, &[(49, 4)]), quantised(pool, &x));
     let updates = [update(1, Width::Single, 40, &[(50, 4)])];
-    add(&mut pools()[0], &updates, &[Some(0)], &rows(&[1.0; 40], 40), &rows(&[0.0; 49], 49));
+    add(pool, &matrix, &updates, &[Some(0)], (&x, &quants), (&y, Write::Set));
 }
 
 #[test]
