@@ -17,7 +17,7 @@ from contract import chunks, collect, same, whole
 from fleet import Fleet
 from servers import GOLDEN, real_model
 
-# A stream that was silent for this long when a worker died has felt it.
+# A silence of this length around a death is more than a step.
 FELT = 0.1
 # A death is noticed by then, with the default timers, and what was lost is on its way elsewhere.
 SETTLED = 3.0
@@ -62,6 +62,7 @@ class Report:
     duplicates: int = 0
     unequal: int = 0
     faults: list = dataclasses.field(default_factory=list)
+    # Of each stream that was under way when a worker died: its longest silence around a death.
     stalls: list = dataclasses.field(default_factory=list)
     # (Seconds, of which request) of the longest silence.
     longest: tuple = (0.0, "")
@@ -78,9 +79,13 @@ class Report:
                 both[name] = mine + theirs
         return Report(**both)
 
-    def quantile(self, of):
-        ordered = sorted(self.stalls)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * of))] if ordered else 0.0
+    def silences(self):
+        """The streams' silences in words: of all of them, and of those that lasted."""
+        felt = [stall for stall in self.stalls if stall >= FELT]
+        return [
+            ("streams that a death met", f"{len(self.stalls)}, their silence {quantiles(self.stalls)}"),
+            (f"of which silent for {FELT} s", f"{len(felt)}, their silence {quantiles(felt)}"),
+        ]
 
     def __str__(self):
         rows = [
@@ -93,10 +98,15 @@ class Report:
             ("with a gap", self.gaps),
             ("with a duplicate", self.duplicates),
             ("with other bytes", self.unequal),
-            ("streams that felt a death", len(self.stalls)),
-            ("their silence", f"p50 {self.quantile(0.5):.2f} s, p99 {self.quantile(0.99):.2f} s, longest {self.quantile(1):.2f} s"),
+            *self.silences(),
         ]
         return "\n".join(f"{name:32}{value}" for name, value in rows)
+
+
+def quantiles(seconds):
+    ordered = sorted(seconds) or [0.0]
+    p50, p99 = (ordered[min(len(ordered) - 1, int(len(ordered) * of))] for of in (0.5, 0.99))
+    return f"p50 {p50:.2f} s, p99 {p99:.2f} s, longest {ordered[-1]:.2f} s"
 
 
 def requests(rules, adapter):
@@ -164,10 +174,10 @@ class Chaos:
             deaths = [death for death in self.deaths if death >= began]
             self.report.answers += 1
             self.report.across += bool(deaths)
-            felt = max((length for at, length in silences if any(at - length <= death <= at for death in deaths)), default=0)
-            if felt >= FELT:
-                self.report.stalls.append(felt)
-                self.report.longest = max(self.report.longest, (felt, str(body)))
+            around = [length for at, length in silences if any(at - length <= death <= at for death in deaths)]
+            if around:
+                self.report.stalls.append(max(around))
+                self.report.longest = max(self.report.longest, (max(around), str(body)))
             if fault:
                 setattr(self.report, kind, getattr(self.report, kind) + 1)
                 self.report.faults.append(f"{kind}: {fault}: {body}")
@@ -240,7 +250,6 @@ def play(rules):
     if rules.weights:
         fleet.served = "SmolLM2-135M-Instruct"
         fleet.router.models = [fleet.served]
-        fleet.per_worker = {name: {"more": "threads = 1\n"} for name in fleet.names}
     try:
         fleet.start()
         adapter = register(fleet, GOLDEN / ("adapters/pirate" if rules.weights else "tiny/tiny-qv"))
@@ -273,12 +282,16 @@ def main():
     with contextlib.nullcontext(chosen.keep) if chosen.keep else tempfile.TemporaryDirectory(prefix="shoal-chaos-") as directory:
         counts = {"streams": chosen.streams, "tokens": chosen.tokens, "step_ms": chosen.step_ms, "seed": chosen.seed}
         real = min(chosen.real, chosen.kills) if chosen.real >= 0 else chosen.kills
-        report = Report()
+        parts = {}
         for name, weights, kills in [("real", real_model, real), ("scripted", lambda: None, chosen.kills - real)]:
             if kills:
                 rules = Rules(pathlib.Path(directory) / name, weights=weights(), kills=kills, **counts)
-                report += play(rules)
+                parts[name] = play(rules)
+    report = sum(parts.values(), Report())
     print(report)
+    if len(parts) > 1:
+        for name, part in parts.items():
+            print("\n".join(f"{name}: {row:26}{value}" for row, value in part.silences()))
     if report.stalls:
         print(f"the longest was felt by: {report.longest[1]}")
     for fault in report.faults[:20]:
