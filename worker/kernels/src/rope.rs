@@ -74,15 +74,14 @@ impl Rope {
         if positions <= have {
             return;
         }
-        for position in have..positions.next_multiple_of(TABLE_STEP) {
-            let (mut cosines, mut sines) = (Vec::with_capacity(row), Vec::with_capacity(row / 2));
-            for frequency in &self.frequencies {
+        let positions = positions.next_multiple_of(TABLE_STEP);
+        self.table.resize(positions * row, 0.0);
+        for (position, row) in (have..positions).zip(self.table[have * row..].chunks_exact_mut(row)) {
+            let (cosines, sines) = row.split_at_mut(row.len() / 2);
+            for ((frequency, to_cosine), to_sine) in self.frequencies.iter().zip(cosines).zip(sines) {
                 let (sine, cosine) = libm::sincos(position as f64 * frequency);
-                cosines.push(cosine as f32);
-                sines.push(sine as f32);
+                (*to_cosine, *to_sine) = (cosine as f32, sine as f32);
             }
-            self.table.append(&mut cosines);
-            self.table.append(&mut sines);
         }
     }
 

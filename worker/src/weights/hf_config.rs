@@ -190,14 +190,15 @@ impl HfConfig {
     }
 
     fn rope(&self, dims: usize) -> Result<RopeConfig, WeightsError> {
-        let rope = match (&self.rope_scaling, &self.rope_parameters) {
-            (Some(old), Some(new)) if old != new => {
-                return Err(WeightsError::Unsupported("has rope_scaling and other rope_parameters".to_owned()));
-            }
-            (old, new) => old.as_ref().or(new.as_ref()),
-        };
-        let theta = rope.and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);
-        let scaling = rope.map_or(Ok(RopeScaling::None), HfRope::scaling)?;
+        // The older name and the newer one: files that both versions of the library read have both, and each what it knows.
+        let named: Vec<&HfRope> = self.rope_scaling.iter().chain(&self.rope_parameters).collect();
+        let scalings = named.iter().map(|rope| rope.scaling()).collect::<Result<Vec<_>, _>>()?;
+        let thetas: Vec<f64> = named.iter().filter_map(|rope| rope.rope_theta).collect();
+        if scalings.windows(2).any(|both| both[0] != both[1]) || thetas.windows(2).any(|both| both[0] != both[1]) {
+            return Err(WeightsError::Unsupported("has rope_scaling and other rope_parameters".to_owned()));
+        }
+        let theta = thetas.first().copied().or(self.rope_theta).unwrap_or(10_000.0);
+        let scaling = scalings.into_iter().next().unwrap_or(RopeScaling::None);
         Ok(RopeConfig { theta, dims, scaling })
     }
 }

@@ -72,18 +72,19 @@ impl Matrix {
         let passes = x.groups().div_ceil(GROUPS_PER_PASS);
         let mut grain = panels.div_ceil(pool.threads() * SHARES_PER_THREAD).clamp(1, MOST_PANELS);
         if adding.is_some() {
+            // Else a share would read a part of each line of a panel of B.
             grain = (grain / lora::PANEL * lora::PANEL).max(lora::PANEL);
         }
         let (pieces, shares) = (adding.map_or(0, Adding::pieces), panels.div_ceil(grain));
         let y = Shared::new(y);
         pool.split(pieces + passes * shares, 1, |_, items| {
             for item in items {
-                let Some(item) = item.checked_sub(pieces) else {
+                if let Some(adding) = adding.filter(|_| item < pieces) {
                     // SAFETY: an item is one thread's.
-                    adding.inspect(|adding| unsafe { adding.reduce(item) });
+                    unsafe { adding.reduce(item) };
                     continue;
-                };
-                let (pass, share) = (item / shares, item % shares);
+                }
+                let (pass, share) = ((item - pieces) / shares, (item - pieces) % shares);
                 let groups = pass * GROUPS_PER_PASS..x.groups().min((pass + 1) * GROUPS_PER_PASS);
                 let panels = share * grain..panels.min((share + 1) * grain);
                 let rows = x.rows_of(groups.start).start..x.rows_of(groups.end - 1).end;

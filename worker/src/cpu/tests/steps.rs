@@ -8,11 +8,18 @@ use crate::backend::bench::{Instructions, Layers, Setup, golden, golden_adapter}
 use crate::backend::contract::TINY_GEOMETRY;
 use crate::backend::{BlockId, LogitsBuffer, LogitsOf, Slice};
 
+/// What is counted is the caller's: with one thread, all there is.
+const THREADS: [usize; 2] = [1, 2];
+
 #[test]
 fn a_step_with_adapters_allocates_nothing_after_the_first_of_its_size() {
+    THREADS.into_iter().for_each(step_with_adapters);
+}
+
+fn step_with_adapters(threads: usize) {
     let setup = Setup {
         model: &golden("tiny/gguf/tiny-q4_1.gguf"),
-        threads: 2,
+        threads,
         instructions: Instructions::Best,
         layers: Layers::All,
     };
@@ -44,10 +51,10 @@ fn a_step_with_adapters_allocates_nothing_after_the_first_of_its_size() {
 #[test]
 fn a_step_allocates_nothing_after_the_first_of_its_size() {
     // Tied and not, with biases and with norms of the heads; the embedding from blocks and from floats.
-    for file in
-        ["tiny/gguf/tiny-q4_1.gguf", "families/llama3/base", "families/qwen2/qwen2-q8_0.gguf", "families/qwen3/base"]
-    {
-        let setup = Setup { model: &golden(file), threads: 2, instructions: Instructions::Best, layers: Layers::All };
+    let files =
+        ["tiny/gguf/tiny-q4_1.gguf", "families/llama3/base", "families/qwen2/qwen2-q8_0.gguf", "families/qwen3/base"];
+    for (file, threads) in files.into_iter().flat_map(|file| THREADS.map(|threads| (file, threads))) {
+        let setup = Setup { model: &golden(file), threads, instructions: Instructions::Best, layers: Layers::All };
         let mut backend = open(setup).unwrap();
         backend.reserve(64).unwrap();
         let tables: Vec<Vec<BlockId>> = (0..9).map(|at| (7 * at..7 * at + 7).map(BlockId).collect()).collect();
@@ -70,6 +77,6 @@ fn a_step_allocates_nothing_after_the_first_of_its_size() {
             step(number);
         });
         let later: u64 = (17..32).map(&mut step).sum();
-        assert_eq!(later, 0, "{file}");
+        assert_eq!(later, 0, "{file}, {threads} threads");
     }
 }

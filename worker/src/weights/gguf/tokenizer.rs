@@ -18,6 +18,11 @@ use crate::weights::error::{TokenizerFault, WeightsError};
 /// Longest token in bytes. Those in use stay below 300; finding the merges of one takes the square of its length.
 const MAX_TOKEN: usize = 1024;
 
+/// Control tokens that end an answer, whatever the file says of them: of Llama 3 and Qwen, whose files name one or two of their
+/// ends where the original's `generation_config.json` has a list. llama.cpp takes them so, too.
+/// <https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp> (`special_eog_ids`)
+const ENDS: [&str; 5] = ["<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|im_end|>"];
+
 /// What a token is for, by its number in `tokenizer.ggml.token_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TokenKind {
@@ -69,15 +74,18 @@ pub(super) fn bundle(header: &Header<'_>, vocab: usize) -> Result<TokenizerBundl
     };
     let id = |key| special_id(header, &vocabulary, key);
     let bos = id("tokenizer.ggml.bos_token_id")?;
-    let ends = [id("tokenizer.ggml.eos_token_id")?, id("tokenizer.ggml.eot_token_id")?];
+    let eos = id("tokenizer.ggml.eos_token_id")?;
+    let named = [eos, id("tokenizer.ggml.eot_token_id")?, id("tokenizer.ggml.eom_token_id")?];
+    let known = if matches!(header.text("tokenizer.ggml.pre")?, Some("llama-bpe" | "qwen2")) { &ENDS[..] } else { &[] };
+    let ends = named.into_iter().flatten().chain(known.iter().filter_map(|text| vocabulary.control(text)));
     let adds_bos = header.boolean("tokenizer.ggml.add_bos_token")?.unwrap_or(pipeline.adds_bos);
     let by_text = |text: &str| vocabulary.ids.get(text).copied().map(TokenId);
     bundle::finish(TokenizerBundle {
         tokenizer_json: tokenizer_json(&vocabulary, pipeline),
         bos,
         add_bos: adds_bos && bos.is_some(),
-        eos: bundle::ascending(ends.into_iter().flatten()),
-        document_separator: bundle::document_separator(by_text, bos, ends[0]),
+        eos: bundle::ascending(ends),
+        document_separator: bundle::document_separator(by_text, bos, eos),
         fim: fim(header, &vocabulary)?.or_else(|| bundle::fim_by_name(by_text)),
         chat_template: header.text("tokenizer.chat_template")?.map(str::to_owned),
     })
@@ -101,6 +109,12 @@ impl<'a> Vocabulary<'a> {
         }
         let kinds = token_kinds(header, texts.len())?;
         Ok(Self { texts, kinds, ids })
+    }
+
+    /// The control token with this text.
+    fn control(&self, text: &str) -> Option<TokenId> {
+        let id = self.ids.get(text).copied()?;
+        (self.kinds[id as usize] == TokenKind::Control).then_some(TokenId(id))
     }
 
     /// Tokens that are recognised in text as they stand, before any cutting, and the unknown token.

@@ -130,7 +130,8 @@ fn settings_that_change_a_familys_arithmetic_are_refused_by_name() {
         }));
         assert_eq!(refused, "the model has the rope scaling \"yarn\", which is not supported");
     }
-    let two = refusal(with_config("qwen3", |it| it["rope_scaling"] = yarn.clone()));
+    let linear = json!({ "rope_type": "linear", "factor": 4.0 });
+    let two = refusal(with_config("qwen3", |it| it["rope_scaling"] = linear.clone()));
     assert_eq!(two, "the model has rope_scaling and other rope_parameters, which is not supported");
 }
 

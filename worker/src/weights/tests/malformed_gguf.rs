@@ -193,6 +193,12 @@ fn models_that_would_be_computed_wrongly_are_refused_by_name() {
     assert_eq!(refused, "the model is a mixture of 8 experts, which is not supported");
     let refused = refusal(&|gguf| gguf.set("llama.rope.scaling.type", string("yarn")));
     assert_eq!(refused, "the model has the rope scaling \"yarn\", which is not supported");
+    let refused = refusal(&|gguf| gguf.tensors[0].dtype = 23);
+    let hint = "llama-quantize makes Q4_K_M or Q8_0 of its original";
+    assert_eq!(refused, format!("the model has weights of the type IQ4_XS ({hint}), which is not supported"));
+    let refused = refusal(&|gguf| gguf.set("split.count", uint32(3)));
+    let hint = "llama-gguf-split --merge makes one of them";
+    assert_eq!(refused, format!("the model is one of 3 files of a split one ({hint}), which is not supported"));
     let refused = refusal(&|gguf| gguf.add("blk.0.attn_output.bias", &[8]));
     assert_eq!(refused, "the model has the tensor \"blk.0.attn_output.bias\", which is not supported");
     let refused = refusal(&|gguf| gguf.add("blk.00.attn_q.weight", &[8, 8]));

@@ -173,6 +173,21 @@ fn rope_scaling_is_read_from_old_and_new_settings() {
 }
 
 #[test]
+fn old_and_new_rope_settings_may_stand_side_by_side_unless_they_contradict_each_other() {
+    let both = |old_theta: Value, new_theta: Value| {
+        with_config(|config| {
+            config["rope_scaling"] = json!({ "type": "linear", "factor": 4.0, "rope_theta": old_theta });
+            config["rope_parameters"] = json!({ "rope_type": "linear", "factor": 4.0, "rope_theta": new_theta });
+        })
+    };
+    let one = both(Value::Null, json!(5e5)).unwrap().config.rope;
+    assert_eq!((one.theta, one.scaling), (5e5, RopeScaling::Linear { factor: 4.0 }));
+    assert_eq!(both(json!(5e5), json!(5e5)).unwrap().config.rope.theta, 5e5);
+    let other = both(json!(1e4), json!(5e5)).unwrap_err().to_string();
+    assert_eq!(other, "the model has rope_scaling and other rope_parameters, which is not supported");
+}
+
+#[test]
 fn files_that_should_be_small_are_not_read_when_they_are_not() {
     let directory = copy_of_tiny();
     std::fs::File::create(directory.path().join("config.json")).unwrap().set_len(1 << 40).unwrap();

@@ -219,6 +219,28 @@ fn end_and_document_tokens_follow_what_the_file_says() {
 }
 
 #[test]
+fn answers_of_llama_3_and_qwen_end_at_every_end_token_of_theirs() {
+    let ends = |pre: &str, kind: u32| {
+        let mut gguf = Gguf::model(four_letter_bpe());
+        let tokens = ["<|eot_id|>", "<|endoftext|>", "<|eom_id|>", "b", "c", "d", "Ġ", "ab", "cd", "abcd"];
+        let mut kinds = [NORMAL; 10];
+        (kinds[0], kinds[1], kinds[2]) = (CONTROL, kind, CONTROL);
+        gguf.set("tokenizer.ggml.tokens", strings(&tokens));
+        gguf.set("tokenizer.ggml.token_type", uint32s(&kinds));
+        gguf.set("tokenizer.ggml.merges", strings(&["c d"]));
+        gguf.set("tokenizer.ggml.pre", string(pre));
+        open_gguf(&gguf.build()).unwrap().bundle.eos
+    };
+    assert_eq!(ends("llama-bpe", CONTROL), [TokenId(0), TokenId(1), TokenId(2)]);
+    assert_eq!(ends("qwen2", CONTROL), [TokenId(0), TokenId(1), TokenId(2)]);
+    assert_eq!(ends("qwen2", NORMAL), [TokenId(0), TokenId(2)], "a text that looks like one ends nothing");
+    assert_eq!(ends("gpt-2", CONTROL), [TokenId(0)], "others name all of theirs");
+    let mut gguf = Gguf::model(four_letter_bpe());
+    gguf.set("tokenizer.ggml.eom_token_id", uint32(1));
+    assert_eq!(open_gguf(&gguf.build()).unwrap().bundle.eos, [TokenId(0), TokenId(1)]);
+}
+
+#[test]
 fn tokenizer_lists_that_do_not_fit_together_are_refused() {
     let many: Vec<String> = (0..33).map(|id| format!("t{id}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
