@@ -6,7 +6,7 @@ use super::error::{AdapterError, Excerpt};
 use super::json::{Fields, Value};
 
 /// Fields whose values are read.
-const READ: [&str; 14] = [
+const READ: [&str; 13] = [
     "peft_type",
     "r",
     "lora_alpha",
@@ -20,15 +20,16 @@ const READ: [&str; 14] = [
     "bias",
     "init_lora_weights",
     "base_model_name_or_path",
-    "fan_in_fan_out",
 ];
 
-/// Fields that change nothing once the weights are trained, or only describe the files.
-const IGNORED: [&str; 16] = [
+/// Fields that change nothing once the weights are trained, or only describe the files. `fan_in_fan_out` is about layers that are
+/// stored as [inputs, outputs]; for a base model of linear layers, as all here are, the library warns and unsets it.
+const IGNORED: [&str; 17] = [
     "auto_mapping",
     "corda_config",
     "ensure_weight_tying",
     "eva_config",
+    "fan_in_fan_out",
     "inference_mode",
     "loftq_config",
     "lora_dropout",
@@ -205,10 +206,6 @@ impl Taker {
 
     /// What the fields that are read ask for, and that is not computed.
     fn refuse_variants(&mut self) -> Result<(), AdapterError> {
-        if self.switch("fan_in_fan_out")? {
-            let asks = "weights stored as [inputs, outputs]";
-            return Err(AdapterError::NotComputed { field: "fan_in_fan_out", asks });
-        }
         match self.take("bias") {
             None => {}
             Some(Value::Text(bias)) if bias == "none" => {}

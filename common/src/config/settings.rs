@@ -119,7 +119,8 @@ pub struct WorkerConfig {
     pub step_tokens: u32,
     /// Compute threads; absent: one per core.
     pub threads: Option<u32>,
-    /// Adapters in memory at once; 0: this worker takes none.
+    /// Adapters in memory at once; 0: this worker takes none. Absent: as many as groups, so that what bounds them is their
+    /// bytes, and no group waits for the end of another that has the last slot.
     pub adapter_slots: u32,
     /// Bytes of adapters in memory at once; absent: from the memory of the machine.
     pub adapter_bytes: Option<u64>,

@@ -34,6 +34,9 @@ const WORKER: [&str; 20] = [
     "metrics",
 ];
 
+/// Adapters in memory at once, at most.
+const MOST_ADAPTERS: u32 = 4096;
+
 /// Bytes of adapter files that are kept without being told: some hundred adapters of usual size.
 const ADAPTER_DISK_BYTES: u64 = 8 << 30;
 
@@ -129,13 +132,16 @@ struct Sizes {
 
 impl Sizes {
     fn read(section: &Section<'_>, report: &mut Report) -> Self {
+        let groups = section.integer("groups", 1..=65_536, report).unwrap_or(128);
         Self {
             slots: section.integer("slots", 1..=4096, report).unwrap_or(32),
-            groups: section.integer("groups", 1..=65_536, report).unwrap_or(128),
+            groups,
             kv_tokens: section.integer("kv_tokens", 1..=1 << 40, report),
             step_tokens: section.integer("step_tokens", 1..=65_536, report).unwrap_or(256),
             threads: section.integer("threads", 1..=1024, report),
-            adapter_slots: section.integer("adapter_slots", 0..=4096, report).unwrap_or(32),
+            adapter_slots: section
+                .integer("adapter_slots", 0..=MOST_ADAPTERS.into(), report)
+                .unwrap_or_else(|| groups.min(MOST_ADAPTERS)),
             adapter_bytes: section.integer("adapter_bytes", 1..=1 << 50, report),
             adapter_disk_bytes: section
                 .integer("adapter_disk_bytes", 0..=1 << 50, report)

@@ -159,7 +159,7 @@ fn a_worker_keeps_its_adapters_in_a_directory_of_its_own() {
         let worker: &WorkerConfig = &config.workers[at];
         (worker.adapter_slots, worker.adapter_bytes, worker.adapter_disk_bytes)
     };
-    assert_eq!([sizes(0), sizes(2)], [(32, None, 8 << 30), (0, Some(7), 9)]);
+    assert_eq!([sizes(0), sizes(2)], [(128, None, 8 << 30), (0, Some(7), 9)]);
 }
 
 #[test]
