@@ -140,7 +140,9 @@ def test_vllm_s_endpoints_load_and_unload(server, base, made):
     assert post(server, "/v1/load_lora_adapter", load).text == "Success: LoRA adapter 'seven' added successfully."
     answers_as_itself(server, "seven", base)
     post(server, "/v1/load_lora_adapter", load, status=400)
-    post(server, "/v1/load_lora_adapter", {**load, "load_inplace": True})
+    post(server, "/v1/load_lora_adapter", {**load, "load_inplace": True, "base_model_name": server.model})
+    other = post(server, "/v1/load_lora_adapter", {**load, "load_inplace": True, "base_model_name": "other"}, status=422)
+    assert other.json()["detail"][0]["loc"] == ["body", "base_model_name"]
     unload = post(server, "/v1/unload_lora_adapter", {"lora_name": "seven"})
     assert unload.text == "Success: LoRA adapter 'seven' removed successfully."
     post(server, "/v1/unload_lora_adapter", {"lora_name": "seven"}, status=404)

@@ -200,3 +200,9 @@ def test_no_prompt_is_ever_logged(cluster, bystander):
     cluster.http.post("/v1/completions", content=b'{"model": "x", "prompt": "' + secret.encode() + b'", "zz": }')
     for process in cluster.processes:
         assert secret not in process.log() + process.out.read_text()
+
+
+@pytest.mark.parametrize("method, path", [("GET", "/v1/adapters/%ff"), ("DELETE", "/v1/adapters/%ff"), ("GET", "/v1/models/%ff"), ("GET", "/v1/adapters/%00")])
+def test_a_name_in_a_path_that_is_no_name_is_not_found_in_the_contracts_words(cluster, method, path):
+    response = httpx.request(method, cluster.url + path)
+    assert response.status_code == 404 and response.json()["error"]["type"], response.text

@@ -16,6 +16,7 @@ pub(crate) mod metrics;
 mod models;
 pub mod openapi;
 pub mod operator;
+mod path;
 pub mod report;
 pub mod request_doc;
 pub mod schema;

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde::Serialize;
 use shoal_common::ids::Name;
 use utoipa::ToSchema;
 
 use super::error::{ApiError, ErrorDocument};
+use super::path::PathName;
 use crate::adapters::{Listing, State as AdapterState};
 use crate::app::App;
 use crate::catalogue::ServedModel;
@@ -93,7 +94,7 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json<ModelList> {
     get, path = "/v1/models/{id}", tag = "models", params(("id" = String, Path, description = "The model's name")),
     responses((status = 200, body = Model), (status = 404, body = ErrorDocument))
 )]
-pub(super) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+pub(super) async fn one(State(app): State<Arc<App>>, PathName(id): PathName) -> Result<Json<Model>, ApiError> {
     // What is no name cannot be echoed, and nothing is served under it.
     let name = Name::new(id).map_err(|_| ApiError::NotFound)?;
     if let Some(model) = app.catalogue.model(&name) {

@@ -36,6 +36,8 @@ pub struct LoadRequest {
     pub name: Name,
     /// A directory of the server; not yet checked against what may be named.
     pub path: String,
+    /// `base_model_name`: absent, it follows from the adapter.
+    pub model: Option<Name>,
     /// `load_inplace`
     pub if_loaded: IfLoaded,
 }
@@ -52,12 +54,13 @@ pub fn register(body: &[u8]) -> Result<RegisterRequest, ApiError> {
 
 /// Decodes `POST /v1/load_lora_adapter`, as [`register`] does.
 pub fn load_lora_adapter(body: &[u8]) -> Result<LoadRequest, ApiError> {
-    let mut fields = Fields::parse(body, &["lora_name", "lora_path", "load_inplace"])?;
+    let mut fields = Fields::parse(body, &["lora_name", "lora_path", "base_model_name", "load_inplace"])?;
     let named = fields.required("lora_name", name);
     let path = fields.required("lora_path", path);
+    let model = fields.read("base_model_name", name);
     let if_loaded = if fields.flag("load_inplace", false) { IfLoaded::Replace } else { IfLoaded::Refuse };
     let ((name, path), _) = fields.finish(named.zip(path))?;
-    Ok(LoadRequest { name, path, if_loaded })
+    Ok(LoadRequest { name, path, model, if_loaded })
 }
 
 /// Decodes `POST /v1/unload_lora_adapter`, as [`register`] does.

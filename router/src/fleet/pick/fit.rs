@@ -77,9 +77,11 @@ fn refused(serving: &[&Arc<Replica>], generation: Generation) -> Option<Option<S
     Some(said.iter().find_map(|state| state.reason.clone()))
 }
 
-/// An adapter's bytes in memory, as any worker has told; 0 while unknown.
+/// An adapter's bytes in memory, as any worker that has it there has told; 0 while unknown. On disk an adapter may take twice
+/// as many.
 fn bytes_of(snapshot: &Snapshot, generation: Generation) -> u64 {
     let told = snapshot.replicas.iter().filter_map(|replica| replica.adapters.get(generation));
+    let told = told.filter(|state| state.tier == AdapterTier::Memory);
     told.map(|state| state.bytes).max().unwrap_or(0)
 }
 

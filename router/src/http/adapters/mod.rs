@@ -12,7 +12,7 @@ pub(super) mod vllm;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde::Serialize;
 use shoal_common::config::Pinning;
 use shoal_common::ids::Name;
@@ -21,6 +21,7 @@ use utoipa::ToSchema;
 use self::document::{Adapter, AdapterList};
 use self::refusal::{Places, refusal};
 use super::error::{ApiError, ErrorDocument};
+use super::path::PathName;
 use crate::adapters::{Order, Origin, Source};
 use crate::app::App;
 
@@ -47,7 +48,7 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json<AdapterList> {
     get, path = "/v1/adapters/{id}", tag = "adapters", params(("id" = String, Path, description = "The adapter's name")),
     responses((status = 200, body = Adapter), (status = 404, body = ErrorDocument))
 )]
-pub(super) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<Adapter>, ApiError> {
+pub(super) async fn one(State(app): State<Arc<App>>, PathName(id): PathName) -> Result<Json<Adapter>, ApiError> {
     let name = known_name(id)?;
     let listing = app.adapters.listing(&name);
     let listing = listing.ok_or(ApiError::AdapterNotFound { adapter: name, param: "id" })?;
@@ -65,7 +66,7 @@ pub(super) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> 
 )]
 pub(super) async fn remove(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    PathName(id): PathName,
 ) -> Result<Json<RemovedAdapter>, ApiError> {
     let name = known_name(id)?;
     remove_by_request(&app, &name, &Places::OF_UPLOAD).await?;

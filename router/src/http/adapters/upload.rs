@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Query, Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::EXPECT;
 use serde::Deserialize;
@@ -24,6 +24,7 @@ use crate::adapters::{Listing, Order};
 use crate::app::App;
 use crate::http::body;
 use crate::http::error::{ApiError, BusyReason, ErrorDocument, FaultKind, InvalidDocument};
+use crate::http::path::PathName;
 use crate::resolve::ADAPTER_WAIT;
 
 /// The query of an upload.
@@ -67,7 +68,7 @@ pub(in crate::http) struct UploadDoc {
 )]
 pub(in crate::http) async fn upload(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    PathName(id): PathName,
     query: Result<Query<UploadQuery>, QueryRejection>,
     request: Request,
 ) -> Result<Json<Adapter>, ApiError> {

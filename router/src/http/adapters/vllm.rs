@@ -23,6 +23,8 @@ pub(in crate::http) struct LoadRequestDoc {
     lora_name: String,
     /// A PEFT directory of the server, as for `POST /v1/adapters`.
     lora_path: String,
+    /// The base model; needed where several are served and the adapter does not say.
+    base_model_name: Option<String>,
     /// Replace an adapter that has the name.
     #[schema(default = false)]
     load_inplace: Option<bool>,
@@ -49,11 +51,11 @@ pub(in crate::http) struct UnloadRequestDoc {
     )
 )]
 pub(in crate::http) async fn load(State(app): State<Arc<App>>, JsonBody(body): JsonBody) -> Result<String, ApiError> {
-    let LoadRequest { name, path, if_loaded } = validate::load_lora_adapter(&body)?;
+    let LoadRequest { name, path, model, if_loaded } = validate::load_lora_adapter(&body)?;
     if if_loaded == IfLoaded::Refuse && app.adapters.owner(&name).is_some() {
         return Err(ApiError::AdapterLoaded { adapter: name });
     }
-    from_path(&app, (name.clone(), None), path, &Places::OF_VLLM).await?;
+    from_path(&app, (name.clone(), model), path, &Places::OF_VLLM).await?;
     Ok(format!("Success: LoRA adapter '{name}' added successfully."))
 }
 

@@ -7,7 +7,7 @@ mod stage;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use serde::Serialize;
 use shoal_common::ambient;
 use shoal_common::ids::Name;
@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 
 use super::error::{ApiError, ErrorDocument};
 use super::operator::Operator;
+use super::path::PathName;
 use crate::app::App;
 use crate::operations::drains::Duty;
 use document::{Cluster, Worker};
@@ -46,7 +47,7 @@ pub(super) async fn show(State(app): State<Arc<App>>) -> Json<Cluster> {
 pub(super) async fn drain(
     operator: Operator,
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    PathName(id): PathName,
 ) -> Result<Json<Ordered>, ApiError> {
     order(operator, &app, id, Duty::Drain)
 }
@@ -64,7 +65,7 @@ pub(super) async fn drain(
 pub(super) async fn undrain(
     operator: Operator,
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    PathName(id): PathName,
 ) -> Result<Json<Ordered>, ApiError> {
     order(operator, &app, id, Duty::Serve)
 }

@@ -237,6 +237,18 @@ fn a_worker_full_of_pinned_adapters_is_never_asked_for_another() {
 }
 
 #[test]
+fn a_file_that_is_larger_than_a_worker_s_memory_for_adapters_is_tried_for_it_may_be_smaller_there() {
+    let mut fleet = Fleet::of(["a"]);
+    let larger = |tier| AdapterState { bytes: 5 << 20, ..adapter(1, tier) };
+    fleet.tell("a", larger(AdapterTier::Disk));
+    assert_eq!(fleet.routed(1).map(|(worker, _)| worker), Ok("a".to_owned()));
+    let mut fleet = Fleet::of(["a", "b"]);
+    fleet.tell("b", larger(AdapterTier::Memory));
+    fleet.tell_load("b", 0, WorkerState::Draining);
+    assert_eq!(fleet.routed(1), Err(Unroutable::NoRoom), "what it takes of memory is known");
+}
+
+#[test]
 fn an_adapter_that_no_worker_can_use_is_refused_with_a_reason() {
     let broken = || AdapterState { reason: Some("rank 0".to_owned()), ..adapter(1, AdapterTier::Quarantined) };
     let mut fleet = Fleet::of(["a", "b"]);
