@@ -8,7 +8,8 @@
 //! 3. [`Rows`]: rows of f32. [`Activations`]: rows quantised to int8, normed or gated on the way.
 //! 4. [`Arena`]: where weights lie. [`Matrix`]: packed weights, and the product of the two. `matmul` computes it on vectors, `amx` on tiles.
 //! 5. [`KvPool`]: keys and values in blocks. [`Rope`] writes it, [`Attention`] reads it.
-//! 6. [`LowRank`]: an adapter's update of linear layers. [`Lora`]: which rows have which; products add to each what its own makes of it.
+//! 6. [`LowRank`]: an adapter's update of linear layers. [`Lora`]: which rows have which; products add to each what its own
+//!    makes of it.
 
 mod activations;
 mod ahead;

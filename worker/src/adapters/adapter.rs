@@ -14,7 +14,7 @@ pub struct Adapter {
     pub(super) layers: Vec<[Option<LowRank>; Site::ALL.len()]>,
 }
 
-/// Linear layers that share their inputs, and to whose outputs an adapter adds in one go.
+/// Linear layers that share their inputs, and to whose outputs an adapter adds together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Site {
     /// Queries, keys and values.

@@ -43,11 +43,12 @@ fn site(
         let mut quants = Activations::new(inputs);
         quants.quantise(pool, &x);
         y.resize(rows);
-        let mixes: Vec<usize> = [1, 4, rows].into_iter().filter(|&mix| mix <= rows).collect();
+        let mut mixes: Vec<usize> = [1, 4, rows].into_iter().filter(|&mix| mix <= rows).collect();
+        mixes.dedup();
         let mut loras: Vec<Lora> = mixes.iter().map(|&mix| plan(rows, mix)).collect();
         let (mut next_matrix, mut next) = (0, 0);
         let seconds = in_turn(mixes.len() + 1, |which| {
-            let update = |adapter: usize| updates.get(adapter * 5 % updates.len());
+            let update = |adapter: usize| updates.get(adapter % updates.len());
             let begin = next;
             let these = which.checked_sub(1).map(|mix| {
                 next = begin + mixes[mix];

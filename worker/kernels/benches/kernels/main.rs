@@ -3,8 +3,8 @@
 //! instructions.
 //!
 //! `cargo bench -p shoal-kernels --bench kernels`; numbers after `--` choose the rows (default 1 8 32 512); 0 is
-//! attention alone, `lora` products with low-rank updates beside products alone, `quantise` what makes rows into left sides of products alone, and an
-//! instruction set by its name (`amx-int8`) its products alone.
+//! attention alone, `lora` products with low-rank updates beside products alone, `quantise` what makes rows into left
+//! sides of products alone, and an instruction set by its name (`amx-int8`) its products alone.
 
 use std::hint::black_box;
 use std::num::NonZero;

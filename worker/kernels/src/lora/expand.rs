@@ -29,17 +29,17 @@ impl Op for Expand<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         match self.low_rank.b() {
-            Numbers::Single(b) => self.panels(s, b),
-            Numbers::Half(b) => self.panels(s, b),
-            Numbers::UpperHalf(b) => self.panels(s, b),
-            Numbers::Whole(b) => self.panels(s, b),
+            Numbers::Single(b) => self.runs(s, b),
+            Numbers::Half(b) => self.runs(s, b),
+            Numbers::UpperHalf(b) => self.runs(s, b),
+            Numbers::Whole(b) => self.runs(s, b),
         }
     }
 }
 
 impl Expand<'_> {
     #[inline(always)]
-    fn panels<S: Simd, V: Vector>(&self, s: S, b: &[V]) {
+    fn runs<S: Simd, V: Vector>(&self, s: S, b: &[V]) {
         for part in self.low_rank.parts() {
             let mut vectors = part.vectors_of(&self.columns);
             while !vectors.is_empty() {
@@ -47,17 +47,17 @@ impl Expand<'_> {
                 let b = &b[run.begin..run.end];
                 vectors.start += run.vectors;
                 match run.vectors {
-                    1 => self.run::<S, V, 1>(s, b, &run),
-                    2 => self.run::<S, V, 2>(s, b, &run),
-                    3 => self.run::<S, V, 3>(s, b, &run),
-                    _ => self.run::<S, V, PANEL>(s, b, &run),
+                    1 => self.stretch::<S, V, 1>(s, b, &run),
+                    2 => self.stretch::<S, V, 2>(s, b, &run),
+                    3 => self.stretch::<S, V, 3>(s, b, &run),
+                    _ => self.stretch::<S, V, PANEL>(s, b, &run),
                 }
             }
         }
     }
 
     #[inline(always)]
-    fn run<S: Simd, V: Vector, const P: usize>(&self, s: S, b: &[V], run: &Run<'_>) {
+    fn stretch<S: Simd, V: Vector, const P: usize>(&self, s: S, b: &[V], run: &Run<'_>) {
         let (mut slot, mut rows) = (0, self.rows);
         if S::SUMS >= FOUR * PANEL {
             while let Some((four, others)) = rows.split_first_chunk::<FOUR>() {
@@ -116,7 +116,7 @@ impl Expand<'_> {
     unsafe fn write<S: Simd>(&self, s: S, row: usize, run: &Run<'_>, p: usize, sum: S::F) {
         let (part, first) = (run.part, (run.vector + p) * LANES);
         let length = LANES.min(part.outputs - first);
-        // SAFETY: the operator has seen that the part ends inside the row; the rest is the caller's promise.
+        // SAFETY: `Updates::begin` has seen that the part ends inside the row; the rest is the caller's promise.
         let to = unsafe { self.y.part(row * self.row_width + part.at + first, length) };
         let scale = s.splat(part.scale);
         if let Ok(to) = <&mut [f32; LANES]>::try_from(&mut *to) {

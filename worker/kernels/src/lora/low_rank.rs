@@ -231,7 +231,7 @@ impl Part {
         vector(columns.start)..vector(columns.end)
     }
 
-    /// What `vectors` begin with that lies side by side.
+    /// The longest start of `vectors` that lies in one panel.
     pub(super) fn run(&self, vectors: &Range<usize>) -> Run<'_> {
         let vector = vectors.start;
         let (first, within) = (vector / PANEL * PANEL, vector % PANEL);

@@ -40,7 +40,7 @@ pub struct Lora {
     starts: Vec<usize>,
     /// Room for the update of each adapter; empty in between.
     of_adapters: Vec<Option<&'static LowRank>>,
-    /// For each adapter, pieces of work before its own; where the last ones end.
+    /// For each adapter, units of work before its own; where the last ones end. [`Lora::plan`] counts rows in it.
     units: Vec<usize>,
     /// `x Aᵀ` of each of `rows`, in rows of whole lines.
     reduced: Vec<f32>,

@@ -99,7 +99,7 @@ impl Reduce<'_> {
             }
         }
         for row in 0..R {
-            // SAFETY: the operator has made room for every rank of every row; this tile of these rows is one thread's.
+            // SAFETY: `Updates::begin` has made room for every rank of every row; this tile of these rows is one thread's.
             let to = unsafe { self.to.pointer(to + row * self.stride) };
             if let Ok(four) = <[S::F; TILE]>::try_from(&sums[row][..]) {
                 // SAFETY: as above.

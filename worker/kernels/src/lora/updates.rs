@@ -24,6 +24,7 @@ const WORTH_SHARING: usize = 64 << 10;
 
 /// The updates of a step's rows at one place: made by [`Lora::updates`].
 #[derive(Debug)]
+#[must_use = "a product adds them"]
 pub struct Updates<'a> {
     lora: &'a mut Lora,
     /// The update of each adapter.
@@ -33,15 +34,14 @@ pub struct Updates<'a> {
 
 impl<'a> Updates<'a> {
     pub(super) fn new(lora: &'a mut Lora, update_of: impl Fn(usize) -> Option<&'a LowRank>, x: &'a Rows) -> Self {
-        let mut of_adapters = emptied(std::mem::take(&mut lora.of_adapters));
+        let mut of_adapters: Vec<Option<&'a LowRank>> = std::mem::take(&mut lora.of_adapters);
         of_adapters.extend((0..lora.adapters()).map(update_of));
         Self { lora, of_adapters, x }
     }
 
     /// Prepares for a product whose outputs go to `y`; `None` if no adapter has an update here.
     pub(crate) fn begin(&mut self, pool: &Pool, y: &Rows) -> Option<Adding<'_>> {
-        let most_ranks =
-            self.of_adapters.iter().flatten().map(|update| update.check(self.x, y)).max().filter(|&most| most > 0)?;
+        let most_ranks = self.of_adapters.iter().flatten().map(|update| update.check(self.x, y)).max()?;
         let count = self.lora.count();
         assert_eq!((self.x.count(), y.count()), (count, count), "rows of the step");
         let Lora { rows, starts, units, reduced, .. } = &mut *self.lora;
@@ -60,6 +60,9 @@ impl<'a> Updates<'a> {
             }
         }
         units.push(all);
+        if all == 0 {
+            return None;
+        }
         let grain = all.div_ceil((cost / WORTH_SHARING).clamp(1, pool.threads() * PIECES_PER_THREAD));
         Some(Adding {
             isa: pool.isa(),
@@ -120,7 +123,7 @@ impl Adding<'_> {
     /// Computes a piece of `x Aᵀ`.
     ///
     /// # Safety
-    /// Nobody else does.
+    /// `piece` is below [`Adding::pieces`], and each is computed once only.
     pub(crate) unsafe fn reduce(&self, piece: usize) {
         let _over = Over(&self.reduced_pieces);
         let all = self.units[self.units.len() - 1];
@@ -146,7 +149,8 @@ impl Adding<'_> {
     /// there. Columns begin at a vector, and end at one or with the row.
     ///
     /// # Safety
-    /// Nobody else uses these columns of these rows.
+    /// `y` and `row_width` are the values and the stride of the rows that [`Updates::begin`] was given; nobody else uses these
+    /// columns of these rows meanwhile.
     pub(crate) unsafe fn add(&self, rows: Range<usize>, columns: &Range<usize>, (y, row_width): (&Shared<f32>, usize)) {
         wait_until(|| self.reduced_pieces.load(Ordering::Acquire) == self.pieces);
         for (low_rank, bounds) in self.of_adapters.iter().zip(self.starts.windows(2)) {
@@ -156,7 +160,8 @@ impl Adding<'_> {
             let (first, end) = (before(rows.start), before(rows.end));
             for (pass, rows) in of_adapter[first..end].chunks(ROWS_PER_PASS).enumerate() {
                 let slot = bounds[0] + first + pass * ROWS_PER_PASS;
-                // SAFETY: there is room for every row, all of it is written, and nobody writes there any more.
+                // SAFETY: there is room for every row, and whoever wrote there is over. (After a panic some of it is of an
+                // earlier product; the caller gets the panic and no product.)
                 let reduced = unsafe { self.reduced.read(slot * self.stride, rows.len() * self.stride) };
                 let columns = columns.clone();
                 dispatch(self.isa, Expand { low_rank, columns, rows, reduced, stride: self.stride, y, row_width });
@@ -171,5 +176,22 @@ struct Over<'a>(&'a AtomicUsize);
 impl Drop for Over<'_> {
     fn drop(&mut self) {
         self.0.fetch_add(1, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+
+    #[test]
+    fn a_piece_is_over_after_a_panic_too() {
+        let over = AtomicUsize::new(0);
+        let panicked = catch_unwind(|| {
+            let _over = Over(&over);
+            panic!("in the middle of a piece");
+        });
+        assert!(panicked.is_err() && over.into_inner() == 1);
     }
 }

@@ -3,7 +3,7 @@
 //! **Bits.** An output is reduced by one thread in ascending order of the blocks of 32 inputs, whatever the instruction set
 //! and however many rows are computed together: `sum = fma(dot, scale_w x scale_x, sum)`, where the dot product of a block
 //! is exact in integers; with minima also `sum = fma(minimum, scale_x x sum of quants, sum)`; with 16 weights to a scale the
-//! two halves of a block one after the other. The bias is added last.
+//! two halves of a block one after the other. The bias is added last; what adapters add comes after it ([`crate::lora`]).
 
 mod panels;
 
@@ -43,6 +43,9 @@ impl Matrix {
     }
 
     /// [`Matrix::multiply`], and then `y` plus what the updates make of their own inputs.
+    ///
+    /// # Panics
+    /// Where lengths or counts of rows contradict each other.
     pub fn multiply_adapted(
         &self,
         pool: &mut Pool,
@@ -72,8 +75,9 @@ impl Matrix {
         let passes = x.groups().div_ceil(GROUPS_PER_PASS);
         let mut grain = panels.div_ceil(pool.threads() * SHARES_PER_THREAD).clamp(1, MOST_PANELS);
         if adding.is_some() {
-            // Else a share would read a part of each line of a panel of B.
-            grain = (grain / lora::PANEL * lora::PANEL).max(lora::PANEL);
+            // Whole panels of B, or else whole lines of one: two vectors of 16 bits.
+            let whole = if grain < lora::PANEL { lora::PANEL / 2 } else { lora::PANEL };
+            grain = (grain / whole * whole).max(whole);
         }
         let (pieces, shares) = (adding.map_or(0, Adding::pieces), panels.div_ceil(grain));
         let y = Shared::new(y);
@@ -91,14 +95,14 @@ impl Matrix {
                 let columns = self.column_of(panels.start)..self.column_of(panels.end);
                 Share { matrix: self, panels, x, groups, y: &y, shape }.multiply(isa);
                 if let Some(adding) = adding {
-                    // SAFETY: an item is one thread's; pieces were claimed before shares.
+                    // SAFETY: items differ in rows or columns, and pieces were claimed before shares.
                     unsafe { adding.add(rows, &columns, (&y, shape.stride)) };
                 }
             }
         });
     }
 
-    /// Where the outputs of a panel begin in a row; beyond the last panel, the end of all rows.
+    /// Where the outputs of a panel begin in a row; beyond the last panel, where the row ends.
     fn column_of(&self, mut panel: usize) -> usize {
         for part in self.parts() {
             if panel < part.panels() {
@@ -106,7 +110,7 @@ impl Matrix {
             }
             panel -= part.panels();
         }
-        usize::MAX
+        self.width()
     }
 
     pub(crate) fn part_of(&self, mut panel: usize) -> (&Part, usize) {

@@ -103,7 +103,8 @@ impl Pool {
     }
 
     /// Calls `work(thread, range)` with disjoint ranges of at most `grain` items that together are `0..items`, on all
-    /// threads, and returns when all are done. `thread` is below [`Pool::threads`] and the same for one thread. A panic
+    /// threads, and returns when all are done. Ranges are claimed in ascending order and worked off at once by who claimed
+    /// them: work may wait for what items before its own do, never for later ones. `thread` is below [`Pool::threads`] and the same for one thread. A panic
     /// of `work` is the caller's, once nobody is inside any more.
     pub fn split<W: Fn(usize, Range<usize>) + Sync>(&mut self, items: usize, grain: usize, work: W) {
         let grain = grain.max(1);
@@ -162,6 +163,10 @@ impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.0.state.fetch_and(!OPEN, Ordering::AcqRel);
         wait_until(|| self.0.state.load(Ordering::Acquire) & INSIDE == 0);
+        if thread::panicking() {
+            // The caller's own panic is told; a helper's must not be taken for the next work's.
+            *self.0.panic.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
     }
 }
 

@@ -42,6 +42,40 @@ fn what_one_split_wrote_the_next_reads() {
 }
 
 #[test]
+fn work_may_wait_for_what_items_before_its_own_do() {
+    for threads in [1, 2, 5] {
+        let mut pool = pool(threads);
+        for round in 0..500 {
+            let (first, over) = (1 + round % 7, AtomicUsize::new(0));
+            pool.split(first + 20, 1, |_, range| {
+                for item in range {
+                    if item < first {
+                        over.fetch_add(1, Ordering::Release);
+                    } else {
+                        wait_until(|| over.load(Ordering::Acquire) == first);
+                    }
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn a_panic_is_told_once() {
+    let mut pool = pool(3);
+    for _ in 0..50 {
+        let all = catch_unwind(AssertUnwindSafe(|| {
+            pool.split(30, 1, |_, _| {
+                thread::sleep(Duration::from_micros(50));
+                panic!("every item");
+            });
+        }));
+        assert!(all.is_err());
+        pool.split(30, 1, |_, _| {});
+    }
+}
+
+#[test]
 fn helpers_that_slept_help_again() {
     let mut pool = pool(2);
     for _ in 0..20 {
